@@ -1,0 +1,46 @@
+"""Every error this package raises on purpose. All derive from `EdgeGemmaError`; nothing else escapes for bad input."""
+
+from __future__ import annotations
+
+
+class EdgeGemmaError(Exception):
+    """Base of all errors of this package."""
+
+
+class ModelFormatError(EdgeGemmaError, ValueError):
+    """A model file breaks a rule of its format, or asks for something this package does not run.
+
+    `field` names the metadata key, tensor or header field at fault, `offset` its byte position in the file
+    (None where the fault is not at one place, such as a missing key).
+    """
+
+    def __init__(self, message: str, *, field: str, offset: int | None = None, path: str | None = None) -> None:
+        self.field = field
+        self.offset = offset
+        self.path = path
+        where = f"{field} at byte {offset}" if offset is not None else field
+        super().__init__(f"{path + ': ' if path else ''}{where}: {message}")
+
+
+class CheckpointError(EdgeGemmaError, ValueError):
+    """A checkpoint folder (safetensors, config.json, tokenizer) cannot be converted; names file and tensor or key."""
+
+
+class ModelChangedError(EdgeGemmaError, RuntimeError):
+    """The model file was modified on disk while it was mapped."""
+
+
+class MemoryBudgetError(EdgeGemmaError, MemoryError):
+    """The requested context does not fit the memory budget; the message names the context that does."""
+
+
+class ContextOverflowError(EdgeGemmaError, ValueError):
+    """More tokens than the context holds."""
+
+
+class ForkError(EdgeGemmaError, RuntimeError):
+    """The process was forked after the model was opened; threads do not survive a fork. Use spawn."""
+
+
+class NumericalError(EdgeGemmaError, ArithmeticError):
+    """The model produced a value that is not finite."""
