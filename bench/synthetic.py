@@ -24,8 +24,6 @@ import numpy.typing as npt
 
 PATTERN_BYTES = 16 << 20
 ALIGNMENT = 32
-TYPES = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
-MIXES = [*TYPES, "Q4_K_M"]
 FALLBACK = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama-quantize writes instead of a 256-block where the columns are no multiple of 256."""
 
@@ -82,6 +80,9 @@ _SCALES = {
     "IQ4_NL": _Scales(0, 69),
     "IQ4_XS": _Scales(0, 1275),
 }
+
+TYPES = ["F32", "F16", "BF16", *_SCALES]
+MIXES = [*TYPES, "Q4_K_M"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -170,8 +171,8 @@ def _fit(name: str, columns: int) -> str:
 def vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
     """Tokens, scores and types of a valid vocabulary of exactly `size` tokens, with Gemma's special ids.
 
-    Ids 0..3 are pad, eos, bos and unk; 105 and 106 the turn marks; then 256 byte tokens and letters; the rest enumerates
-    words, each a merge of a shorter word and a letter. Raises ValueError for a size below 512.
+    Ids 0..3 are pad, eos, bos and unk; 105 and 106 the turn marks; then 256 byte tokens and letters; the rest
+    enumerates words, each a merge of a shorter word and a letter. Raises ValueError for a size below 512.
     """
     if size < 512:
         raise ValueError(f"a vocabulary needs at least 512 tokens, got {size}")
