@@ -1,0 +1,92 @@
+"""The only probe of the CPU: which instruction set the kernels are compiled for.
+
+Knows no kernel. Everything else asks `current()` and gets one row of the ladder, best first.
+`EDGE_GEMMA_ISA=avx2` (or any name below) forces a lower row, for tests and fleet images.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.binding as llvm
+from numba.core import config as numba_config
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set: what it needs, and what the SIMD vocabulary may assume of it.
+
+    `lanes` is the number of 32-bit lanes of a vector; `dot` names the way `dot4` is done;
+    `cpu` is LLVM's name of the least CPU that has it, used when the row is forced on a better machine.
+    """
+
+    name: str
+    machine: str
+    needs: frozenset[str]
+    lanes: int
+    dot: str
+    fma: bool
+    half: bool
+    cpu: str
+
+
+def _row(name: str, machine: str, needs: str, lanes: int, dot: str, *, fma: bool, half: bool, cpu: str) -> Isa:
+    return Isa(name, machine, frozenset(needs.split()), lanes, dot, fma, half, cpu)
+
+
+LADDER: tuple[Isa, ...] = (
+    _row(
+        "avx512vnni",
+        "x86",
+        "avx512f avx512bw avx512dq avx512vl avx512vnni fma f16c",
+        16,
+        "vpdpbusd.512",
+        fma=True,
+        half=True,
+        cpu="icelake-client",
+    ),
+    _row("avxvnni", "x86", "avx2 fma f16c avxvnni", 8, "vpdpbusd.256", fma=True, half=True, cpu="alderlake"),
+    _row("avx2", "x86", "avx2 fma f16c", 8, "vpmaddubsw", fma=True, half=True, cpu="x86-64-v3"),
+    _row("neon", "arm", "neon dotprod", 4, "partial.reduce", fma=True, half=True, cpu="apple-m1"),
+    _row("generic", "", "", 4, "plain", fma=False, half=False, cpu="generic"),
+)
+
+
+@cache
+def current() -> Isa:
+    """The row to compile for. Raises ValueError if `EDGE_GEMMA_ISA` names none, or one this CPU lacks."""
+    usable = available()
+    wanted = os.environ.get("EDGE_GEMMA_ISA", "")
+    if not wanted:
+        return usable[0]
+    for isa in usable:
+        if isa.name == wanted:
+            if isa is not usable[0]:
+                _force(isa)
+            return isa
+    raise ValueError(f"EDGE_GEMMA_ISA={wanted!r}: this CPU can run {', '.join(isa.name for isa in usable)}")
+
+
+@cache
+def available() -> tuple[Isa, ...]:
+    """The rows this process can run, best first. A CPU name given to Numba by the user leaves only `generic`."""
+    if numba_config.CPU_NAME is not None:
+        return LADDER[-1:]
+    machine = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
+    features = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    return tuple(isa for isa in LADDER if isa.machine in ("", machine) and isa.needs <= features)
+
+
+def _force(isa: Isa) -> None:
+    """Make Numba's code generator, which is created at the first compilation, aim at the lower CPU."""
+    numba_config.CPU_NAME = isa.cpu
+    numba_config.CPU_FEATURES = ""
+
+
+@cache
+def cpu_name() -> str:
+    """LLVM's name of the CPU the kernels are compiled for, such as `znver5`."""
+    return numba_config.CPU_NAME or llvm.get_host_cpu_name()
