@@ -98,7 +98,8 @@ def random_blocks(name: str, rows: int, columns: int, rng: np.random.Generator, 
         raise ValueError(f"{columns} columns are no multiple of {name}'s block of {block}")
     std = columns**-0.5 if std is None else std
     if block == 1:
-        return _float_bytes(name, rng.standard_normal((rows, columns), np.float32) * np.float32(std))
+        spread = np.float32(std * 12**0.5)
+        return _float_bytes(name, (rng.random((rows, columns), np.float32) - np.float32(0.5)) * spread)
     blocks = rng.integers(0, 256, (rows * columns // block, nbytes), np.uint8)
     _set_scales(blocks, _SCALES[name], std, rng)
     return blocks.reshape(rows, -1)
@@ -171,14 +172,16 @@ def _fit(name: str, columns: int) -> str:
 def vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
     """Tokens, scores and types of a valid vocabulary of exactly `size` tokens, with Gemma's special ids.
 
-    Ids 0..3 are pad, eos, bos and unk; 105 and 106 the turn marks; then 256 byte tokens and letters; the rest
-    enumerates words, each a merge of a shorter word and a letter. Raises ValueError for a size below 512.
+    Ids 0..3 are pad, eos, bos and unk; from 512 tokens on 105 and 106 are the turn marks; then 256 byte tokens and
+    letters; the rest enumerates words, each a merge of a shorter word and a letter. Raises ValueError for a size
+    below 261.
     """
-    if size < 512:
-        raise ValueError(f"a vocabulary needs at least 512 tokens, got {size}")
+    if size < 261:
+        raise ValueError(f"a vocabulary needs at least 261 tokens, got {size}")
     kind = gguf.TokenType
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<unused{i}>" for i in range(101))]
-    special += ["<start_of_turn>", "<end_of_turn>"]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    if size >= 512:
+        special += [*(f"<unused{i}>" for i in range(101)), "<start_of_turn>", "<end_of_turn>"]
     rows = [(text, -1000.0, kind.UNKNOWN if text == "<unk>" else kind.CONTROL) for text in special]
     rows += [(f"<0x{byte:02X}>", -1000.0, kind.BYTE) for byte in range(256)]
     for i, text in enumerate(itertools.islice(_words(), size - len(rows))):
