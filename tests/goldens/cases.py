@@ -76,10 +76,10 @@ CASES: dict[str, Case] = {
         Case("gemma2-27b", "gemma2", "LGLGL", 288, 576, 8, 4, 32, 36, window=24, **_SOFT_CAPS),
         Case(
             "gemma2-caps-bite", "gemma2", "LGLG", 160, 320, 4, 4, 64, 64,
-            window=13, attention_cap=50.0, final_cap=30.0, query_key_gain=6.0, logit_gain=25.0, branch_gain=12.0,
+            window=13, **_SOFT_CAPS, query_key_gain=4.0, logit_gain=25.0, seed=4,
         ),
         Case("gemma2-untied", "gemma2", "LG", 96, 224, 8, 1, 32, 32, window=9, tied=False, **_SOFT_CAPS, lengths=(33,)),
-        Case("gemma2-one-cap", "gemma2", "LLG", 64, 96, 2, 1, 256, 256, window=11, final_cap=30.0, logit_gain=25.0),
+        Case("gemma2-wide-head", "gemma2", "LLG", 64, 96, 2, 1, 256, 256, window=11, **_SOFT_CAPS),
         Case("gemma3-270m", "gemma3", "LLLLLGL", 160, 256, 4, 1, 256, 256, window=16, vocab=512, **_BASES),
         Case(
             "gemma3-4b", "gemma3", "LLLLLG", 128, 320, 4, 2, 64, 64,

@@ -24,7 +24,7 @@ from tests.goldens.cases import CASES, Case, Floats, token_ids, write_checkpoint
 sys.path.remove(ROOT)  # transformers would take the folder kernels/ there for the package of that name
 
 OUT = Path(__file__).parent / "data" / "transformers.npz"
-MINIMUM_MARGIN = 2e-5  # of the range, between the best two logits: no golden argmax may hang on float rounding
+MINIMUM_MARGIN = 5e-5  # of the range, between the best two logits: no golden argmax may hang on float rounding
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def _check_caps_bite(case: Case, folder: str, ids: list[int], logits: Floats) ->
             continue
         change = np.abs(_logits(_load(folder, **{key: None}), ids) - logits).max() / np.ptp(logits)
         print(f", without {key} {change:.1e}", end="")
-        if case.name in ("gemma2-caps-bite", "gemma2-one-cap", "gemma3-final-cap"):
+        if case.name in ("gemma2-caps-bite", "gemma3-final-cap"):
             assert change > 0.05, f"{case.name}: {key} makes no material difference"
 
 
