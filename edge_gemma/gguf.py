@@ -119,7 +119,7 @@ class GgufFile:
         return status.st_size, status.st_mtime_ns
 
     def _parse(self, strict: bool) -> None:
-        cursor = Cursor(memoryview(self._view()), str(self.path))
+        cursor = Cursor(self._view().data, str(self.path))
         self.version, n_tensors, n_keys = parse_header(cursor)
         self.metadata = parse_metadata(cursor, n_keys)
         _refuse_split(self.metadata)
@@ -155,7 +155,7 @@ def _read_aligned(fd: int, size: int) -> NDArray[np.uint8]:
     content = buffer[start : start + size]
     with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
         done = 0
-        while done < size and (count := file.readinto(memoryview(content)[done:])):
+        while done < size and (count := file.readinto(content[done:].data)):
             done += count
     content = content[:done]
     content.flags.writeable = False
