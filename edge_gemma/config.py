@@ -50,15 +50,6 @@ FAMILIES = {
     "gemma3": _Family(None, None, None, 6, 1e6, 1e4, qk_norm=True, post_norms=True, local_attention=True),
 }
 
-REQUIRED = (
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.key_length",
-)
-
 # Ollama's early Gemma 3 files lack the position scale of the larger models, and give the 1B a soft-cap it has not.
 # Published sizes, as (n_layers, d_model):
 _GEMMA3_1B = (26, 1152)
@@ -104,7 +95,14 @@ class GemmaConfig:
         """Read and check the metadata of `file`. Raises ModelFormatError naming the key and its offset."""
         keys = _Keys(file.metadata)
         family = keys.family
-        keys.demand(REQUIRED)
+        keys.demand(
+            "context_length",
+            "embedding_length",
+            "block_count",
+            "feed_forward_length",
+            "attention.head_count",
+            "attention.key_length",
+        )
         n_layers = keys.u32("block_count", lo=1, hi=MAX_LAYERS)
         d_model = keys.width("embedding_length", MAX_WIDTH)
         n_heads = keys.u32("attention.head_count", lo=1, hi=MAX_HEADS)
@@ -161,7 +159,7 @@ class _Keys:
     def key(self, name: str) -> str:
         return f"{self.architecture}.{name}"
 
-    def demand(self, names: tuple[str, ...]) -> None:
+    def demand(self, *names: str) -> None:
         missing = [self.key(name) for name in names if self.key(name) not in self.metadata]
         if missing:
             raise self.metadata.error(missing[0], f"required keys are missing: {', '.join(missing)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -118,7 +118,8 @@ def _layer_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _layer(tensors: dict[str, Tensor], index: int) -> LayerWeights:
-    return LayerWeights(**{f.name: tensors.get(f"blk.{index}.{f.name}.weight") for f in fields(LayerWeights)})
+    found: dict[str, Any] = {f.name: tensors.get(f"blk.{index}.{f.name}.weight") for f in fields(LayerWeights)}
+    return LayerWeights(**found)
 
 
 def _check_names(file: GgufFile, config: GemmaConfig, expected: Iterable[str]) -> None:

@@ -1,0 +1,146 @@
+"""What a model file is: architecture, hyper-parameters, types, bits per weight, memory. Knows no weights' values."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from edge_gemma.config import GemmaConfig
+from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.plan import DEFAULT_CHUNK, KvType, memory_plan
+from edge_gemma.weights import Weights
+
+DEFAULT_CONTEXT = 4096
+MARGIN = "  "
+
+
+def describe(
+    path: str | os.PathLike[str], context: int | None = None, *, chunk: int = DEFAULT_CHUNK, kv_type: KvType = "f16"
+) -> dict[str, Any]:
+    """All facts about the model in `path`, ready for JSON; sizes in bytes.
+
+    `context` (default: 4096, or the model's limit if lower) is what the memory section is computed for. Raises what
+    `GgufFile.open`, `GemmaConfig.from_gguf`, `Weights.bind` and `memory_plan` raise.
+    """
+    with GgufFile.open(path) as file:
+        config = GemmaConfig.from_gguf(file)
+        weights = Weights.bind(file, config)
+        if context is None:
+            context = min(DEFAULT_CONTEXT, config.context_length)
+        plan = memory_plan(config, weights, context, chunk=chunk, kv_type=kv_type)
+        tensors = list(weights.tensors())
+        return {
+            "path": str(file.path),
+            "file_size": file.size,
+            "gguf_version": file.version,
+            "name": file.metadata.string("general.name", ""),
+            "architecture": config.architecture,
+            "parameters": sum(math.prod(t.shape) for t in tensors),
+            "bits_per_weight": _bits_per_weight(tensors),
+            "tied_output": weights.output is weights.token_embd,
+            "hyper_parameters": asdict(config),
+            "types": _types(tensors),
+            "memory": {"context": context, "kv_type": kv_type, "chunk": chunk, **asdict(plan), "total": plan.total},
+            "tensors": [_tensor_row(t) for t in tensors],
+        }
+
+
+def render(info: dict[str, Any]) -> str:
+    """The dictionary of `describe` as aligned text of several lines, safe to print on a terminal."""
+    return "\n".join(_lines(info))
+
+
+def _lines(info: dict[str, Any]) -> Iterator[str]:
+    memory = info["memory"]
+    yield _printable(info["path"])
+    yield from _pairs(
+        [
+            ("name", _printable(info["name"]) or "-"),
+            ("architecture", info["architecture"] + (", tied output" if info["tied_output"] else ", untied output")),
+            ("file", f"{_size(info['file_size'])}, GGUF version {info['gguf_version']}"),
+            ("parameters", f"{info['parameters']:,}"),
+            ("bits per weight", f"{info['bits_per_weight']:.2f}"),
+        ]
+    )
+    yield from ("", "Hyper-parameters")
+    yield from _pairs((name, _hyper_parameter(value)) for name, value in info["hyper_parameters"].items())
+    yield from ("", "Types")
+    rows = [(name, f"{t['tensors']}", f"{t['parameters']:,}", _size(t["bytes"])) for name, t in info["types"].items()]
+    yield from _table(("type", "tensors", "parameters", "size"), rows)
+    yield from ("", f"Memory at a context of {memory['context']:,} ({memory['kv_type']} cache)")
+    yield from _pairs(
+        (name.replace("_", " "), _size(memory[name])) for name in ("weights", "kv_cache", "buffers", "total")
+    )
+    yield from ("", "Tensors")
+    listed = [(t["name"], t["type"], " x ".join(map(str, t["shape"])), _size(t["bytes"])) for t in info["tensors"]]
+    yield from _table(("name", "type", "shape", "size"), listed)
+
+
+def _tensor_row(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "type": tensor.format.name,
+        "shape": list(tensor.shape),
+        "offset": tensor.offset,
+        "bytes": tensor.nbytes,
+    }
+
+
+def _bits_per_weight(tensors: Sequence[Tensor]) -> float:
+    return 8 * sum(t.nbytes for t in tensors) / sum(math.prod(t.shape) for t in tensors)
+
+
+def _types(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
+    """Per type: number of tensors, parameters and bytes; the type with most bytes first."""
+    totals: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        row = totals.setdefault(tensor.format.name, {"tensors": 0, "parameters": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += math.prod(tensor.shape)
+        row["bytes"] += tensor.nbytes
+    return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _hyper_parameter(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case tuple() | list():
+            return f"{sum(value)} of {len(value)}: " + "".join("L" if local else "G" for local in value)
+        case _:
+            return str(value)
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    listed = list(pairs)
+    width = max(len(name) for name, _ in listed)
+    return (f"{MARGIN}{name:<{width}}{MARGIN}{value}" for name, value in listed)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Columns as wide as their widest cell: the first two flush left, the others right."""
+    table = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        yield (MARGIN + MARGIN.join(cells)).rstrip()
+
+
+def _size(nbytes: int) -> str:
+    """Decimal units, as file managers and the sizes of published models use."""
+    for unit, divisor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= divisor:
+            return f"{nbytes / divisor:.2f} {unit}"
+    return f"{nbytes} B"
+
+
+def _printable(text: str) -> str:
+    """Metadata may hold terminal escape sequences; show them instead of obeying them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
