@@ -20,7 +20,7 @@ MAX_KEY_BYTES = 256
 MAX_STRING_BYTES = 2**20
 MAX_ARRAY_STRING_BYTES = 4096
 MAX_ARRAY = 2**20
-MAX_ARRAY_STRINGS = 2**21  # in all arrays of a file together: they are the only part that is read one by one
+MAX_ARRAY_STRINGS = 2**20  # in all arrays of a file together: they are the only part that is read one by one
 MIN_KEY_RECORD = 8 + 1 + 4 + 1  # a key of one letter, a type, a value of one byte
 
 BOOL, STRING, ARRAY = 7, 8, 9
@@ -179,14 +179,14 @@ def _parse_array(cursor: Cursor, key: str, strings_left: int) -> Entry:
     if element == STRING:
         if count > strings_left:
             raise cursor.error(f"more than {MAX_ARRAY_STRINGS} strings in the arrays of one file", key, count_at)
-        return Entry("ARRAY[STRING]", count_at, _parse_strings(cursor, key, count))
+        return Entry("ARRAY[STRING]", at, _parse_strings(cursor, key, count))
     start = cursor.take(count * dtype.itemsize, key)
     values = np.frombuffer(cursor.raw, dtype, count, start)
     if element == BOOL:
         if count and values.max() > 1:
             raise cursor.error("a BOOL is 0 or 1", key, start + int(values.argmax()))
         values = values.view(np.bool_)
-    return Entry(f"ARRAY[{kind}]", count_at, values)
+    return Entry(f"ARRAY[{kind}]", at, values)
 
 
 def _parse_strings(cursor: Cursor, key: str, count: int) -> StringArray:
@@ -204,6 +204,17 @@ def _parse_strings(cursor: Cursor, key: str, count: int) -> StringArray:
             lengths.append(length)
             position += 8 + length
     except struct.error as error:
-        raise cursor.error("the file ends inside the array", f"{key}[{len(lengths)}]", position) from error
-    cursor.take(position - first, key)
+        raise _cut_off(cursor, key, lengths, position) from error
+    if position > len(raw):
+        raise _cut_off(cursor, key, lengths, position)
+    cursor.pos = position
     return StringArray(raw, first, np.array(lengths, dtype=np.int64))
+
+
+def _cut_off(cursor: Cursor, key: str, lengths: list[int], position: int) -> ModelFormatError:
+    """The file ends in the entry before `position`, or in the length that should stand there."""
+    entry = len(lengths)
+    if position > len(cursor.raw):
+        entry -= 1
+        position -= 8 + lengths[-1]
+    return cursor.error("the file ends inside this entry", f"{key}[{entry}]", position)

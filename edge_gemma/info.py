@@ -55,6 +55,7 @@ def render(info: dict[str, Any]) -> str:
 
 def _lines(info: dict[str, Any]) -> Iterator[str]:
     memory = info["memory"]
+    hyper_parameters = [pair for pair in info["hyper_parameters"].items() if pair[0] != "architecture"]
     yield _printable(info["path"])
     yield from _pairs(
         [
@@ -66,7 +67,7 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
         ]
     )
     yield from ("", "Hyper-parameters")
-    yield from _pairs((name, _hyper_parameter(value)) for name, value in info["hyper_parameters"].items())
+    yield from _pairs((name, _hyper_parameter(value)) for name, value in hyper_parameters)
     yield from ("", "Types")
     rows = [(name, f"{t['tensors']}", f"{t['parameters']:,}", _size(t["bytes"])) for name, t in info["types"].items()]
     yield from _table(("type", "tensors", "parameters", "size"), rows)
@@ -125,11 +126,11 @@ def _pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """Columns as wide as their widest cell: the first two flush left, the others right."""
+    """Columns as wide as their widest cell: the first flush left, the others right."""
     table = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         yield (MARGIN + MARGIN.join(cells)).rstrip()
 
 
