@@ -44,3 +44,7 @@ class ForkError(EdgeGemmaError, RuntimeError):
 
 class NumericalError(EdgeGemmaError, ArithmeticError):
     """The model produced a value that is not finite."""
+
+
+class OutputError(EdgeGemmaError, OSError):
+    """An output file could not be written: disk full, quota, limit, medium gone. What was there before is untouched."""

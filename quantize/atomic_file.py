@@ -1,0 +1,127 @@
+"""A file that appears under its name complete or not at all. Knows nothing of what is written.
+
+The bytes go to `.<name>.partial-<pid>` in the same folder, which is synced to disk and renamed at the end. On an error
+or Ctrl-C the partial file is removed and a file that had the name stays as it was. What a killed process left behind is
+removed by the next one that writes the same name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from edge_gemma.errors import OutputError
+
+HEADROOM = 64 << 20  # bytes that must stay free on the disk
+
+_in_progress: set[Path] = set()
+
+
+def check_destination(path: Path, *, force: bool, sources: list[Path]) -> None:
+    """Raise OSError unless `path` may be written: its folder exists, it is no link, no source, and new or `force`."""
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path.parent} is not a folder; create it first")
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a symbolic link; name the file itself")
+    if not path.exists():
+        return
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FileExistsError(f"{path} exists and is not a regular file")
+    if any(path.samefile(source) for source in sources):
+        raise FileExistsError(f"{path} is part of the source; name another output")
+    if not force:
+        raise FileExistsError(f"{path} exists; pass --force (force=True) to replace it")
+
+
+class AtomicFile:
+    """Context manager; `write` appends. Leaving it without an error publishes the file, with one removes it."""
+
+    def __init__(self, path: Path, size: int, *, force: bool) -> None:
+        """`size`: bytes that will be written, checked against the free space before the first one is."""
+        self.path = path.resolve()
+        self.partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+        self._size = size
+        self._force = force
+
+    def __enter__(self) -> Self:
+        self._remove_stale()
+        free = shutil.disk_usage(self.path.parent).free
+        if free < self._size + HEADROOM:
+            raise OutputError(f"{self.path}: needs {self._size + HEADROOM} bytes of disk, {free} are free")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        self._fd = os.open(self.partial, flags, 0o666)
+        _in_progress.add(self.partial)
+        return self
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append all of `data`. Raises OutputError, naming the file, when the disk takes no more."""
+        view = memoryview(data).cast("B")
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def flush(self) -> None:
+        """Wait until everything written is on the disk."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._publish()
+            else:
+                os.close(self._fd)
+        finally:
+            self.partial.unlink(missing_ok=True)
+            _in_progress.discard(self.partial)
+
+    def _publish(self) -> None:
+        try:
+            self.flush()
+        finally:
+            os.close(self._fd)
+        if self.path.exists() and not self._force:
+            raise FileExistsError(f"{self.path} appeared while it was being written; pass --force to replace it")
+        try:
+            self.partial.replace(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.path}: {os.strerror(error.errno or errno.EIO)}")
+
+    def _remove_stale(self) -> None:
+        prefix = f".{self.path.name}.partial-"
+        for entry in self.path.parent.iterdir():
+            pid = entry.name.removeprefix(prefix)
+            if entry.name.startswith(prefix) and pid.isdigit() and not _being_written(entry, int(pid)):
+                entry.unlink(missing_ok=True)
+
+
+def _being_written(partial: Path, pid: int) -> bool:
+    """A process number is used again, in containers mostly 1; our own is trusted only if this process says so."""
+    return partial in _in_progress if pid == os.getpid() else psutil.pid_exists(pid)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there, and a rename is durable
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

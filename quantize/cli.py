@@ -1,0 +1,117 @@
+"""`edge-gemma quantize`: arguments, progress on the terminal, a closing line. Knows no conversion."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from edge_gemma.errors import EdgeGemmaError, OutputError
+from edge_gemma.quantize.recipe import MIXES
+
+EXIT_INPUT, EXIT_OUTPUT, EXIT_INTERRUPTED = 2, 3, 130
+LINE_SECONDS = 5.0  # between lines of progress where there is no terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `quantize` to a parser, the program's own or a subcommand's."""
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face folder (safetensors) or a GGUF file")
+    parser.add_argument("destination", metavar="OUT", help="the GGUF file to write")
+    parser.add_argument("--type", "-t", default="Q4_0", type=str.upper, choices=list(MIXES), help="default: Q4_0")
+    parser.add_argument("--force", "-f", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert as `args` say and return 0. Errors are raised, for the caller to print; see `exit_status`."""
+    from edge_gemma.quantize.convert import quantize
+
+    with _terminated_as_interrupted(), _progress(args.quiet) as progress:
+        report = quantize(args.source, args.destination, args.type, force=args.force, progress=progress)
+    if not args.quiet:
+        for notice in report.notices:
+            print(f"note: {notice}", file=sys.stderr)
+        size, rate = report.bytes_out / 1e6, report.bytes_in / 1e6 / report.seconds
+        print(
+            f"{args.destination}: {size:.1f} MB, {report.tensors} tensors, {report.bits_per_weight:.2f} bits a weight, "
+            f"in {report.seconds:.1f} s ({rate:.0f} MB/s)"
+        )
+    return 0
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status for an error of `run`: 3 when the output could not be written, 130 for Ctrl-C, else 2."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return EXIT_OUTPUT if isinstance(error, OutputError) else EXIT_INPUT
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m edge_gemma.quantize`. Returns the exit status; prints an error as one line."""
+    parser = argparse.ArgumentParser("edge-gemma quantize", description="Convert a Gemma checkpoint to a GGUF file.")
+    add_arguments(parser)
+    args = parser.parse_args(arguments)
+    try:
+        return run(args)
+    except (EdgeGemmaError, OSError, KeyboardInterrupt) as error:
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+        print(f"{parser.prog}: error: {text}", file=sys.stderr)
+        return exit_status(error)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does, while we run in the main thread."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before: Any = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(unit="B", unit_scale=True, unit_divisor=1000, leave=False) as bar:
+
+            def show(done: int, total: int, name: str) -> None:
+                bar.total = total
+                bar.set_description(name, refresh=False)
+                bar.update(done - bar.n)
+
+            yield show
+    else:
+        yield _line_printer()
+
+
+def _line_printer() -> Callable[[int, int, str], None]:
+    """Progress as plain lines, for logs: one every few seconds."""
+    started = shown = time.monotonic()
+
+    def show(done: int, total: int, name: str) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < LINE_SECONDS and done < total:
+            return
+        shown = now
+        rate = done / 1e6 / max(now - started, 1e-3)
+        print(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate:.0f} MB/s, {name}", file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,58 @@
+"""A GGUF file as a source, for making a smaller one of it. Metadata and names are carried over as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_gemma.config import GemmaConfig
+from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.quantize.metadata import Metadata, Value, explicit_metadata
+from edge_gemma.quantize.source import Source, SourceTensor
+from edge_gemma.weights import VISION_PREFIXES, Weights
+
+DROPPED = ("general.alignment", "split.", "quantize.", "edge_gemma.")
+"""Keys, or beginnings of keys, that tell of the old file's layout and making."""
+
+
+def open_gguf(path: Path) -> Source:
+    """The model in the GGUF file `path`, which may be quantized already.
+
+    Raises ModelFormatError naming field and offset for a file this package would not run, OSError if unreadable.
+    """
+    file = GgufFile.open(path)
+    config = GemmaConfig.from_gguf(file)
+    Weights.bind(file, config)
+    text = [tensor for tensor in file.tensors.values() if not tensor.name.startswith(VISION_PREFIXES)]
+    tensors = [_tensor(file, tensor) for tensor in text]
+    notices = _notices(tensors)
+    if vision := len(file.tensors) - len(text):
+        notices.append(f"vision tower left out: {vision} tensors")
+    return Source(_carried_over(file) | _explicit(config), tensors, [path], notices)
+
+
+def _tensor(file: GgufFile, tensor: Tensor) -> SourceTensor:
+    data = file.data(tensor)
+    origin = f"{file.path.name}: {tensor.name}"
+    return SourceTensor(tensor.name, origin, tensor.shape, tensor.format, lambda start, stop: data[start:stop])
+
+
+def _carried_over(file: GgufFile) -> Metadata:
+    keys = file.metadata
+    return {key: Value(keys.kind(key), value) for key, value in keys.items() if not key.startswith(DROPPED)}
+
+
+def _explicit(config: GemmaConfig) -> Metadata:
+    return explicit_metadata(
+        scale=config.attn_scale,
+        local_layers=config.local_layers,
+        rope_base=config.rope_base,
+        rope_base_local=config.rope_base_local,
+        rope_scale=config.rope_scale,
+    )
+
+
+def _notices(tensors: list[SourceTensor]) -> list[str]:
+    lossy = {tensor.format.name: None for tensor in tensors if not tensor.format.is_float}
+    if not lossy:
+        return []
+    return [f"the source is quantized already ({', '.join(lossy)}): its errors are kept and new ones added"]

@@ -1,0 +1,97 @@
+"""Names, shapes and transforms: Hugging Face tensor -> GGUF tensor. A table; knows no bytes and no file.
+
+llama.cpp's names. Two traps: `post_attention_layernorm` is the norm *before* the feed-forward in Gemma 1 and the one
+*after* attention from Gemma 2 on; and Gemma's norms are stored as w with the model computing x * (1 + w), while GGUF
+holds 1 + w.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edge_gemma.errors import CheckpointError
+from edge_gemma.quantize.hf_config import Hyperparameters
+
+EMBEDDING = "token_embd.weight"
+OUTPUT = "output.weight"
+HF_EMBEDDING = "embed_tokens.weight"
+HF_OUTPUT = "lm_head.weight"
+
+_PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)")
+_VISION = re.compile(r"^(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
+_BUFFER = re.compile(r"rotary_emb\.inv_freq$")  # saved by old transformers, recomputed by everyone
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint tensor goes: its GGUF name, the shape it must have, and what is added to it."""
+
+    name: str
+    shape: tuple[int, ...]
+    shift: float = 0.0
+
+
+def targets(model: Hyperparameters) -> dict[str, Target]:
+    """Every tensor the model must have: Hugging Face name without prefix -> target, in the order of the GGUF file.
+
+    The untied output is in it only if the model has one.
+    """
+    table = {HF_EMBEDDING: Target(EMBEDDING, (model.vocab_size, model.hidden_size))}
+    if not model.tied:
+        table[HF_OUTPUT] = Target(OUTPUT, (model.vocab_size, model.hidden_size))
+    block = _matrices(model) | _norms(model)
+    for layer in range(model.layers):
+        for hf_name, target in block.items():
+            name = f"blk.{layer}.{target.name}.weight"
+            table[f"layers.{layer}.{hf_name}.weight"] = Target(name, target.shape, target.shift)
+    table["norm.weight"] = Target("output_norm.weight", (model.hidden_size,), 1.0)
+    return table
+
+
+def _matrices(model: Hyperparameters) -> dict[str, Target]:
+    width, hidden = model.hidden_size, model.intermediate_size
+    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    return {
+        "self_attn.q_proj": Target("attn_q", (q, width)),
+        "self_attn.k_proj": Target("attn_k", (kv, width)),
+        "self_attn.v_proj": Target("attn_v", (kv, width)),
+        "self_attn.o_proj": Target("attn_output", (width, q)),
+        "mlp.gate_proj": Target("ffn_gate", (hidden, width)),
+        "mlp.up_proj": Target("ffn_up", (hidden, width)),
+        "mlp.down_proj": Target("ffn_down", (width, hidden)),
+    }
+
+
+def _norms(model: Hyperparameters) -> dict[str, Target]:
+    names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    if model.architecture != "gemma":
+        names = {
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        }
+    norms = {hf_name: Target(name, (model.hidden_size,), 1.0) for hf_name, name in names.items()}
+    if model.architecture == "gemma3":
+        norms["self_attn.q_norm"] = Target("attn_q_norm", (model.head_dim,), 1.0)
+        norms["self_attn.k_norm"] = Target("attn_k_norm", (model.head_dim,), 1.0)
+    return norms
+
+
+def text_names(names: list[str], model: Hyperparameters) -> tuple[dict[str, str], int]:
+    """Names without prefix -> names in the checkpoint, and how many tensors of the vision tower were left out.
+
+    Raises CheckpointError if two tensors of the checkpoint claim the same place.
+    """
+    found: dict[str, str] = {}
+    vision = 0
+    for name in names:
+        if model.multimodal and _VISION.match(name):
+            vision += 1
+        elif not _BUFFER.search(name):
+            short = _PREFIX.sub("", name)
+            if short in found:
+                raise CheckpointError(f"tensors {found[short]!r} and {name!r} are the same tensor of the model")
+            found[short] = name
+    return found, vision
