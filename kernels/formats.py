@@ -22,12 +22,12 @@ from numba.core import types
 from numba.extending import (
     models,
     overload,
-    register_jitable,
     register_model,
     typeof_impl,
 )
 
 from edge_gemma.formats import FORMATS, BlockFormat
+from edge_gemma.kernels.atomics import inlined
 from edge_gemma.kernels.simd import (
     byte_table,
     half_to_float,
@@ -129,7 +129,7 @@ _dispatch(scale, "scale")
 _dispatch(subscales, "subscales")
 _dispatch(minimum, "minimum")
 
-inlined = register_jitable(forceinline=True)
+
 
 
 # ---- pieces shared by several formats ----------------------------------------------------------------------------

@@ -1,0 +1,85 @@
+"""The operations a program may consist of: names, arguments and the kernels that do them, as data.
+
+Knows no Numba and no model: recording a program needs neither. A program is a table of rows of `ROW_WORDS` 64-bit words,
+
+    | one | many | barrier | arguments ...                                        | counter |  ...
+      0     1      2         3                                                      24
+
+`one` and `many` are the addresses of the kernels for a step of one row and of several, `barrier` says that all
+threads meet before the operation, and `counter` hands out its pieces of work (alone on its cache line).
+A step is described by `STEP_WORDS` words; those that threads write while others read have cache lines of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROW_WORDS = 32
+ONE, MANY, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 3, 24
+
+STEP_WORDS = 72
+STEP_ROWS = 0  # rows of this step
+STEP_THREADS = 1
+STEP_TOKENS = 2  # address: int64 token id of each row
+STEP_POSITIONS = 3  # address: int64 position of each row in its sequence
+STEP_SEQUENCES = 4  # address: int64 sequence of each row
+STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most QUERY_ROWS
+STEP_N_TILES = 6
+STEP_ANGLES_GLOBAL = 7  # address: float32 (rows, head_dim): cosines, then sines, of the global layers
+STEP_ANGLES_LOCAL = 8  # address: the same for local layers
+STEP_SCRATCH = 9  # address: scratch memory of thread 0
+STEP_SCRATCH_BYTES = 10  # of each thread
+STEP_LOGITS = 11  # address: float32 (rows, vocabulary)
+STEP_ARRIVED = 24  # threads waiting at the barrier
+STEP_GENERATION = 32  # barriers passed
+STEP_CANCEL = 40  # set from outside: stop at the next barrier
+STEP_STOPPED = 48  # set by the last thread at a barrier: all leave
+
+QUERY_ROWS = 8
+"""Rows of one attention tile."""
+SPAN = 256
+"""Keys of one partial sum of attention, aligned to positions; part of the definition of the result."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function to compile: `module` of this package has a `kernels()` table with `name`."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Arguments in order, and the kernel families for one row and for several."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The word of each argument in a program's row."""
+        return tuple(range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(self.arguments)))
+
+
+def _operation(name: str, arguments: str) -> Operation:
+    operation = Operation(name, tuple(arguments.split()))
+    assert FIRST_ARGUMENT + len(operation.arguments) <= COUNTER
+    return operation
+
+
+# x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise.
+EMBED = _operation("embed", "table row_bytes columns y y_stride scale")
+NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y y_stride")
+QUANTIZE = _operation("quantize", "x x_stride columns zero q q_stride")
+MATMUL = _operation("matmul", "weights row_bytes rows columns x x_stride y y_stride")
+ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
+APPEND = _operation("append", "k v stride heads head_dim k_cache v_cache sequence_bytes head_bytes capacity")
+ATTEND = _operation(
+    "attend",
+    "q q_stride y y_stride heads kv_heads head_dim k_cache v_cache sequence_bytes head_bytes capacity window softcap partial",
+)
+MERGE = _operation("merge", "y heads head_dim window partial")
+GATE = _operation("gate", "gate up stride columns y y_stride")
+ADD = _operation("add", "x x_stride y y_stride columns")
+SOFTCAP = _operation("softcap", "x x_stride columns cap")
