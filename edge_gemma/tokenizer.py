@@ -3,8 +3,8 @@
 Ids are llama.cpp's, with three exceptions, each wanted:
 
 * Plain text never turns into a control token. llama.cpp makes <start_of_image> and a few others out of plain text.
-* U+2581, which sentencepiece writes for a space, is encoded by its three byte tokens. llama.cpp makes a space of it, and
-  the text that comes back is another one.
+* U+2581, which sentencepiece writes for a space, is encoded by its three byte tokens, and so survives. llama.cpp takes
+  it for a space, and decodes to another text than it encoded.
 * There is one BOS token at most at the beginning.
 """
 
@@ -31,7 +31,7 @@ class Tokenizer:
     """Encodes and decodes. Safe to use from several threads at a time."""
 
     def __init__(self, vocabulary: Vocabulary, processor: sentencepiece.SentencePieceProcessor) -> None:
-        """Use `from_gguf`. The large arrays of `vocabulary` are not kept."""
+        """Use `from_gguf`."""
         self.vocab_size: int = len(vocabulary.tokens)
         self.bos_id: int = vocabulary.bos_id
         self.eos_id: int = vocabulary.eos_id
@@ -48,14 +48,17 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, file: GgufFile) -> Self:
         """Check and load the vocabulary of an open file, whose mapping stays in use. Raises ModelFormatError."""
-        vocabulary = read_vocabulary(file)
+        vocabulary, pieces = read_vocabulary(file)
         types = vocabulary.types.copy()
         types[types == TokenType.UNKNOWN] = TokenType.CONTROL
-        types[vocabulary.unk_id] = TokenType.UNKNOWN  # sentencepiece wants exactly one; files have none, or another
-        pieces = vocabulary.pieces
+        types[vocabulary.unk_id] = (
+            TokenType.UNKNOWN
+        )  # sentencepiece wants one; files have another number, or another id
+        model = bpe_model(pieces.text, pieces.lengths, pieces.scores, types)
+        del pieces  # so that sentencepiece can use the memory
         processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor.LoadFromSerializedProto(bpe_model(pieces.text, pieces.lengths, vocabulary.scores, types))
+            processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ModelFormatError(f"sentencepiece refuses it: {error}", field=TOKENS, path=str(file.path)) from error
         return cls(vocabulary, processor)

@@ -46,10 +46,14 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Pieces:
-    """Tokens as sentencepiece spells them: their UTF-8 bytes one after the other, and the length of each in bytes."""
+    """Tokens as sentencepiece spells them: their UTF-8 bytes one after the other, and the length of each in bytes.
+
+    Megabytes that only sentencepiece's own copy is made of: to be dropped, while a `Vocabulary` is kept.
+    """
 
     text: NDArray[np.uint8]  # (sum of lengths,)
     lengths: NDArray[np.int64]  # (n,)
+    scores: NDArray[np.float32]  # (n,)
 
     @property
     def starts(self) -> NDArray[np.int64]:
@@ -66,8 +70,6 @@ class Vocabulary:
     """
 
     tokens: StringArray
-    pieces: Pieces
-    scores: NDArray[np.float32]  # (n,)
     types: NDArray[np.uint8]  # (n,)
     byte_ids: tuple[int, ...]
     control_ids: dict[str, int]
@@ -79,7 +81,7 @@ class Vocabulary:
     add_space_prefix: bool
 
 
-def read_vocabulary(file: GgufFile) -> Vocabulary:
+def read_vocabulary(file: GgufFile) -> tuple[Vocabulary, Pieces]:
     """Read and check the tokenizer's part of the metadata. Raises ModelFormatError naming key, token and offset."""
     meta = file.metadata
     model = meta.string("tokenizer.ggml.model")
@@ -87,17 +89,15 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
         raise meta.error("tokenizer.ggml.model", f"{model!r} is not supported ({', '.join(MODELS)} is)")
     tokens = meta.strings(TOKENS)
     scores, types = _read_scores(meta, len(tokens)), _read_types(meta, len(tokens))
-    pieces = _spell(tokens, types)
+    pieces = _spell(tokens, types, scores)
     _check_texts(file, tokens, pieces)
     special = _special_ids(meta, pieces, types)
     ends = {special["eos"], *_extra_ends(meta, len(tokens))}
     _make_control(meta, tokens, pieces, types, {*special.values(), *ends})
     control = np.flatnonzero((types == TokenType.CONTROL) | (types == TokenType.UNKNOWN)).tolist()
     control_ids = {tokens[i].decode(): i for i in control}
-    return Vocabulary(
+    vocabulary = Vocabulary(
         tokens,
-        pieces,
-        scores,
         types,
         _byte_ids(meta, tokens, types),
         control_ids,
@@ -109,6 +109,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
         # No Gemma has one. Converters that leave the key out mean this, though llama.cpp then assumes the contrary.
         add_space_prefix=meta.boolean("tokenizer.ggml.add_space_prefix", False),
     )
+    return vocabulary, pieces
 
 
 def _read_scores(meta: Metadata, count: int) -> NDArray[np.float32]:
@@ -129,19 +130,19 @@ def _read_types(meta: Metadata, count: int) -> NDArray[np.uint8]:
     return types.astype(np.uint8)
 
 
-def _spell(tokens: StringArray, types: NDArray[np.uint8]) -> Pieces:
+def _spell(tokens: StringArray, types: NDArray[np.uint8], scores: NDArray[np.float32]) -> Pieces:
     """The tokens' bytes without the length prefixes between them.
 
     Converters gave the user-defined tokens plain spaces for sentencepiece's; they get those back.
     """
     if not len(tokens):
-        return Pieces(np.empty(0, np.uint8), tokens.lengths)
+        return Pieces(np.empty(0, np.uint8), tokens.lengths, scores)
     first = int(tokens.starts[0]) - 8
     region = np.frombuffer(tokens.raw[first : int(tokens.starts[-1] + tokens.lengths[-1])], np.uint8)
     keep = np.ones(region.size, np.bool_)
     for i in range(1, 9):
         keep[tokens.starts - first - i] = False
-    found = Pieces(region[keep], tokens.lengths)
+    found = Pieces(region[keep], tokens.lengths, scores)
     spelled = {i: tokens[i].replace(b" ", SPACE) for i in np.flatnonzero(types == TokenType.USER_DEFINED).tolist()}
     return _replaced(found, {i: piece for i, piece in spelled.items() if len(piece) != tokens.lengths[i]})
 
@@ -154,7 +155,7 @@ def _replaced(pieces: Pieces, new: dict[int, bytes]) -> Pieces:
         parts += [pieces.text[done : starts[i]], np.frombuffer(piece, np.uint8)]
         done = int(starts[i] + lengths[i])
         lengths[i] = len(piece)
-    return Pieces(np.concatenate([*parts, pieces.text[done:]]), lengths)
+    return Pieces(np.concatenate([*parts, pieces.text[done:]]), lengths, pieces.scores)
 
 
 def _check_texts(file: GgufFile, tokens: StringArray, pieces: Pieces) -> None:
