@@ -14,7 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from gguf_builder import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_gemma.errors import ModelFormatError
+from edge_gemma.gguf import GgufFile
+from tests.gguf_builder import (
     ARRAY,
     BOOL,
     F32,
@@ -33,11 +38,6 @@ from gguf_builder import (
     typed,
     u32,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from edge_gemma.errors import ModelFormatError
-from edge_gemma.gguf import GgufFile
 
 MAX_GROWTH = 64 * 2**20
 
