@@ -1,0 +1,160 @@
+"""What `info` tells about a file, and the memory plan behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_gemma.cache import layer_capacity
+from edge_gemma.config import GemmaConfig
+from edge_gemma.errors import ContextOverflowError, MemoryBudgetError, ModelFormatError
+from edge_gemma.gguf import GgufFile
+from edge_gemma.info import describe, render
+from edge_gemma.plan import memory_plan, require_budget
+from edge_gemma.weights import Weights
+from tests.gguf_builder import BOOL, STRING, TYPE_Q8_0, U32, TensorRecord, array, f32, tiny_gemma, typed, u32
+
+Model = tuple[GemmaConfig, Weights]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_gemma("gemma2").set("gemma2.context_length", u32(8192)).build())
+    with GgufFile.open(path) as file:
+        config = GemmaConfig.from_gguf(file)
+        return config, Weights.bind(file, config)
+
+
+@pytest.mark.parametrize(
+    ("context", "global_capacity", "local_capacity"),
+    [(1, 256, 256), (256, 256, 256), (257, 512, 512), (320, 512, 512), (513, 768, 512), (8192, 8192, 512)],
+)
+def test_layer_capacity(model: Model, context: int, global_capacity: int, local_capacity: int) -> None:
+    config, _ = model
+    assert config.window == 64  # and the chunk of 256: 320, rounded up to 512
+    assert layer_capacity(config, 0, context, 256) == local_capacity
+    assert layer_capacity(config, 1, context, 256) == global_capacity
+
+
+def test_capacity_without_window(model: Model) -> None:
+    config = replace(model[0], window=None, local_layers=(False,) * 4)
+    assert [layer_capacity(config, i, 1000, 256) for i in range(4)] == [1024] * 4
+
+
+def test_memory_plan(model: Model) -> None:
+    config, weights = model
+    plan = memory_plan(config, weights, 1000)
+    assert plan.kv_cache == 2 * 2 * 16 * 2 * (512 + 1024 + 512 + 1024)
+    assert memory_plan(config, weights, 1000, kv_type="f32").kv_cache == 2 * plan.kv_cache
+    assert plan.weights == sum(t.nbytes for t in weights.tensors())
+    assert plan.total == plan.weights + plan.kv_cache + plan.buffers
+    for context in (0, -1, 8193):
+        with pytest.raises(ContextOverflowError, match=r"outside 1\.\.8192"):
+            memory_plan(config, weights, context)
+
+
+def test_budget_names_the_context_that_fits(model: Model) -> None:
+    config, weights = model
+    wanted = memory_plan(config, weights, 3000)
+    exact = wanted.total - wanted.weights
+    assert require_budget(config, weights, 3000, exact) == wanted
+    with pytest.raises(MemoryBudgetError, match="a context of 2816 fits"):  # 3000 takes the room of 3072
+        require_budget(config, weights, 3000, exact - 1)
+    with pytest.raises(MemoryBudgetError, match="no context fits"):
+        require_budget(config, weights, 3000, 1000)
+
+
+def test_describe(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    builder = tiny_gemma("gemma3").set("general.name", typed(STRING, "Tiny"))
+    builder.tensors.append(TensorRecord("output.weight", (64, 48), TYPE_Q8_0))
+    path.write_bytes(builder.build())
+    info = describe(path, 300)
+    assert json.loads(json.dumps(info))["hyper_parameters"]["local_layers"] == [True] * 4
+    assert (info["name"], info["architecture"], info["file_size"]) == ("Tiny", "gemma3", path.stat().st_size)
+    assert (info["gguf_version"], info["tied_output"]) == (3, False)
+    assert info["parameters"] == sum(math.prod(t.dims) for t in builder.tensors)
+    assert len(info["tensors"]) == len(builder.tensors)
+    assert info["types"]["Q8_0"] == {"tensors": 1, "parameters": 64 * 48, "bytes": 2 * 48 * 34}
+    assert list(info["types"]) == ["F16", "F32", "Q8_0"]  # most bytes first
+    assert info["bits_per_weight"] == 8 * sum(t["bytes"] for t in info["tensors"]) / info["parameters"]
+    assert info["memory"]["context"] == 300
+    assert describe(path)["memory"]["context"] == 512  # the model's limit, below the usual 4096
+    with pytest.raises(ContextOverflowError):
+        describe(path, 513)
+
+
+def test_render(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_gemma("gemma2").set("general.name", typed(STRING, "a\x1b[2Jb\ngrüße")).build())
+    text = render(describe(path, 300))
+    assert "a\\x1b[2Jb\\ngrüße" in text
+    assert "\x1b" not in text
+    assert "2 of 4: LGLG" in text
+    assert "Memory at a context of 300 (f16 cache)" in text
+    lines = text.splitlines()
+    assert all(line == line.rstrip() and len(line) < 100 for line in lines[1:])
+    assert sum(line.split()[:1] == ["blk.3.ffn_down.weight"] for line in lines) == 1
+
+
+NUMBERS = [0, 1, 2, 3, 4, 5, 8, 16, 31, 32, 48, 64, 96, 256, 512, 2**20, 2**31, 2**32 - 1]
+REALS = [0.0, -1.0, 1e-45, 1e-6, 1.0, 8.0, 1e4, 3e38, math.inf, -math.inf, math.nan]
+VALUES = st.one_of(
+    st.none(),
+    st.sampled_from(NUMBERS).map(u32),
+    st.sampled_from(REALS).map(f32),
+    st.lists(st.integers(0, 1), max_size=5).map(lambda bits: array(BOOL, bits)),
+    st.lists(st.sampled_from(NUMBERS), max_size=5).map(lambda numbers: array(U32, numbers)),
+    st.sampled_from(["", "linear", "none", "yarn", "gemma2"]).map(lambda text: typed(STRING, text)),
+)
+NAMES = [key for key, _ in tiny_gemma("gemma3").keys] + [
+    "gemma3.attention.sliding_window_pattern",
+    "gemma3.attention.scale",
+    "gemma3.final_logit_softcapping",
+    "gemma3.rope.dimension_count",
+    "gemma3.rope.freq_base",
+    "gemma3.rope.freq_base_swa",
+    "gemma3.rope.scaling.factor",
+    "gemma3.rope.scaling.type",
+    "gemma3.vocab_size",
+    "edge_gemma.attention.sliding_window_pattern",
+    "edge_gemma.rope.scale_linear",
+]
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=3), st.sampled_from([None, *NUMBERS]))
+def test_any_metadata_is_described_or_refused(
+    tmp_path: Path, changes: dict[str, bytes | None], context: int | None
+) -> None:
+    builder = tiny_gemma("gemma3")
+    for key, value in changes.items():
+        builder.set(key, value)
+    path = tmp_path / "fuzz.gguf"
+    path.write_bytes(builder.build())
+    try:
+        render(describe(path, context))
+    except (ModelFormatError, ContextOverflowError) as error:
+        assert str(error)
+
+
+def test_real_model(real_model: Path) -> None:
+    info = describe(real_model, 4096)
+    assert info["parameters"] == 268_098_176
+    assert 7.3 < info["bits_per_weight"] < 7.4
+    assert {name: row["tensors"] for name, row in info["types"].items()} == {
+        "Q8_0": 10,
+        "Q5_0": 81,
+        "Q4_K": 27,
+        "Q6_K": 9,
+        "F32": 109,
+    }
+    # 15 local layers keep 512 + 256 positions, 3 global ones 4096, of one head of 256, keys and values, two bytes each
+    assert info["memory"]["kv_cache"] == 2 * 256 * 2 * (15 * 768 + 3 * 4096)

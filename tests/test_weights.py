@@ -1,0 +1,191 @@
+"""Tensors -> Weights: the exact set of names, shapes, types, and finite norms."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_gemma.config import GemmaConfig
+from edge_gemma.errors import ModelFormatError
+from edge_gemma.gguf import GgufFile
+from edge_gemma.weights import LayerWeights, Weights
+from tests.gguf_builder import TYPE_F16, TYPE_F32, TYPE_Q8_0, Builder, TensorRecord, tiny_gemma, u32
+
+ONLY_IN = {
+    "post_attention_norm": {"gemma2", "gemma3"},
+    "post_ffw_norm": {"gemma2", "gemma3"},
+    "attn_q_norm": {"gemma3"},
+    "attn_k_norm": {"gemma3"},
+}
+
+
+def bind(builder: Builder, folder: Path) -> Weights:
+    path = folder / "model.gguf"
+    path.write_bytes(builder.build())
+    with GgufFile.open(path, strict=True) as file:
+        return Weights.bind(file, GemmaConfig.from_gguf(file))
+
+
+def refused(builder: Builder, folder: Path) -> ModelFormatError:
+    with pytest.raises(ModelFormatError) as caught:
+        bind(builder, folder)
+    assert caught.value.path == str(folder / "model.gguf")
+    return caught.value
+
+
+def replaced(builder: Builder, name: str, **changes: object) -> Builder:
+    for field, value in changes.items():
+        setattr(builder.tensor(name), field, value)
+    return builder
+
+
+@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+def test_every_tensor_finds_its_place(tmp_path: Path, architecture: str) -> None:
+    builder = tiny_gemma(architecture)
+    weights = bind(builder, tmp_path)
+    assert weights.output is weights.token_embd
+    assert len(weights.layers) == 4
+    for index, layer in enumerate(weights.layers):
+        for field in fields(LayerWeights):
+            tensor = getattr(layer, field.name)
+            if architecture in ONLY_IN.get(field.name, {architecture}):
+                assert tensor.name == f"blk.{index}.{field.name}.weight"
+                assert tensor.shape == builder.tensor(tensor.name).dims[::-1]
+            else:
+                assert tensor is None
+    assert sorted(t.name for t in weights.tensors()) == sorted(str(t.name) for t in builder.tensors)
+
+
+def test_untied_output(tmp_path: Path) -> None:
+    builder = tiny_gemma("gemma3")
+    builder.tensors.append(TensorRecord("output.weight", (64, 48), TYPE_Q8_0))
+    weights = bind(builder, tmp_path)
+    assert weights.output.name == "output.weight"
+    assert sum(t.name == "output.weight" for t in weights.tensors()) == 1
+    assert refused(replaced(builder, "output.weight", dims=(64, 47)), tmp_path).field == "output.weight"
+
+
+def test_every_missing_tensor_is_noticed(tmp_path: Path) -> None:
+    names = [str(t.name) for t in tiny_gemma("gemma3", n_layers=1).tensors]
+    for name in names:
+        builder = tiny_gemma("gemma3", n_layers=1)
+        builder.tensors = [t for t in builder.tensors if t.name != name]
+        error = refused(builder, tmp_path)
+        assert (error.field, error.offset) == (name, None)
+
+
+def test_missing_tensors_are_listed_up_to_five(tmp_path: Path) -> None:
+    builder = tiny_gemma("gemma2", n_layers=2)
+    builder.tensors = builder.tensors[:2]
+    message = str(refused(builder, tmp_path))
+    assert message.count("blk.0.") == 6  # the field, and five of the list
+    assert "and 17 more" in message
+
+
+def test_unknown_tensors_are_listed(tmp_path: Path) -> None:
+    builder = tiny_gemma("gemma2")
+    builder.tensors += [TensorRecord(name, (64,)) for name in ("blk.4.attn_norm.weight", "extra.weight")]
+    error = refused(builder, tmp_path)
+    assert "blk.4.attn_norm.weight, extra.weight" in str(error)
+    assert error.offset is not None
+
+
+def test_block_count_must_match_the_tensors(tmp_path: Path) -> None:
+    assert "no such tensors" in str(refused(tiny_gemma("gemma2").set("gemma2.block_count", u32(3)), tmp_path))
+    assert "missing tensors" in str(refused(tiny_gemma("gemma2").set("gemma2.block_count", u32(5)), tmp_path))
+
+
+def test_fused_attention(tmp_path: Path) -> None:
+    builder = tiny_gemma("gemma2", n_layers=1)
+    builder.tensors.append(TensorRecord("blk.0.attn_qkv.weight", (64, 128), TYPE_F16))
+    error = refused(builder, tmp_path)
+    assert error.field == "blk.0.attn_qkv.weight"
+    assert "not supported" in str(error)
+
+
+def test_vision_tower_is_ignored_in_gemma3_only(tmp_path: Path) -> None:
+    vision = [TensorRecord("v.patch_embedding.weight", (14, 14, 3, 8), TYPE_F16), TensorRecord("mm.norm", (3,))]
+    builder = tiny_gemma("gemma3")
+    builder.tensors += vision
+    assert all(not t.name.startswith(("v.", "mm.")) for t in bind(builder, tmp_path).tensors())
+    builder = tiny_gemma("gemma2")
+    builder.tensors += vision
+    assert refused(builder, tmp_path).field == "mm.norm"
+
+
+@pytest.mark.parametrize("name", [str(t.name) for t in tiny_gemma("gemma3", n_layers=1).tensors])
+def test_every_shape_is_checked(tmp_path: Path, name: str) -> None:
+    builder = tiny_gemma("gemma3", n_layers=1)
+    dims = builder.tensor(name).dims
+    wrong = {(*dims[:-1], dims[-1] - 1), (*dims[:-1], dims[-1] + 1), (dims[0] * 2, *dims[1:]), (*dims, 1)} - {dims}
+    if dims != dims[::-1]:
+        wrong.add(dims[::-1])
+    for other in wrong:
+        error = refused(replaced(tiny_gemma("gemma3", n_layers=1), name, dims=other, data=None), tmp_path)
+        assert error.field == name
+        assert f"has shape {other[::-1]}, the metadata asks for {dims[::-1]}" in str(error)
+
+
+@pytest.mark.parametrize("name", ["output_norm.weight", "blk.0.attn_norm.weight", "blk.3.attn_k_norm.weight"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_norms_are_finite(tmp_path: Path, name: str, value: float) -> None:
+    builder = tiny_gemma("gemma3")
+    data = np.ones(builder.tensor(name).dims, "<f4")
+    for position in (0, 7, len(data) - 1):
+        broken = data.copy()
+        broken[position] = value
+        error = refused(replaced(builder, name, data=broken.tobytes()), tmp_path)
+        assert error.field == name
+        assert f"entry {position} is not finite" in str(error)
+
+
+def test_norms_are_f32(tmp_path: Path) -> None:
+    error = refused(replaced(tiny_gemma(), "output_norm.weight", type_id=TYPE_F16, data=bytes(128)), tmp_path)
+    assert error.field == "output_norm.weight"
+    assert "must be F32, this is F16" in str(error)
+
+
+def test_matrices_may_have_any_executed_type(tmp_path: Path) -> None:
+    builder = tiny_gemma()
+    for type_id in (TYPE_F32, TYPE_F16, TYPE_Q8_0):
+        weights = bind(replaced(builder, "blk.1.ffn_up.weight", type_id=type_id), tmp_path)
+        up = weights.layers[1].ffn_up
+        assert up.format.type_id == type_id
+
+
+def test_least_rows(tmp_path: Path) -> None:
+    error = refused(tiny_gemma("gemma2", vocab=15), tmp_path)
+    assert error.field == "token_embd.weight"
+    assert "rows must be at least 16" in str(error)
+    bind(tiny_gemma("gemma2", vocab=16, n_kv_heads=1), tmp_path)
+    error = refused(tiny_gemma("gemma2", n_heads=8, n_kv_heads=1, head_dim=8), tmp_path)
+    assert error.field == "blk.0.attn_k.weight"
+
+
+def test_column_step(tmp_path: Path) -> None:
+    """Attention's output takes heads x head_dim columns, which no key of its own bounds."""
+    error = refused(tiny_gemma("gemma2", n_heads=1, n_kv_heads=1), tmp_path)
+    assert error.field == "blk.0.attn_output.weight"
+    assert "columns a multiple of 32" in str(error)
+
+
+def test_alignment_below_the_kernels(tmp_path: Path) -> None:
+    builder = tiny_gemma("gemma2", vocab=17).set("general.alignment", u32(8))
+    builder.alignment = 8
+    builder.tensors.insert(0, builder.tensors.pop(2))
+    builder.tensors[0].data = None
+    replaced(builder, "token_embd.weight", type_id=TYPE_Q8_0)
+    error = refused(builder, tmp_path)
+    assert "not aligned to 32 bytes" in str(error)
+
+
+def test_real_model(real_model: Path) -> None:
+    with GgufFile.open(real_model) as file:
+        weights = Weights.bind(file, GemmaConfig.from_gguf(file))
+    assert weights.output is weights.token_embd
+    assert weights.token_embd.shape == (262144, 640)
+    assert weights.layers[17].ffn_down.format.name in ("Q4_K", "Q6_K")
+    assert sum(1 for _ in weights.tensors()) == 236
