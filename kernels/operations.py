@@ -79,7 +79,7 @@ ATTEND = _operation(
     "attend",
     "q q_stride y y_stride heads kv_heads head_dim k_cache v_cache sequence_bytes head_bytes capacity window softcap partial",
 )
-MERGE = _operation("merge", "y heads head_dim window partial")
+MERGE = _operation("merge", "y heads head_dim window capacity partial")
 GATE = _operation("gate", "gate up stride columns y y_stride")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")

@@ -346,6 +346,12 @@ def absolute(builder: Any, a: Any) -> Any:
     return _call(builder, f"llvm.fabs.v{LANES}f32", _VF, a)
 
 
+@_op(F, F, F, F, F)
+def select_less(builder: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+    """x where a < b, else y, also where either is NaN."""
+    return builder.select(builder.fcmp_ordered("<", a, b), x, y)
+
+
 @_op(F, I, I, F, F)
 def where_less(builder: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     """x where a < b (signed), else y."""
@@ -453,6 +459,10 @@ def load_bfloat(builder: Any, address: Any) -> Any:
     """LANES bfloat16, as float32."""
     words = builder.zext(_load(builder, address, _short_vector()), _VI)
     return builder.bitcast(builder.shl(words, _const(16)), _VF)
+
+
+FLOAT_LOADS = {"F32": (load, 4), "F16": (load_half, 2), "BF16": (load_bfloat, 2)}
+"""How LANES elements of a float format are loaded, and an element's bytes."""
 
 
 @_op(types.void, types.intp, I)
@@ -729,6 +739,37 @@ def tile_mul_add(_typing: Any, tile: Any, total: Any, factor: Any) -> Any:
         return _outer(builder, acc, vectors, sizes, each)
 
     return tile(tile, total, factor), codegen
+
+
+@intrinsic
+def tile_fma(_typing: Any, tile: Any, a: Any, b: Any) -> Any:
+    """fma(a[i], b[j], tile[i][j])."""
+    sizes = _sizes(tile, b)
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        acc, left, right = arguments
+        rows = _elements(builder, left, sizes[0])
+        return _outer(builder, acc, right, sizes, lambda i, c, w: _fma(builder, rows[i], w, c))
+
+    return tile(tile, a, b), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_sums(_typing: Any, tile: Any, address: Any, stride: Any, n: Any) -> Any:
+    """The sum of lanes of tile[i][j], rows of n, as float32 to address + i * stride + 4 * j."""
+    if not isinstance(n, types.IntegerLiteral):
+        return None
+    columns = n.literal_value
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        acc, base, step, _ = arguments
+        for k in range(tile.count):
+            i, j = divmod(k, columns)
+            at = builder.add(_row(builder, base, step, i), ir.Constant(_i64, 4 * j))
+            _store(builder, at, _fold(builder, builder.extract_value(acc, k), builder.fadd))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp, n), codegen
 
 
 def _tile_of(count: Any, vector: VectorType, zero: ir.Constant) -> Any:

@@ -1,0 +1,235 @@
+"""The operations on rows that are no products: embedding, norms, rotation, gates, sums, caps.
+
+Know no model. Rows are float32; each operation hands out rows, or pieces of rows, to the threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edge_gemma.kernels import formats
+from edge_gemma.kernels.atomics import inlined, real, take, word
+from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
+from edge_gemma.kernels.functions import gelu, softcap
+from edge_gemma.kernels.operations import (
+    ADD,
+    EMBED,
+    GATE,
+    NORM,
+    ROTATE,
+    SOFTCAP,
+    STEP_ROWS,
+    STEP_TOKENS,
+)
+from edge_gemma.kernels.simd import (
+    FLOAT_LOADS,
+    LANES,
+    first_lane,
+    first_lane_int,
+    fma,
+    load,
+    load_scalar,
+    splat,
+    splat_int,
+    store,
+    store_scalar,
+    sum_lanes,
+    to_float,
+)
+
+# The words of a program's row that hold each operation's arguments, in the order of `operations`.
+_EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
+_VECTOR = 4 * LANES
+PIECE = 512
+"""Values of a row that a thread takes at a time where a row can be cut."""
+
+
+# ---- embedding ---------------------------------------------------------------------------------------------------
+
+
+def make_embed_blocks(fmt: IntFormat) -> Any:
+    """Rows of a quantized table: y = scale * table[token]. Every lane reads the same row (stride 0); lane 0 is kept."""
+    BLOCKS, SUBS, MINS, NBYTES, ZERO = fmt.blocks, fmt.subs, fmt.mins, fmt.layout.nbytes, fmt.zero
+
+    @inlined
+    def value(w: Any, byte: Any, factor: Any, offset: Any) -> Any:
+        unsigned = np.float32(first_lane_int((w >> (8 * byte)) & splat_int(255)) - np.int32(ZERO))
+        return fma(splat(unsigned), factor, offset)
+
+    @inlined
+    def block(at: Any, i: Any, multiplier: Any, y: Any) -> None:
+        w = formats.weights(fmt, at, 0, i)
+        for half in range(2):
+            factor, offset = formats.scale(fmt, at, 0, i), splat(0.0)
+            if SUBS == 2:
+                factor = factor * to_float(formats.subscales(fmt, at, 0, i)[half])
+            if MINS:
+                offset = formats.minimum(fmt, at, 0, i)[half]
+            for k in range(4):
+                for byte in range(4):
+                    out = value(w[4 * half + k], byte, factor, offset) * multiplier
+                    store_scalar(y + 64 * half + 16 * k + 4 * byte, first_lane(out))
+
+    def embed(op: Any, step: Any, _thread: Any) -> None:
+        table, row_bytes, columns, y, y_stride, m = _embed_arguments(op)
+        multiplier = splat(real(op, m))
+        row = take(op, 1)
+        while row < word(step, STEP_ROWS):
+            at = table + word(word(step, STEP_TOKENS), row) * row_bytes
+            for b in range(columns // 32):
+                block(at + b // BLOCKS * NBYTES, b % BLOCKS, multiplier, y + row * y_stride + 128 * b)
+            row = take(op, 1)
+
+    return embed
+
+
+@inlined
+def _embed_arguments(op: Any) -> Any:
+    t, r, c, y, s, m = _EMBED
+    return word(op, t), word(op, r), word(op, c), word(op, y), word(op, s), m
+
+
+def make_embed_floats(load_floats: Any, size: int) -> Any:
+    """Rows of a float table, elements of `size` bytes."""
+
+    def embed(op: Any, step: Any, _thread: Any) -> None:
+        table, row_bytes, columns, y, y_stride, m = _embed_arguments(op)
+        multiplier = splat(real(op, m))
+        row = take(op, 1)
+        while row < word(step, STEP_ROWS):
+            at = table + word(word(step, STEP_TOKENS), row) * row_bytes
+            for c in range(0, columns, LANES):
+                store(y + row * y_stride + 4 * c, load_floats(at + size * c) * multiplier)
+            row = take(op, 1)
+
+    return embed
+
+
+# ---- norms -------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def inverse_rms(x: Any, columns: Any, epsilon: Any) -> Any:
+    """1 / sqrt(mean(x^2) + epsilon) of a row."""
+    squares = splat(0.0)
+    for c in range(0, columns, LANES):
+        v = load(x + 4 * c)
+        squares = fma(v, v, squares)
+    return np.float32(1.0) / np.sqrt(sum_lanes(squares) / np.float32(columns) + epsilon)
+
+
+def norm(op: Any, step: Any, _thread: Any) -> None:
+    """y = rms_norm(x) * weight (+ base, if it is no null address). arXiv:1910.07467; the weights include Gemma's + 1."""
+    X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, Y, Y_STRIDE = _NORM
+    columns, weight = word(op, COLUMNS), word(op, WEIGHT)
+    row = take(op, 1)
+    while row < word(step, STEP_ROWS):
+        x = word(op, X) + row * word(op, X_STRIDE)
+        y = word(op, Y) + row * word(op, Y_STRIDE)
+        scale = splat(inverse_rms(x, columns, real(op, EPSILON)))
+        if word(op, BASE) == 0:
+            for c in range(0, 4 * columns, _VECTOR):
+                store(y + c, load(x + c) * scale * load(weight + c))
+        else:
+            base = word(op, BASE) + row * word(op, BASE_STRIDE)
+            for c in range(0, 4 * columns, _VECTOR):
+                store(y + c, load(base + c) + load(x + c) * scale * load(weight + c))
+        row = take(op, 1)
+
+
+# ---- rotation ----------------------------------------------------------------------------------------------------
+
+
+@inlined
+def _rotate_head(x: Any, size: Any, cosines: Any, scale: Any, norm: Any, epsilon: Any) -> None:
+    """One head in place: norm (unless null), rotation of the pairs (i, i + size/2), scale. arXiv:2104.09864."""
+    half = 2 * size  # bytes
+    if norm != 0:
+        inverse = splat(inverse_rms(x, size, epsilon))
+        for c in range(0, 4 * size, _VECTOR):
+            store(x + c, load(x + c) * inverse * load(norm + c))
+    for c in range(0, half, _VECTOR):
+        a, b = load(x + c), load(x + half + c)
+        cosine, sine = load(cosines + c), load(cosines + half + c)
+        store(x + c, (a * cosine - b * sine) * scale)
+        store(x + half + c, (b * cosine + a * sine) * scale)
+
+
+def rotate(op: Any, step: Any, _thread: Any) -> None:
+    """Heads of queries or keys in place. `angles` names the step's word: the angles of local or of global layers."""
+    X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
+    heads, size = word(op, HEADS), word(op, HEAD_DIM)
+    scale, angles = splat(real(op, SCALE)), word(step, word(op, ANGLES))
+    piece = take(op, 1)
+    while piece < word(step, STEP_ROWS) * heads:
+        row, head = piece // heads, piece % heads
+        x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
+        _rotate_head(x, size, angles + row * 4 * size, scale, word(op, NORM_WEIGHT), real(op, EPSILON))
+        piece = take(op, 1)
+
+
+# ---- gates, sums, caps -------------------------------------------------------------------------------------------
+
+
+@inlined
+def _piece(op: Any, step: Any, columns: Any, number: Any) -> Any:
+    """Row, first column and end of piece `number`; row is -1 when there is none."""
+    pieces = (columns + PIECE - 1) // PIECE
+    row, first = number // pieces, number % pieces * PIECE
+    if row >= word(step, STEP_ROWS):
+        row = -1
+    return row, first, min(first + PIECE, columns)
+
+
+def gate(op: Any, step: Any, _thread: Any) -> None:
+    """y = gelu(gate) * up. arXiv:2002.05202 (GeGLU)."""
+    GATE_, UP, STRIDE, COLUMNS, Y, Y_STRIDE = _GATE
+    row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
+    while row >= 0:
+        g, u = word(op, GATE_) + row * word(op, STRIDE), word(op, UP) + row * word(op, STRIDE)
+        y = word(op, Y) + row * word(op, Y_STRIDE)
+        for c in range(4 * first, 4 * end, _VECTOR):
+            store(y + c, gelu(load(g + c)) * load(u + c))
+        row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
+
+
+def add(op: Any, step: Any, _thread: Any) -> None:
+    """y = y + x."""
+    X, X_STRIDE, Y, Y_STRIDE, COLUMNS = _ADD
+    row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
+    while row >= 0:
+        x, y = word(op, X) + row * word(op, X_STRIDE), word(op, Y) + row * word(op, Y_STRIDE)
+        for c in range(4 * first, 4 * end, _VECTOR):
+            store(y + c, load(y + c) + load(x + c))
+        row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
+
+
+def cap(op: Any, step: Any, _thread: Any) -> None:
+    """x = cap * tanh(x / cap); a row's last values, fewer than a vector, one by one."""
+    X, X_STRIDE, COLUMNS, CAP = _SOFTCAP
+    columns = word(op, COLUMNS)
+    limit, inverse = splat(real(op, CAP)), splat(np.float32(1.0) / real(op, CAP))
+    row, first, end = _piece(op, step, columns, take(op, 1))
+    while row >= 0:
+        x = word(op, X) + row * word(op, X_STRIDE)
+        c = first
+        while c + LANES <= end:
+            store(x + 4 * c, softcap(load(x + 4 * c), limit, inverse))
+            c += LANES
+        while c < end:
+            one = softcap(splat(load_scalar(x + 4 * c)), limit, inverse)
+            store_scalar(x + 4 * c, first_lane(one))
+            c += 1
+        row, first, end = _piece(op, step, columns, take(op, 1))
+
+
+def kernels() -> dict[str, Any]:
+    """The functions of this module to compile, by name."""
+    table = {"norm": norm, "rotate": rotate, "gate": gate, "add": add, "softcap": cap}
+    for name, fmt in INT_FORMATS.items():
+        table[f"embed_{name}"] = make_embed_blocks(fmt)
+    for name, (load_floats, size) in FLOAT_LOADS.items():
+        table[f"embed_{name}"] = make_embed_floats(load_floats, size)
+    return table
