@@ -109,7 +109,7 @@ class GemmaConfig:
         head_dim = _head_dim(keys)
         context_length = keys.u32("context_length", lo=1, hi=MAX_CONTEXT)
         window = _window(keys, context_length)
-        rope_base = keys.agreeing_f32("rope.freq_base", "rope.global.freq_base", default=family.rope_base, lo=1, hi=1e9)
+        rope_base, rope_base_local = _rope_bases(keys)
         return cls(
             architecture=keys.architecture,
             n_layers=n_layers,
@@ -121,22 +121,13 @@ class GemmaConfig:
             vocab_size=_vocab_size(keys),
             context_length=context_length,
             rms_eps=_rms_eps(keys),
-            attn_scale=keys.agreeing_f32(
-                "attention.scale", default=_attn_scale(keys.architecture, n_layers, d_model, n_heads, head_dim), lo=1e-6
-            ),
+            attn_scale=_attn_scale(keys, n_layers, d_model, n_heads, head_dim),
             attn_softcap=keys.softcap("attn_logit_softcapping", family.attn_softcap),
             final_softcap=_final_softcap(keys, n_layers, d_model),
             window=window,
             local_layers=_local_layers(keys, n_layers, window),
             rope_base=rope_base,
-            rope_base_local=keys.agreeing_f32(
-                "rope.freq_base_local",
-                "rope.freq_base_swa",
-                "rope.local.freq_base",
-                default=family.rope_base_local or rope_base,
-                lo=1,
-                hi=1e9,
-            ),
+            rope_base_local=rope_base_local,
             rope_scale=_rope_scale(keys, n_layers, d_model),
             embedding_scale=math.sqrt(d_model),
             qk_norm=family.qk_norm,
@@ -244,10 +235,11 @@ def _rms_eps(keys: _Keys) -> float:
     return keys.metadata.f32(keys.key("attention.layer_norm_rms_epsilon"), default, lo=1e-12, hi=1e-2)
 
 
-def _attn_scale(architecture: str, n_layers: int, d_model: int, n_heads: int, head_dim: int) -> float:
-    """Neither dialect writes it. The 27B of Gemma 2 and 3 (46 and 62 layers) divide by model width per head."""
-    is_27b = (architecture, n_layers) in {("gemma2", 46), ("gemma3", 62)}
-    return 1 / math.sqrt(d_model / n_heads if is_27b else head_dim)
+def _attn_scale(keys: _Keys, n_layers: int, d_model: int, n_heads: int, head_dim: int) -> float:
+    """Only we write it. Without it, the 27B of Gemma 2 and 3 (46 and 62 layers) divide by model width per head."""
+    is_27b = (keys.architecture, n_layers) in {("gemma2", 46), ("gemma3", 62)}
+    default = 1 / math.sqrt(d_model / n_heads if is_27b else head_dim)
+    return keys.agreeing_f32("attention.scale", default=default, lo=1e-6)
 
 
 def _final_softcap(keys: _Keys, n_layers: int, d_model: int) -> float | None:
@@ -286,6 +278,14 @@ def _local_layers(keys: _Keys, n_layers: int, window: int | None) -> tuple[bool,
 
 def _periodic(period: int, n_layers: int) -> tuple[bool, ...]:
     return tuple(i % period < period - 1 for i in range(n_layers))
+
+
+def _rope_bases(keys: _Keys) -> tuple[float, float]:
+    """On global layers, on local layers."""
+    default = keys.family.rope_base
+    base = keys.agreeing_f32("rope.freq_base", "rope.global.freq_base", default=default, lo=1, hi=1e9)
+    local_names = ("rope.freq_base_local", "rope.freq_base_swa", "rope.local.freq_base")
+    return base, keys.agreeing_f32(*local_names, default=keys.family.rope_base_local or base, lo=1, hi=1e9)
 
 
 def _rope_scale(keys: _Keys, n_layers: int, d_model: int) -> float:
