@@ -1,7 +1,9 @@
 """Text <-> token ids, by sentencepiece over the vocabulary of a GGUF file. Knows no turns, no model and no cache.
 
-Ids are llama.cpp's, with three exceptions, each wanted:
+Ids are llama.cpp's, with four exceptions, each wanted:
 
+* </s> is the end tag of <s>, as Gemma was trained. llama.cpp takes it for another model's end of text: it does not find
+  it in plain text, and ends an answer there.
 * Plain text never turns into a control token. llama.cpp makes <start_of_image> and a few others out of plain text.
 * U+2581, which sentencepiece writes for a space, is encoded by its three byte tokens, and so survives. llama.cpp takes
   it for a space, and decodes to another text than it encoded.

@@ -160,8 +160,10 @@ def _replaced(pieces: Pieces, new: dict[int, bytes]) -> Pieces:
 
 def _check_texts(file: GgufFile, tokens: StringArray, pieces: Pieces) -> None:
     """Every token is UTF-8, not empty, without a zero byte (sentencepiece ends strings there), and no other's twin."""
-    if pieces.lengths.size == 0 or pieces.lengths.min() == 0:
-        raise _text_error(file, tokens, int(pieces.lengths.argmin()) if len(tokens) else 0, "the token is empty")
+    if not len(tokens):
+        raise file.metadata.error(TOKENS, "there are no tokens")
+    if pieces.lengths.min() == 0:
+        raise _text_error(file, tokens, int(pieces.lengths.argmin()), "the token is empty")
     text = pieces.text
     if (text == 0).any():
         i = int(np.searchsorted(pieces.starts, (text == 0).argmax(), side="right")) - 1
@@ -175,8 +177,6 @@ def _check_texts(file: GgufFile, tokens: StringArray, pieces: Pieces) -> None:
 
 
 def _text_error(file: GgufFile, tokens: StringArray, i: int, message: str) -> ModelFormatError:
-    if not len(tokens):
-        return file.metadata.error(TOKENS, "there are no tokens")
     return ModelFormatError(message, field=f"{TOKENS}[{i}]", offset=int(tokens.starts[i]), path=str(file.path))
 
 
