@@ -1,0 +1,211 @@
+"""The output appears complete or not at all; its bytes and the memory used depend on nothing but the source."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from edge_gemma.errors import OutputError
+from edge_gemma.quantize import atomic_file, cli, convert, quantize
+
+from tests.quantize import tiny_checkpoint as tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+POSIX = os.name == "posix"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hf") / "gemma-tiny"
+    tiny.write_checkpoint(path)
+    return path
+
+
+def partials(path: Path) -> list[str]:
+    return [entry.name for entry in path.iterdir() if ".partial-" in entry.name]
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_bytes_do_not_depend_on_threads_or_slabs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    for threads, slab in ((1, 1 << 20), (2, 1 << 10), (4, 1 << 8), (3, 7)):
+        monkeypatch.setattr(convert, "SLAB_VALUES", slab)
+        quantize(folder, tmp_path / f"{threads}.gguf", threads=threads)
+        seen.add((tmp_path / f"{threads}.gguf").read_bytes())
+    assert len(seen) == 1
+
+
+def test_refusals(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="--force"):
+        quantize(folder, out)
+    assert out.read_bytes() == b"old"
+    (tmp_path / "link.gguf").symlink_to(out)
+    with pytest.raises(FileExistsError, match="symbolic link"):
+        quantize(folder, tmp_path / "link.gguf", force=True)
+    with pytest.raises(NotADirectoryError, match="create it first"):
+        quantize(folder, tmp_path / "none" / "out.gguf")
+    with pytest.raises(FileExistsError, match="not a regular file"):
+        quantize(folder, tmp_path, force=True)
+    assert partials(tmp_path) == []
+
+
+def test_the_source_is_never_the_output(folder: Path, tmp_path: Path) -> None:
+    quantize(folder, tmp_path / "a.gguf", "F32")
+    os.link(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    for name in ("a.gguf", "b.gguf"):
+        with pytest.raises(FileExistsError, match="part of the source"):
+            quantize(tmp_path / "a.gguf", tmp_path / name, force=True)
+    with pytest.raises(FileExistsError, match="part of the source"):
+        quantize(folder, folder / "model.safetensors", force=True)
+
+
+def test_force_replaces(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"old")
+    quantize(folder, out, force=True)
+    assert out.read_bytes()[:4] == b"GGUF" and partials(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("in the middle"), KeyboardInterrupt()])
+def test_failure_in_the_middle_leaves_the_old_file(folder: Path, tmp_path: Path, error: BaseException) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"old")
+
+    def fail(done: int, total: int, name: str) -> None:
+        assert len(partials(tmp_path)) == 1
+        if done > total // 2:
+            raise error
+
+    with pytest.raises(type(error)):
+        quantize(folder, out, force=True, progress=fail)
+    assert out.read_bytes() == b"old" and partials(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_read_back_is_not_published(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> None:
+        raise ValueError(path.name)
+
+    monkeypatch.setattr(convert, "_verify", broken)
+    with pytest.raises(ValueError, match=r"\.out\.gguf\.partial"):
+        quantize(folder, tmp_path / "out.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_seen_before_writing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic_file.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(OutputError, match="10 are free"):
+        quantize(folder, tmp_path / "out.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stale_partials_are_removed(folder: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f".out.gguf.partial-{pid}").write_bytes(b"left behind")
+    alive = f".out.gguf.partial-{os.getppid()}"
+    (tmp_path / alive).write_bytes(b"still written")
+    (tmp_path / f".other.gguf.partial-{dead.pid}").write_bytes(b"of another file")
+    quantize(folder, tmp_path / "out.gguf")
+    assert partials(tmp_path) == sorted([alive, f".other.gguf.partial-{dead.pid}"], key=partials(tmp_path).index)
+    assert len(partials(tmp_path)) == 2
+
+
+SLOW = """
+    import sys, time
+    from edge_gemma.quantize import cli, convert
+    def slow(*progress):
+        print("working", flush=True)
+        time.sleep(0.05)
+    original = convert.quantize
+    convert.quantize = lambda *a, **o: original(*a, **o | {"progress": slow})
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not POSIX, reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_clean_up(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"old")
+    process = run_python(SLOW, str(folder), str(out), "--force")
+    assert process.stdout is not None and process.stdout.readline() == "working\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "edge-gemma quantize: error: interrupted\n"
+    assert out.read_bytes() == b"old" and partials(tmp_path) == []
+
+
+@pytest.mark.skipif(not POSIX, reason="resource limits of POSIX")
+def test_a_disk_that_takes_no_more(folder: Path, tmp_path: Path) -> None:
+    code = """
+        import resource, sys
+        from edge_gemma.quantize import cli
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        sys.exit(cli.main(sys.argv[1:]))
+    """
+    process = run_python(code, str(folder), str(tmp_path / "out.gguf"), "--quiet")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert errors.startswith("edge-gemma quantize: error: ") and "File too large" in errors and errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    """A model whose embedding alone is 512 MB as float32 grows anonymous memory by far less than that."""
+    code = """
+        import re, sys
+        from pathlib import Path
+        from edge_gemma.quantize import quantize
+        def anonymous():
+            return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
+        peak = 0
+        def watch(done, total, name):
+            global peak
+            peak = max(peak, anonymous())
+        quantize(sys.argv[1], sys.argv[2], "Q8_0", progress=watch)
+        print(peak)
+    """
+    rows = 1 << 18
+    tiny.write_checkpoint(tmp_path / "hf", "gemma", num_hidden_layers=1, vocab_size=rows, hidden_size=512, dtype="BF16")
+    process = run_python(code, str(tmp_path / "hf"), str(tmp_path / "out.gguf"))
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert 0 < int(output) < 400
+
+
+def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out.gguf")
+    assert cli.main([str(folder), out, "--type", "q8_0"]) == 0
+    printed = capsys.readouterr()
+    assert "bits a weight" in printed.out and "MB/s" in printed.err
+    assert cli.main([str(folder), out]) == 2
+    assert capsys.readouterr().err.startswith("edge-gemma quantize: error: ")
+    assert cli.main([str(folder), out, "--force", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(folder), out, "--type", "Q9"])
+    assert caught.value.code == 2
+
+
+def test_module_is_a_program(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_gemma.quantize", str(folder), str(tmp_path / "nowhere" / "out.gguf")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "create it first" in done.stderr
