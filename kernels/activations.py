@@ -1,13 +1,6 @@
 """float32 rows to int8 blocks: the other operand of the integer products. Knows no weight format but its zero.
 
-One block of 32 values is one cache line:
-
-    | 32 x int8 q | f32 d | i32 z0 | i32 z1 | i32 z | f32 s0 | f32 s1 | f32 s | 4 B unused |
-      0             32      36       40       44      48       52       56
-
-value = d * q, with d = max|x| / 127 and q rounded to nearest even. z0, z1 are -zero times the sums of q 0..15 and
-16..31, z their sum: integer sums of unsigned weights start from them, so the weights' zero costs nothing.
-s0, s1, s are d times the sums of q, for formats with a minimum.
+The layout of a block is drawn in `layout`.
 """
 
 from __future__ import annotations
@@ -17,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge_gemma.kernels.atomics import inlined, take, word
+from edge_gemma.kernels.layout import D, LINE, S, S0, S1, Z, Z0, Z1
 from edge_gemma.kernels.operations import QUANTIZE, STEP_ROWS
 from edge_gemma.kernels.simd import (
     LANES,
@@ -32,8 +26,6 @@ from edge_gemma.kernels.simd import (
     to_int,
 )
 
-LINE = 64
-D, Z0, Z1, Z, S0, S1, S = 32, 36, 40, 44, 48, 52, 56
 _HALF = 16 // LANES  # vectors in 16 values
 
 _X, _X_STRIDE, _COLUMNS, _ZERO, _Q, _Q_STRIDE = QUANTIZE.slots

@@ -13,7 +13,7 @@ Cache of one layer, sequence and key-value head (C slots, a multiple of SPAN; po
     K: [C / LANES][head_dim][LANES]   lane = key: a score is a chain of fma over the head, no sum across lanes
     V: [C][head_dim]                  lane = dimension
 
-A record of partial results is | m | l | unused up to LANES floats | o: head_dim floats |.
+Partial results rest in records, drawn in `layout`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ import numpy as np
 
 from edge_gemma.kernels.atomics import inlined, real, take, word
 from edge_gemma.kernels.functions import exp, softcap
+from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, VECTOR
 from edge_gemma.kernels.operations import (
     APPEND,
     ATTEND,
     MERGE,
-    QUERY_ROWS,
-    SPAN,
     STEP_POSITIONS,
     STEP_ROWS,
     STEP_SCRATCH,
@@ -63,23 +62,13 @@ from edge_gemma.kernels.simd import (
 )
 
 _APPEND, _ATTEND, _MERGE = APPEND.slots, ATTEND.slots, MERGE.slots
-_V = 4 * LANES
+_V = VECTOR
 _KEYS = 4 * LANES
 """Keys scored together."""
 _MINUS_INFINITY = np.float32(-np.inf)
 
 CACHE_TYPES = {"f16": (load_half, store_half, scatter_half, 2), "f32": (load, store, scatter, 4)}
 """How the cache's elements are loaded, stored and scattered, and their bytes."""
-
-
-def record_bytes(head_dim: int) -> int:
-    """Bytes of a record of partial results."""
-    return _V + 4 * head_dim
-
-
-def scratch_bytes(head_dim: int, group: int) -> int:
-    """Scratch memory a thread needs: scores, partial results and states of one tile."""
-    return max(QUERY_ROWS, group) * (4 * SPAN + 2 * record_bytes(head_dim))
 
 
 # ---- writing the cache -------------------------------------------------------------------------------------------

@@ -9,42 +9,76 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import llvmlite.binding as llvm
 from numba.core import compiler, types
+from numba.core import config as numba_config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.target_extension import target_override
 
+from edge_gemma.kernels.isa import target
 from edge_gemma.kernels.operations import Kernel
 
 ARGUMENTS = {"execute": 4}
 """Number of int64 arguments where it is not the usual three: row, step, thread."""
 
 
+EXTERNAL = {"sched_yield", "SwitchToThread"}
+
+
 @global_compiler_lock
-def compile_kernel(kernel: Kernel) -> tuple[str, bytes, str]:
-    """(symbol, object file, assembly) of a kernel.
+def compile_kernel(kernel: Kernel, symbol: str) -> bytes:
+    """An object file with the kernel under the name `symbol`."""
+    library, entry = _lower(kernel)
+    return _emit(library, entry, symbol)
+
+
+def _lower(kernel: Kernel) -> tuple[Any, str]:
+    """Numba's library of the function, not yet optimized, and the name of its entry.
 
     No fast-math: contraction in one kernel and not in another would make equal sums differ, and the kernels say `fma`
     where they mean it.
     """
-    module = import_module(f"edge_gemma.kernels.{kernel.module}")
-    function = module.kernels()[kernel.name]
+    numba_config.CPU_NAME, numba_config.CPU_FEATURES = target()
+    function = import_module(f"edge_gemma.kernels.{kernel.module}").kernels()[kernel.name]
     arguments = (types.intp,) * ARGUMENTS.get(kernel.name, 3)
-    result = types.intp if kernel.name == "execute" else types.void
     flags = compiler.Flags()
-    flags.nrt = True
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"
     with target_override("cpu"):
-        typing, target = cpu_target.typing_context, cpu_target.target_context
+        typing, context = cpu_target.typing_context, cpu_target.target_context
         typing.refresh()
-        target.refresh()
-        compiled = compiler.compile_extra(typing, target, function, arguments, result, flags, {})
-    return compiled.fndesc.llvm_func_name, *_emit(compiled.library)
+        context.refresh()
+        result = types.intp if kernel.name == "execute" else types.void
+        compiled = compiler.compile_extra(typing, context, function, arguments, result, flags, {})
+    return compiled.library, compiled.fndesc.llvm_func_name
 
 
-def _emit(library: Any) -> tuple[bytes, str]:
+def _emit(library: Any, entry: str, name: str) -> bytes:
+    """The object file of a finished library: `entry` renamed to `name`, nothing else visible from outside."""
     library.finalize()
-    machine = library.codegen._tm
-    module = library._final_module
-    return machine.emit_object(module), machine.emit_assembly(module)
+    module = llvm.parse_bitcode(library._final_module.as_bitcode())
+    for function in module.functions:
+        if function.is_declaration:
+            _check_external(function.name, name)
+        elif function.name == entry:
+            function.name = name
+        else:
+            function.linkage = llvm.Linkage.internal
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = llvm.Linkage.internal
+    return bytes(library.codegen._tm.emit_object(module))
+
+
+def _check_external(symbol: str, name: str) -> None:
+    """An unknown symbol would end the process when the object is loaded."""
+    if not symbol.startswith("llvm.") and symbol not in EXTERNAL:
+        raise RuntimeError(f"kernel {name} calls {symbol}, which is no part of the operating system's interface")
+
+
+def assembly(kernel: Kernel) -> str:
+    """The machine code of a kernel as text, for tests that look for instructions."""
+    library, _ = _lower(kernel)
+    library.finalize()
+    return str(library.get_asm_str())

@@ -33,6 +33,7 @@ from edge_gemma.kernels.simd import (
     load_scalar,
     splat,
     splat_int,
+    square_root,
     store,
     store_scalar,
     sum_lanes,
@@ -117,7 +118,8 @@ def inverse_rms(x: Any, columns: Any, epsilon: Any) -> Any:
     for c in range(0, columns, LANES):
         v = load(x + 4 * c)
         squares = fma(v, v, squares)
-    return np.float32(1.0) / np.sqrt(sum_lanes(squares) / np.float32(columns) + epsilon)
+    mean = splat(sum_lanes(squares) / np.float32(columns) + epsilon)
+    return np.float32(1.0) / first_lane(square_root(mean))
 
 
 def norm(op: Any, step: Any, _thread: Any) -> None:

@@ -28,6 +28,7 @@ from numba.extending import (
 
 from edge_gemma.formats import FORMATS, BlockFormat
 from edge_gemma.kernels.atomics import inlined
+from edge_gemma.kernels.layout import ZEROS
 from edge_gemma.kernels.simd import (
     byte_table,
     half_to_float,
@@ -47,7 +48,6 @@ class IntFormat:
     """Facts of a quantized format. `group` neighbouring 32-blocks share the bytes they are read from."""
 
     layout: BlockFormat
-    zero: int
     weights: Callable[..., Any]
     scale: Callable[..., Any]
     subscales: Callable[..., Any] | None = None
@@ -57,6 +57,10 @@ class IntFormat:
     @property
     def name(self) -> str:
         return self.layout.name
+
+    @property
+    def zero(self) -> int:
+        return ZEROS.get(self.name, 0)
 
     @property
     def blocks(self) -> int:
@@ -366,17 +370,17 @@ def _table(*formats: IntFormat) -> dict[str, IntFormat]:
 
 _L = FORMATS
 INT_FORMATS: dict[str, IntFormat] = _table(
-    IntFormat(_L["Q4_0"], 8, _q4_0_weights, _scale_first),
-    IntFormat(_L["Q4_1"], 0, _q4_1_weights, _scale_first, minimum=_q4_1_minimum),
-    IntFormat(_L["Q5_0"], 16, _q5_0_weights, _scale_first),
-    IntFormat(_L["Q5_1"], 0, _q5_1_weights, _scale_first, minimum=_q4_1_minimum),
-    IntFormat(_L["Q8_0"], 128, _q8_0_weights, _scale_first),
-    IntFormat(_L["IQ4_NL"], 128, _iq4_nl_weights, _scale_first),
-    IntFormat(_L["Q2_K"], 0, _q2_k_weights, _q2_k_scale, _q2_k_subscales, _q2_k_minimum, group=4),
-    IntFormat(_L["Q3_K"], 4, _q3_k_weights, _q3_k_scale, _q3_k_subscales, group=4),
-    IntFormat(_L["Q4_K"], 0, _q4_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
-    IntFormat(_L["Q5_K"], 0, _q5_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
-    IntFormat(_L["Q6_K"], 32, _q6_k_weights, _q6_k_scale, _q6_k_subscales, group=4),
-    IntFormat(_L["IQ4_XS"], 128, _iq4_xs_weights, _iq4_xs_scale),
+    IntFormat(_L["Q4_0"], _q4_0_weights, _scale_first),
+    IntFormat(_L["Q4_1"], _q4_1_weights, _scale_first, minimum=_q4_1_minimum),
+    IntFormat(_L["Q5_0"], _q5_0_weights, _scale_first),
+    IntFormat(_L["Q5_1"], _q5_1_weights, _scale_first, minimum=_q4_1_minimum),
+    IntFormat(_L["Q8_0"], _q8_0_weights, _scale_first),
+    IntFormat(_L["IQ4_NL"], _iq4_nl_weights, _scale_first),
+    IntFormat(_L["Q2_K"], _q2_k_weights, _q2_k_scale, _q2_k_subscales, _q2_k_minimum, group=4),
+    IntFormat(_L["Q3_K"], _q3_k_weights, _q3_k_scale, _q3_k_subscales, group=4),
+    IntFormat(_L["Q4_K"], _q4_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
+    IntFormat(_L["Q5_K"], _q5_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
+    IntFormat(_L["Q6_K"], _q6_k_weights, _q6_k_scale, _q6_k_subscales, group=4),
+    IntFormat(_L["IQ4_XS"], _iq4_xs_weights, _iq4_xs_scale),
 )
 """The formats whose products with int8 activations are exact integers."""

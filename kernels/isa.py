@@ -1,6 +1,6 @@
 """The only probe of the CPU: which instruction set the kernels are compiled for.
 
-Knows no kernel. Everything else asks `current()` and gets one row of the ladder, best first.
+Knows no kernel, and no Numba. Everything else asks `current()` and gets one row of the ladder, best first.
 `EDGE_GEMMA_ISA=avx2` (or any name below) forces a lower row, for tests and fleet images.
 """
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import llvmlite.binding as llvm
-from numba.core import config as numba_config
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,6 @@ def current() -> Isa:
         return usable[0]
     for isa in usable:
         if isa.name == wanted:
-            if isa is not usable[0]:
-                _force(isa)
             return isa
     raise ValueError(f"EDGE_GEMMA_ISA={wanted!r}: this CPU can run {', '.join(isa.name for isa in usable)}")
 
@@ -73,20 +70,19 @@ def current() -> Isa:
 @cache
 def available() -> tuple[Isa, ...]:
     """The rows this process can run, best first. A CPU name given to Numba by the user leaves only `generic`."""
-    if numba_config.CPU_NAME is not None:
+    if "NUMBA_CPU_NAME" in os.environ:
         return LADDER[-1:]
     machine = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
     features = {name for name, present in llvm.get_host_cpu_features().items() if present}
     return tuple(isa for isa in LADDER if isa.machine in ("", machine) and isa.needs <= features)
 
 
-def _force(isa: Isa) -> None:
-    """Make Numba's code generator, which is created at the first compilation, aim at the lower CPU."""
-    numba_config.CPU_NAME = isa.cpu
-    numba_config.CPU_FEATURES = ""
-
-
 @cache
-def cpu_name() -> str:
-    """LLVM's name of the CPU the kernels are compiled for, such as `znver5`."""
-    return numba_config.CPU_NAME or llvm.get_host_cpu_name()
+def target() -> tuple[str, str]:
+    """LLVM's CPU name and feature string to compile for: the host's, or those of a forced lower row."""
+    isa = current()
+    if isa is not available()[0]:
+        return isa.cpu, ""
+    if "NUMBA_CPU_NAME" in os.environ:
+        return os.environ["NUMBA_CPU_NAME"], os.environ.get("NUMBA_CPU_FEATURES", "")
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()

@@ -14,9 +14,21 @@ from __future__ import annotations
 from typing import Any
 
 from edge_gemma.kernels import formats
-from edge_gemma.kernels.activations import D, S0, S1, Z0, Z1, LINE, S, Z
 from edge_gemma.kernels.atomics import inlined, take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
+from edge_gemma.kernels.layout import (
+    LINE,
+    PANEL,
+    S0,
+    S1,
+    STRETCH,
+    VECTOR,
+    Z0,
+    Z1,
+    D,
+    S,
+    Z,
+)
 from edge_gemma.kernels.operations import (
     MATMUL,
     STEP_ROWS,
@@ -43,18 +55,9 @@ from edge_gemma.kernels.simd import (
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 
-PANEL = 2
-"""Tiles of LANES rows in a panel: each activation loaded serves two products."""
 TOKENS = 4 if LANES == 16 else 2
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
-STRETCH = 1024
-"""Columns unpacked at a time: the panel fits the first-level cache beside the activations."""
-_V = 4 * LANES
-
-
-def scratch_bytes(rows: int) -> int:
-    """Scratch memory a thread needs for steps of `rows` rows: the panel, and the partial sums."""
-    return PANEL * (STRETCH // 32) * 13 * _V + rows * PANEL * _V
+_V = VECTOR
 
 
 def make_matmul(fmt: IntFormat) -> Any:

@@ -23,7 +23,7 @@ STEP_THREADS = 1
 STEP_TOKENS = 2  # address: int64 token id of each row
 STEP_POSITIONS = 3  # address: int64 position of each row in its sequence
 STEP_SEQUENCES = 4  # address: int64 sequence of each row
-STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most QUERY_ROWS
+STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most layout.QUERY_ROWS
 STEP_N_TILES = 6
 STEP_ANGLES_GLOBAL = 7  # address: float32 (rows, head_dim): cosines, then sines, of the global layers
 STEP_ANGLES_LOCAL = 8  # address: the same for local layers
@@ -34,12 +34,6 @@ STEP_ARRIVED = 24  # threads waiting at the barrier
 STEP_GENERATION = 32  # barriers passed
 STEP_CANCEL = 40  # set from outside: stop at the next barrier
 STEP_STOPPED = 48  # set by the last thread at a barrier: all leave
-
-QUERY_ROWS = 8
-"""Rows of one attention tile."""
-SPAN = 256
-"""Keys of one partial sum of attention, aligned to positions; part of the definition of the result."""
-
 
 @dataclass(frozen=True)
 class Kernel:

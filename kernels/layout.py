@@ -1,0 +1,70 @@
+"""Memory layouts that the kernels share with those who allocate for them: plain numbers.
+
+Knows no Numba: a process whose kernels are cached never imports it.
+"""
+
+from __future__ import annotations
+
+from edge_gemma.kernels.isa import current
+
+LANES = current().lanes
+VECTOR = 4 * LANES
+"""Bytes of a vector register as the kernels use it."""
+
+# ---- int8 activations: one block of 32 values is one cache line --------------------------------------------------
+#
+#     | 32 x int8 q | f32 d | i32 z0 | i32 z1 | i32 z | f32 s0 | f32 s1 | f32 s | 4 B unused |
+#       0             32      36       40       44      48       52       56
+#
+# value = d * q, with d = max|x| / 127 and q rounded to nearest even. z0, z1 are -zero times the sums of q 0..15 and
+# 16..31, z their sum: integer sums of unsigned weights start from them, so the weights' zero costs nothing.
+# s0, s1, s are d times the sums of q, for formats with a minimum.
+
+LINE = 64
+D, Z0, Z1, Z, S0, S1, S = 32, 36, 40, 44, 48, 52, 56
+
+ZEROS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "IQ4_NL": 128, "IQ4_XS": 128, "Q3_K": 4, "Q6_K": 32}
+"""What is subtracted from the unsigned weights of a format; 0 for the others."""
+
+
+def activation_bytes(columns: int) -> int:
+    """A quantized row of activations."""
+    return columns // 32 * LINE
+
+
+# ---- products of several rows ------------------------------------------------------------------------------------
+
+PANEL = 2
+"""Tiles of LANES rows of weights in a panel: each activation loaded serves two products."""
+STRETCH = 1024
+"""Columns unpacked at a time: the panel fits the first-level cache beside the activations."""
+PANEL_VECTORS = 13
+"""At most, for a 32-block of LANES rows: 8 of weights, a scale, 2 integer scales, 2 minima."""
+
+
+def matmul_scratch(rows: int) -> int:
+    """Bytes a thread needs for a step of `rows` rows: the panel, and the partial sums."""
+    return PANEL * (STRETCH // 32) * PANEL_VECTORS * VECTOR + rows * PANEL * VECTOR
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------
+
+QUERY_ROWS = 8
+"""Rows of one tile of queries."""
+SPAN = 256
+"""Keys of one partial result, aligned to positions; part of the definition of attention's result."""
+
+
+def record_bytes(head_dim: int) -> int:
+    """A partial result | m | l | unused up to LANES floats | o: head_dim floats |."""
+    return VECTOR + 4 * head_dim
+
+
+def attention_scratch(head_dim: int, group: int) -> int:
+    """Bytes a thread needs: scores, partial results and states of one tile, for `group` queries per key head."""
+    return max(QUERY_ROWS, group) * (4 * SPAN + 2 * record_bytes(head_dim))
+
+
+def partial_bytes(heads: int, head_dim: int, capacity: int) -> int:
+    """Partial results of one row over a cache of `capacity` positions."""
+    return heads * (capacity // SPAN + 1) * record_bytes(head_dim)
