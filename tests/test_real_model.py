@@ -1,9 +1,9 @@
 """The real Gemma 3 270M beside llama.cpp on the same file, and both beside the float32 run of the same weights.
 
 Rounding activations to 8 bits moves this model's logits so far that the best token changes in 4.5% of the positions of
-this text, whoever rounds. llama.cpp with other kernels of its own (no repacked weights, no flash attention) names the same
-best token in 95.2% of them, and in 99.4% of those where the best logit leads by 0.3. So the 99% asked of us is asked where
-there is a lead, and over all positions we must agree with llama.cpp as it agrees with itself.
+this text, whoever rounds. llama.cpp with other kernels of its own (no repacked weights, no flash attention) names the
+same best token in 95.2% of them, and in 99.4% of those where the best logit leads by 0.3. So the 99% asked of us is
+asked where there is a lead, and over all positions we must agree with llama.cpp as it agrees with itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.goldens.real import (
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 CLEAR_LEAD = 0.3
-"""Of the best logit over the second: here llama.cpp agrees with itself in 99.4% (text) and 99.8% (greedy) of positions."""
+"""Of the best logit over the second: there llama.cpp agrees with itself in 99.4% (text) and 99.8% (greedy)."""
 TIE = 1.0
 """A lead never lost between llama.cpp's kernels, whose greatest is 0.84."""
 SPREAD = 0.01
