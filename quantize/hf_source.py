@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize.checkpoint import CheckpointFolder
+from edge_gemma.quantize.general import general_metadata
 from edge_gemma.quantize.hf_config import Hyperparameters, read_hyperparameters
 from edge_gemma.quantize.metadata import (
     Metadata,
     explicit_metadata,
     model_metadata,
-    string,
     tokenizer_metadata,
     usual_pattern,
 )
@@ -39,7 +38,7 @@ def open_folder(path: Path) -> Source:
     special = read_special_tokens(folder, vocabulary, config)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
-        _general(folder, model.architecture, config, parameters)
+        general_metadata(folder, model.architecture, config, parameters)
         | model_metadata(model)
         | _explicit(model)
         | tokenizer_metadata(vocabulary, special, model.architecture)
@@ -113,16 +112,3 @@ def _explicit(model: Hyperparameters) -> Metadata:
         rope_base_local=model.rope_base_local,
         rope_scale=model.rope_scale,
     )
-
-
-def _general(folder: CheckpointFolder, architecture: str, config: dict[str, Any], parameters: int) -> Metadata:
-    """`general.*`: the names the `gguf` package derives from the folder's name and the number of parameters."""
-    import gguf
-
-    origin = {key: value for key, value in config.items() if key == "_name_or_path" and isinstance(value, str)}
-    guessed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), None, origin, folder.path, parameters)
-    metadata = {"general.architecture": string(architecture), "general.type": string("model")}
-    for field in ("name", "version", "organization", "finetune", "basename", "size_label"):
-        if value := getattr(guessed, field):
-            metadata[f"general.{field}"] = string(str(value))
-    return metadata

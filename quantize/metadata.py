@@ -38,6 +38,11 @@ def u32(value: int) -> Value:
     return Value("UINT32", value)
 
 
+def i32(value: int) -> Value:
+    """A signed 32-bit integer."""
+    return Value("INT32", value)
+
+
 def f32(value: float) -> Value:
     """A number, stored as float32."""
     return Value("FLOAT32", value)

@@ -1,10 +1,9 @@
-"""Widen a Gemma 3 GGUF with a real tokenizer into a Hugging Face folder, which makes a real checkpoint for the quantizer.
+"""Widen a Gemma 3 GGUF with a real tokenizer into a Hugging Face folder: a real checkpoint for the quantizer.
 
     python tests/goldens/make_real_checkpoint.py gemma-3-270m.gguf FOLDER
 
-Needs torch-free but heavy packages: gguf, safetensors, sentencepiece with protobuf, tokenizers, transformers. The folder
-gets model.safetensors (BF16), config.json as transformers 4 writes it, and the tokenizer three ways: tokenizer.model,
-tokenizer.json, tokenizer_config.json.
+Needs gguf, sentencepiece with protobuf, and tokenizers. The folder gets model.safetensors (BF16), config.json as
+transformers 4 writes it, and the tokenizer three ways: tokenizer.model, tokenizer.json, tokenizer_config.json.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from edge_gemma.errors import OutputError
 from edge_gemma.quantize import atomic_file, cli, convert, quantize
-
 from tests.quantize import tiny_checkpoint as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,9 +34,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_bytes_do_not_depend_on_threads_or_slabs(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_do_not_depend_on_threads_or_slabs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     for threads, slab in ((1, 1 << 20), (2, 1 << 10), (4, 1 << 8), (3, 7)):
         monkeypatch.setattr(convert, "SLAB_VALUES", slab)

@@ -3,12 +3,13 @@
 import gguf
 import numpy as np
 import pytest
-from edge_gemma.formats import FORMATS
-from edge_gemma.quantize import blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+
+from edge_gemma.formats import FORMATS
+from edge_gemma.quantize import blocks
 
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 SMALLEST = 2.0**-126 * 8 * 127  # below it a scale's reciprocal may overflow, and the reference is left to the CPU

@@ -207,7 +207,9 @@ def write_tokenizer(folder: Path, kind: str = "model") -> None:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()), "utf-8")
 
 
-def write_weights(folder: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: str = "F32", shards: int = 1) -> None:
+def write_weights(
+    folder: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: str = "F32", shards: int = 1
+) -> None:
     if shards == 1:
         write_safetensors(folder / "model.safetensors", tensors, dtype)
         return
