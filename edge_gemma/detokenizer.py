@@ -36,6 +36,5 @@ class Detokenizer:
     def flush(self) -> str:
         """What is left when the text ends: nothing, or U+FFFD for the beginning of a character. Starts a new text."""
         rest = self._decoder.decode(b"", True)
-        self._decoder.reset()
         self._at_start = True
         return rest

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_gemma import NumericalError
-from edge_gemma.sampler import Candidates, Sampler, SamplingParams, draw, draw_from_all, penalize, top_k
+from edge_gemma.sampler import Candidates, Sampler, SamplingParams, draw, draw_from_all, penalize, top_k, top_p
 
 NEUTRAL: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -85,6 +85,7 @@ def test_draws_what_the_plain_chain_can_draw(logits: list[float], chosen: dict[s
         {"top_p": 0.0},
         {"min_p": 0.1},
         {"min_p": 1.0},
+        {"min_p": 0.05, "top_p": 0.9},
         {"temperature": 0.5},
         {"temperature": 3.0, "top_k": 4, "top_p": 0.95, "min_p": 0.05},
         {"repetition_penalty": 1.5, "frequency_penalty": 0.3, "presence_penalty": 0.2},
@@ -139,6 +140,17 @@ def test_a_token_of_chance_zero_is_never_drawn(uniform: float) -> None:
     logits = f32([-math.inf] * 600 + [0.0] + [-math.inf] * 600)
     assert draw_from_all(logits, 1.0, uniform) == 600
     assert draw(top_k(logits, 40), 1.0, uniform) == 600
+
+
+def test_top_p_stops_where_the_sum_reaches_p() -> None:
+    four = top_k(f32([0, 0, 0, 0]), 4)
+    assert top_p(four, 0.5).ids.tolist() == [0, 1]
+    assert top_p(four, 0.5000001).ids.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 100])
+def test_top_k_leaves_out_what_has_no_chance(k: int) -> None:
+    assert top_k(f32([-math.inf, 1, -math.inf, 2]), k).ids.tolist() == [3, 1][:k]
 
 
 CHAINS: list[dict[str, Any]] = [

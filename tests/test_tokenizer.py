@@ -332,6 +332,11 @@ def test_metadata_of_other_converters(load: Load) -> None:
     assert found.encode("a") == [2, A]
 
 
+def test_the_longest_control_token_is_found(load: Load) -> None:
+    found = load(small_gguf([*SMALL, ("<c>", 0.0, CONTROL), ("<c>>", 0.0, CONTROL), ("!", 0.0, CONTROL)]))
+    assert found.encode("a<c>>a<c>!<c", add_bos=False, parse_special=True)[:5] == [A, 270, A, 269, 271]
+
+
 def test_eot_ends_a_text_by_id(load: Load) -> None:
     entries = [*SMALL, ("<|end|>", 0.0, USER_DEFINED)]
     assert load(small_gguf(entries).set("tokenizer.ggml.eot_token_id", u32(269))).eog_ids == {1, END, 269}
