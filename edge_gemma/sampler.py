@@ -206,7 +206,7 @@ def _likely(logits: Logits, p: float) -> Candidates:
 
 
 def _nucleus(logits: Logits, p: float) -> Candidates:
-    """As many of the largest logits as hold the probability p; sorting all of them would take 20 ms."""
+    """As many of the largest logits as hold the probability p; sorting all 262,144 takes 28 ms."""
     largest = _finite(float(logits.max()))
     total = _total(logits, largest)
     k = 1024
@@ -219,7 +219,7 @@ def _nucleus(logits: Logits, p: float) -> Candidates:
 
 def _weights(logits: Logits, largest: float, temperature: float = 1.0) -> Logits:
     """exp((logit - largest) / temperature), in one temporary: the allocator gives a second one back to the system each
-    time, and touching fresh pages again costs ten times the arithmetic."""
+    time, and touching fresh pages again costs six times the arithmetic."""
     weights = logits - np.float32(largest)
     with np.errstate(over="ignore"):
         weights /= np.float32(max(temperature, COLDEST))
