@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from edge_gemma.quantize.checkpoint import CheckpointFolder
@@ -38,6 +37,6 @@ def _sampling(config: dict[str, Any]) -> Metadata:
         keys["general.sampling.top_k"] = i32(top_k)
     for name, key in SAMPLING.items():
         value = config.get(name)
-        if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e6:
+        if isinstance(value, int | float) and abs(value) < 1e6:
             keys[f"general.sampling.{key}"] = f32(value)
     return keys

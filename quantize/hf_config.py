@@ -6,7 +6,6 @@ source: configuration_gemma.py, configuration_gemma2.py and configuration_gemma3
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +107,7 @@ def read_hyperparameters(config: dict[str, Any], where: str = "config.json") -> 
 
 def _architecture(config: dict[str, Any], where: str) -> str:
     names = config.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in list(ARCHITECTURES):
         raise CheckpointError(f"{where}: architectures is {names!r}; one of {', '.join(ARCHITECTURES)} is converted")
     if "quantization_config" in config:
         raise CheckpointError(f"{where}: quantization_config: quantized checkpoints are not read")
@@ -116,7 +115,8 @@ def _architecture(config: dict[str, Any], where: str) -> str:
 
 
 def _tied(config: dict[str, Any], text: dict[str, Any], where: str) -> bool:
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
+    given = [source.get("tie_word_embeddings") for source in (config, text)]
+    tied = next((value for value in given if value is not None), True)
     if not isinstance(tied, bool):
         raise CheckpointError(f"{where}: tie_word_embeddings must be true or false, got {tied!r}")
     return tied
@@ -146,7 +146,7 @@ class _Fields:
 
     def number(self, key: str, low: float, high: float) -> float:
         value = self.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:  # false for NaN and infinities too
             raise self.error(key, f"must be a number in {low:g}..{high:g}, got {value!r}")
         return float(value)
 
@@ -167,7 +167,7 @@ def _refuse_variants(fields: _Fields, architecture: str) -> None:
     activation = fields.get("hidden_activation")
     if activation is None and architecture == "gemma":
         # The first Gemma configs say "gelu" in hidden_act and mean the tanh form (transformers #29402).
-        activation = {"gelu": "gelu_pytorch_tanh", None: "gelu_pytorch_tanh"}.get(key := fields.get("hidden_act"), key)
+        activation = "gelu_pytorch_tanh" if fields.get("hidden_act") in ("gelu", None) else fields.get("hidden_act")
     if activation != "gelu_pytorch_tanh":
         raise fields.error("hidden_activation", f"is {activation!r}; only gelu_pytorch_tanh is supported")
     if architecture == "gemma3" and fields.get("attn_logit_softcapping") is not None:

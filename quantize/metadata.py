@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import __version__
+from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize.hf_config import Hyperparameters
 from edge_gemma.quantize.special_tokens import SpecialTokens
 from edge_gemma.quantize.vocab import CONTROL, Vocabulary
@@ -54,8 +55,11 @@ def boolean(value: bool) -> Value:
 
 
 def string(value: str) -> Value:
-    """A text, stored as UTF-8."""
-    return Value("STRING", value.encode())
+    """A text, stored as UTF-8. Raises CheckpointError for a lone surrogate, which JSON can spell."""
+    try:
+        return Value("STRING", value.encode())
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{value[:80]!r} has no UTF-8 form") from None
 
 
 def bools(values: Iterable[bool]) -> Value:

@@ -65,8 +65,8 @@ def _flag(tokenizer: dict[str, Any], role: str, default: bool) -> bool:
 def _chat_template(folder: CheckpointFolder, tokenizer: dict[str, Any]) -> str | None:
     template = tokenizer.get("chat_template")
     if isinstance(template, list):  # [{"name": "default", "template": ...}, ...]
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        defaults = [e.get("template") for e in template if isinstance(e, dict) and e.get("name") == "default"]
+        template = defaults[0] if defaults else None
     if template is None and (path := folder.file("chat_template.jinja")) is not None:
         if path.stat().st_size > MAX_TEMPLATE:
             raise CheckpointError(f"{path}: longer than {MAX_TEMPLATE} bytes")

@@ -207,3 +207,11 @@ def test_module_is_a_program(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "create it first" in done.stderr
+
+
+def test_progress_bar_on_a_terminal(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main([str(folder), str(tmp_path / "out.gguf")]) == 0
+    assert "B/s" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint import INDEX, CheckpointFolder
+from edge_gemma.quantize.hf_source import open_folder
 from edge_gemma.quantize.safetensors import read_safetensors
 from tests.quantize import tiny_checkpoint as tiny
 
@@ -263,3 +264,37 @@ def test_outlier_beyond_float16_is_an_error(tmp_path: Path) -> None:
     tiny.write_weights(tmp_path, tensors)
     with pytest.raises(CheckpointError, match=r"up_proj.weight: row 3: 1e\+06 is too large for Q4_0"):
         quantize(tmp_path, tmp_path / "out.gguf")
+
+
+ODD = [[], {}, [[1]], {"a": [1]}, 10**400, 1e308, "x", "\ud800", -1, True, None, [None] * 3]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"])
+def test_odd_values_anywhere_are_errors_or_harmless(tmp_path: Path, name: str) -> None:
+    """Each key of each file in turn gets each odd value; nothing but CheckpointError may come out."""
+    tiny.write_checkpoint(tmp_path, tokenizer="json", rope_scaling=None, rope_parameters=None, layer_types=None)
+    path = tmp_path / name
+    document = {"top_k": 1, "temperature": 1.0} if not path.exists() else json.loads(path.read_text())
+    refused = 0
+    for key in [*document, "chat_template", "text_config"]:
+        for odd in ODD:
+            path.write_text(json.dumps({**document, key: odd}))
+            try:
+                open_folder(tmp_path)
+            except CheckpointError:
+                refused += 1
+    assert refused > 0 or name == "generation_config.json"
+
+
+@pytest.mark.parametrize("key", ["type", "vocab", "merges", "unk_token", "byte_fallback"])
+def test_odd_values_in_the_tokenizer_model(tmp_path: Path, key: str) -> None:
+    tiny.write_checkpoint(tmp_path, tokenizer="json")
+    document = tiny.tokenizer_json()
+    for odd in ODD:
+        changed = {**document, "model": {**document["model"], key: odd}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+        try:
+            open_folder(tmp_path)
+        except CheckpointError:
+            continue
+        assert key == "unk_token" or (key, odd) in (("byte_fallback", True), ("merges", []))
