@@ -267,7 +267,8 @@ def make_span(kind: str) -> Any:
             score(q, q_stride, count, k + SIZE * key * head_dim, head_dim, s + 4 * key)
         for i in range(count):
             high = position + i * advance
-            _weigh(s + i * 4 * SPAN, start, first_block, end_block, high - window + 1, high, cap, records + i * record)
+            lowest = max(high - window + 1, 0)
+            _weigh(s + i * 4 * SPAN, start, first_block, end_block, lowest, high, cap, records + i * record)
         sum_values(s, count, v, head_dim, first, end, records + _V, record)
 
     return span, SIZE

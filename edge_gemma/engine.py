@@ -1,0 +1,152 @@
+"""A model ready to run: weights in the mapping, recorded program, cache, threads. Knows no text and no sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.cache import KVCache
+from edge_gemma.config import GemmaConfig
+from edge_gemma.errors import ContextOverflowError, ModelFormatError
+from edge_gemma.gguf import GgufFile
+from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.layout import attention_scratch, matmul_scratch
+from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.threads import Team
+from edge_gemma.model import record, record_logits
+from edge_gemma.program import Program, Rows
+from edge_gemma.step import Step
+from edge_gemma.weights import Weights
+
+HEAD_STEP = 32
+"""The kernels rotate and cache heads in steps of so many dimensions."""
+
+Progress = Callable[[int, int, str], None]
+ChunkProgress = Callable[[int, int], None]
+
+
+class Cancelled(Exception):  # noqa: N818  (an answer, not a fault)
+    """The program was cancelled; the cache holds what was there before the step."""
+
+
+class Engine:
+    """Runs steps of one sequence, from an empty cache at position 0. One call at a time.
+
+    context: positions the cache holds; chunk: most rows of a step; kv_type: the cache's elements.
+    `progress(done, total, name)` reports kernels being compiled, on the first run on a machine.
+    """
+
+    def __init__(
+        self,
+        file: GgufFile,
+        config: GemmaConfig,
+        weights: Weights,
+        *,
+        context: int,
+        chunk: int,
+        threads: int,
+        kv_type: Literal["f16", "f32"],
+        progress: Progress | None = None,
+    ) -> None:
+        if config.head_dim % HEAD_STEP:
+            key = f"{config.architecture}.attention.key_length"
+            raise ModelFormatError(f"{config.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
+        self.config, self.context, self.chunk, self.threads = config, context, chunk, threads
+        self.position = 0
+        self._file = file
+        self._cache = KVCache(config, context, chunk, kv_type)
+        program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type)
+        self._x = record(program, config, weights, self._cache)
+        self._body = len(program)
+        record_logits(program, config, weights, self._x, Rows("logits", config.vocab_size, 0, 4 * config.vocab_size))
+        self._program = program
+        self._table = program.table(shared().load(program.kernels(), progress))
+        group = config.n_heads // config.n_kv_heads
+        scratch = max(matmul_scratch(chunk), attention_scratch(config.head_dim, group))
+        self._step = Step(config, chunk, threads, -(-scratch // 4096) * 4096)
+        self._team = Team(threads)
+
+    def close(self) -> None:
+        """End the threads. The engine must not be used afterwards."""
+        self._team.close()
+
+    def cancel(self) -> None:
+        """Make a running `prefill`, `decode` or `logits` raise Cancelled soon. From any thread."""
+        self._step.cancelled = True
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.position = 0
+
+    def prefill(self, tokens: list[int], progress: ChunkProgress | None = None) -> NDArray[np.float32]:
+        """Append `tokens`, chunk by chunk; the last one's logits, (V,)."""
+        ids = self._checked(tokens)
+        for start in range(0, len(ids), self.chunk):
+            if progress:
+                progress(start, len(ids))
+            part = ids[start : start + self.chunk]
+            self._run(part, self._table[: self._body])
+        logits = np.empty(self.config.vocab_size, np.float32)
+        self._head(len(part) - 1, logits)
+        if progress:
+            progress(len(ids), len(ids))
+        return logits
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Append one token; its logits, (V,)."""
+        logits = np.empty(self.config.vocab_size, np.float32)
+        self._point_head(0, logits)
+        self._run(self._checked([token]), self._table)
+        return logits
+
+    def logits(self, tokens: list[int], chunk: int | None = None) -> NDArray[np.float32]:
+        """Append `tokens`; the logits of each, (T, V)."""
+        ids, size = self._checked(tokens), chunk or self.chunk
+        if not 1 <= size <= self.chunk:
+            raise ValueError(f"chunk: {size} is outside 1..{self.chunk}, the model's chunk")
+        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
+        for start in range(0, len(ids), size):
+            self._point_head(0, logits[start:])
+            self._run(ids[start : start + size], self._table)
+        return logits
+
+    def _checked(self, tokens: list[int]) -> NDArray[np.int64]:
+        ids = np.asarray(tokens, np.int64)
+        if not len(ids):
+            raise ValueError("tokens: there must be at least one")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise ValueError(f"tokens: ids must be in 0..{self.config.vocab_size - 1}")
+        if self.position + len(ids) > self.context:
+            raise ContextOverflowError(
+                f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}; open with a larger one"
+            )
+        self._file.check_unchanged()
+        self._step.cancelled = False
+        return ids
+
+    def _run(self, ids: NDArray[np.int64], table: NDArray[np.int64]) -> None:
+        self._step.prepare(ids, self.position)
+        self._execute(table)
+        self.position += len(ids)
+
+    def _head(self, row: int, logits: NDArray[np.float32]) -> None:
+        """Logits of one row of the last step."""
+        self._point_head(row, logits)
+        self._step.words[ops.STEP_ROWS] = 1
+        self._execute(self._table[self._body :])
+
+    def _point_head(self, row: int, logits: NDArray[np.float32]) -> None:
+        """Have the logits' operations read from `row` on, and write to `logits`."""
+        head = self._table[self._body :]
+        head[0, ops.NORM.slots[0]] = self._x.address + row * self._x.stride
+        for operation, name in ((ops.MATMUL, "y"), (ops.SOFTCAP, "x")):
+            which = -1 if self.config.final_softcap is None or operation is ops.SOFTCAP else -2
+            if operation is ops.MATMUL or self.config.final_softcap is not None:
+                head[which, operation.slots[operation.arguments.index(name)]] = logits.ctypes.data
+
+    def _execute(self, table: NDArray[np.int64]) -> None:
+        if not self._team.run(table, self._step.words):
+            raise Cancelled

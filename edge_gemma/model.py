@@ -1,0 +1,63 @@
+"""The forward pass of Gemma 1, 2 and 3, recorded once when a model is opened.
+
+Reads like the papers (arXiv:2403.08295, 2408.00118, 2503.19786). Knows no files, threads, instruction sets or
+sampling. T: rows of a step, D: model width, F: feed-forward width, H x d: query heads, K x d: key-value heads,
+V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from edge_gemma.cache import KVCache, LayerCache
+from edge_gemma.config import GemmaConfig
+from edge_gemma.gguf import Tensor
+from edge_gemma.program import Program, Rows
+from edge_gemma.weights import LayerWeights, Weights
+
+EVERYTHING = 2**40
+"""The window of a global layer."""
+
+
+def record(p: Program, config: GemmaConfig, weights: Weights, cache: KVCache) -> Rows:
+    """Tokens to the last layer's output, (T, D)."""
+    x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
+    for i, w in enumerate(weights.layers):
+        attended = attention(p, config, w, cache.layers[i], x, local=config.local_layers[i])
+        residual(p, config, x, attended, w.post_attention_norm)
+        residual(p, config, x, feed_forward(p, config, w, x), w.post_ffw_norm)
+    return x
+
+
+def record_logits(p: Program, config: GemmaConfig, weights: Weights, x: Rows, logits: Rows) -> None:
+    """The last layer's output to logits, (T, V), written to `logits`."""
+    h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h")  # (T, D)
+    p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
+    if config.final_softcap is not None:
+        p.softcap(logits, config.final_softcap)
+
+
+def attention(p: Program, config: GemmaConfig, w: LayerWeights, cache: LayerCache, x: Rows, *, local: bool) -> Rows:
+    """Grouped-query attention, over the window on local layers."""
+    eps = config.rms_eps
+    h = p.rms_norm(x, w.attn_norm, eps, out="h")  # (T, D)
+    q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
+    k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
+    v = p.matmul(h, w.attn_v, out="v")  # (T, K d)
+    p.rotate(q, config.head_dim, norm=w.attn_q_norm, epsilon=eps, scale=config.attn_scale, local=local)
+    p.rotate(k, config.head_dim, norm=w.attn_k_norm, epsilon=eps, scale=1.0, local=local)
+    p.append(cache, k, v)
+    window = config.window if local and config.window is not None else EVERYTHING
+    a = p.attend(cache, q, window=window, softcap=config.attn_softcap, out="a")  # (T, H d)
+    return p.matmul(a, w.attn_output, out="o")  # (T, D)
+
+
+def feed_forward(p: Program, config: GemmaConfig, w: LayerWeights, x: Rows) -> Rows:
+    """GeGLU."""
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h")  # (T, D)
+    gate = p.matmul(h, w.ffn_gate, out="gate")  # (T, F)
+    up = p.matmul(h, w.ffn_up, out="up")  # (T, F)
+    return p.matmul(p.gelu_gate(gate, up), w.ffn_down, out="o")  # (T, D)
+
+
+def residual(p: Program, config: GemmaConfig, x: Rows, y: Rows, post_norm: Tensor | None) -> Rows:
+    """x = x + y, or x + norm(y) where the architecture has post-norms."""
+    return p.add(x, y) if post_norm is None else p.add_norm(x, y, post_norm, config.rms_eps)

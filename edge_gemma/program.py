@@ -1,0 +1,267 @@
+"""Record a forward pass as a table for the kernels. Knows operations and buffers; knows no model and runs nothing.
+
+Each method names one operation on the rows of a step and appends it to the table; the shapes in comments use T for
+the rows. Buffers are named by `out` and may be written again under the same name. What an operation reads and writes
+decides where all threads have to meet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.cache import LayerCache
+from edge_gemma.gguf import Tensor
+from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
+from edge_gemma.kernels.operations import Kernel, Operation
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A buffer of float32 rows: (T, columns)."""
+
+    name: str
+    columns: int
+    address: int
+    stride: int
+
+
+def aligned_bytes(size: int) -> NDArray[np.uint8]:
+    """Zeroed memory that begins a cache line. Pages are not resident until they are touched."""
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    skip = -memory.ctypes.data % ALIGNMENT
+    return memory[skip : skip + size]
+
+
+class Program:
+    """The table of one model: operations in order, with the memory they work in.
+
+    `max_rows` bounds the rows of a step; `address_of` gives the address of a tensor's data.
+    """
+
+    def __init__(self, max_rows: int, address_of: Callable[[Tensor], int], kv_type: str) -> None:
+        self.max_rows = max_rows
+        self.kv_type = kv_type
+        self._address_of = address_of
+        self._memory: dict[str, NDArray[np.uint8]] = {}
+        self._rows: list[list[int]] = []
+        self._kernels: list[tuple[Kernel, Kernel]] = []
+        self._read: set[str] = set()
+        self._written: set[str] = set()
+        self._quantized: dict[tuple[str, int], Rows] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def buffer_bytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(memory.nbytes for memory in self._memory.values())
+
+    def kernels(self) -> set[Kernel]:
+        """All kernels the table calls."""
+        return {kernel for pair in self._kernels for kernel in pair}
+
+    def table(self, addresses: dict[Kernel, int]) -> NDArray[np.int64]:
+        """The table, int64 (operations, ROW_WORDS), with the kernels' addresses filled in."""
+        table = np.zeros((len(self._rows), ops.ROW_WORDS), np.int64)
+        for row, words, (one, many) in zip(table, self._rows, self._kernels, strict=True):
+            row[ops.BARRIER : ops.BARRIER + len(words)] = words
+            row[ops.ONE], row[ops.MANY] = addresses[one], addresses[many]
+        return table
+
+    # ---- operations ----------------------------------------------------------------------------------------------
+
+    def embed(self, table: Tensor, scale: float, *, out: str) -> Rows:
+        """out = scale * table[token]."""
+        y = self._buffer(out, table.shape[1])
+        self._emit(
+            ops.EMBED,
+            Kernel("elementwise", f"embed_{table.format.name}"),
+            (),
+            (out,),
+            *(self._address_of(table), table.row_bytes, y.columns, y.address, y.stride, _real(scale)),
+        )
+        return y
+
+    def rms_norm(self, x: Rows, weight: Tensor, epsilon: float, *, out: str) -> Rows:
+        """out = x / rms(x) * weight."""
+        return self._norm(x, weight, epsilon, out, base=None)
+
+    def add_norm(self, base: Rows, x: Rows, weight: Tensor, epsilon: float) -> Rows:
+        """base = base + x / rms(x) * weight."""
+        return self._norm(x, weight, epsilon, base.name, base=base)
+
+    def _norm(self, x: Rows, weight: Tensor, epsilon: float, out: str, base: Rows | None) -> Rows:
+        y = self._buffer(out, x.columns)
+        self._emit(
+            ops.NORM,
+            Kernel("elementwise", "norm"),
+            (x.name, out) if base else (x.name,),
+            (out,),
+            *(x.address, x.stride, self._address_of(weight), x.columns, _real(epsilon)),
+            *((base.address, base.stride) if base else (0, 0)),
+            *(y.address, y.stride),
+        )
+        return y
+
+    def add(self, base: Rows, x: Rows) -> Rows:
+        """base = base + x."""
+        self._emit(
+            ops.ADD,
+            Kernel("elementwise", "add"),
+            (x.name, base.name),
+            (base.name,),
+            *(x.address, x.stride, base.address, base.stride, x.columns),
+        )
+        return base
+
+    def matmul(self, x: Rows, weight: Tensor, *, out: str, rows: Rows | None = None) -> Rows:
+        """out = x weight^T. Quantized weights take x as int8 blocks, which are made once per x. `rows`: where to write."""
+        y = rows or self._buffer(out, weight.shape[0])
+        if weight.format.is_float:
+            one = many = Kernel("matmul_float", weight.format.name)
+        else:
+            one, many = Kernel("matvec", weight.format.name), Kernel("matmul", weight.format.name)
+            x = self._quantize(x, ZEROS.get(weight.format.name, 0))
+        self._emit(
+            ops.MATMUL,
+            one,
+            (x.name,),
+            (out,),
+            *(self._address_of(weight), weight.row_bytes, *weight.shape, x.address, x.stride, y.address, y.stride),
+            many=many,
+        )
+        return y
+
+    def _quantize(self, x: Rows, zero: int) -> Rows:
+        if (x.name, zero) not in self._quantized:
+            q = self._allocate(f"{x.name} as int8, zero {zero}", x.columns, activation_bytes(x.columns))
+            self._emit(
+                ops.QUANTIZE,
+                Kernel("activations", "quantize"),
+                (x.name,),
+                (q.name,),
+                *(x.address, x.stride, x.columns, zero, q.address, q.stride),
+            )
+            self._quantized[x.name, zero] = q
+        return self._quantized[x.name, zero]
+
+    def rotate(
+        self, x: Rows, head_dim: int, *, norm: Tensor | None, epsilon: float, scale: float, local: bool
+    ) -> Rows:
+        """Heads of x in place: RMS norm if there is one, rotary embedding, scale."""
+        self._emit(
+            ops.ROTATE,
+            Kernel("elementwise", "rotate"),
+            (x.name,),
+            (x.name,),
+            *(x.address, x.stride, x.columns // head_dim, head_dim),
+            *(self._address_of(norm) if norm else 0, _real(epsilon), _real(scale)),
+            ops.STEP_ANGLES_LOCAL if local else ops.STEP_ANGLES_GLOBAL,
+        )
+        return x
+
+    def append(self, cache: LayerCache, k: Rows, v: Rows) -> None:
+        """Keys and values of the step's rows into the cache, at their positions."""
+        self._emit(
+            ops.APPEND,
+            Kernel("attention", f"append_{self.kv_type}"),
+            (k.name, v.name),
+            (cache.name,),
+            *(k.address, v.address, k.stride, cache.heads, cache.head_dim, cache.keys, cache.values),
+            *(cache.sequence_bytes, cache.head_bytes, cache.capacity),
+        )
+
+    def attend(self, cache: LayerCache, q: Rows, *, window: int, softcap: float | None, out: str) -> Rows:
+        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1."""
+        y = self._buffer(out, q.columns)
+        heads, head_dim = q.columns // cache.head_dim, cache.head_dim
+        spans = f"spans of {cache.capacity}"
+        partial = self._room(spans, partial_bytes(heads, head_dim, cache.capacity))
+        self._emit(
+            ops.ATTEND,
+            Kernel("attention", f"attend_one_{self.kv_type}"),
+            (q.name, cache.name),
+            (out, spans),
+            *(q.address, q.stride, y.address, y.stride, heads, cache.heads, head_dim, cache.keys, cache.values),
+            *(cache.sequence_bytes, cache.head_bytes, cache.capacity, window, _real(softcap or 0.0), partial),
+            many=Kernel("attention", f"attend_{self.kv_type}"),
+        )
+        self._emit(
+            ops.MERGE,
+            Kernel("attention", "merge"),
+            (spans,),
+            (out,),
+            *(y.address, heads, head_dim, window, cache.capacity, partial),
+            many=Kernel("attention", "nothing"),
+        )
+        return y
+
+    def gelu_gate(self, gate: Rows, up: Rows) -> Rows:
+        """gate = gelu(gate) * up."""
+        self._emit(
+            ops.GATE,
+            Kernel("elementwise", "gate"),
+            (gate.name, up.name),
+            (gate.name,),
+            *(gate.address, up.address, gate.stride, gate.columns, gate.address, gate.stride),
+        )
+        return gate
+
+    def softcap(self, x: Rows, cap: float) -> Rows:
+        """x = cap * tanh(x / cap)."""
+        self._emit(
+            ops.SOFTCAP,
+            Kernel("elementwise", "softcap"),
+            (x.name,),
+            (x.name,),
+            *(x.address, x.stride, x.columns, _real(cap)),
+        )
+        return x
+
+    # ---- the table -----------------------------------------------------------------------------------------------
+
+    def _emit(
+        self,
+        operation: Operation,
+        kernel: Kernel,
+        reads: tuple[str, ...],
+        writes: tuple[str, ...],
+        *arguments: int,
+        many: Kernel | None = None,
+    ) -> None:
+        assert len(arguments) == len(operation.arguments), operation
+        barrier = bool(self._written & {*reads, *writes} or self._read & set(writes))
+        if barrier:
+            self._read, self._written = set(), set()
+        self._read |= set(reads)
+        self._written |= set(writes)
+        self._quantized = {key: q for key, q in self._quantized.items() if key[0] not in writes}
+        self._rows.append([int(barrier), *arguments])
+        self._kernels.append((kernel, many or kernel))
+
+    def _buffer(self, name: str, columns: int) -> Rows:
+        return self._allocate(name, columns, 4 * columns)
+
+    def _allocate(self, name: str, columns: int, stride: int) -> Rows:
+        stride = -(-stride // ALIGNMENT) * ALIGNMENT
+        return Rows(name, columns, self._room(name, stride * self.max_rows), stride)
+
+    def _room(self, name: str, size: int) -> int:
+        """Address of the memory called `name`, of at least `size` bytes."""
+        if name not in self._memory:
+            self._memory[name] = aligned_bytes(size)
+        assert self._memory[name].nbytes >= size, f"{name} was recorded smaller"
+        return self._memory[name].ctypes.data
+
+
+def _real(value: float) -> int:
+    """The bits of a float64 as an integer word."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
