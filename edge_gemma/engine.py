@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -78,12 +78,13 @@ class Engine:
         self._step.cancelled = True
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Forget the sequence, and a cancel that came too late for it."""
         self.position = 0
+        self._step.cancelled = False
 
-    def prefill(self, tokens: list[int], progress: ChunkProgress | None = None) -> NDArray[np.float32]:
+    def prefill(self, tokens: Sequence[int], progress: ChunkProgress | None = None) -> NDArray[np.float32]:
         """Append `tokens`, chunk by chunk; the last one's logits, (V,)."""
-        ids = self._checked(tokens)
+        ids = self._begin(tokens)
         for start in range(0, len(ids), self.chunk):
             if progress:
                 progress(start, len(ids))
@@ -99,12 +100,12 @@ class Engine:
         """Append one token; its logits, (V,)."""
         logits = np.empty(self.config.vocab_size, np.float32)
         self._point_head(0, logits)
-        self._run(self._checked([token]), self._table)
+        self._run(self._begin([token]), self._table)
         return logits
 
-    def logits(self, tokens: list[int], chunk: int | None = None) -> NDArray[np.float32]:
+    def logits(self, tokens: Sequence[int], chunk: int | None = None) -> NDArray[np.float32]:
         """Append `tokens`; the logits of each, (T, V)."""
-        ids, size = self._checked(tokens), chunk or self.chunk
+        ids, size = self._begin(tokens), chunk or self.chunk
         if not 1 <= size <= self.chunk:
             raise ValueError(f"chunk: {size} is outside 1..{self.chunk}, the model's chunk")
         logits = np.empty((len(ids), self.config.vocab_size), np.float32)
@@ -113,18 +114,25 @@ class Engine:
             self._run(ids[start : start + size], self._table)
         return logits
 
-    def _checked(self, tokens: list[int]) -> NDArray[np.int64]:
-        ids = np.asarray(tokens, np.int64)
-        if not len(ids):
-            raise ValueError("tokens: there must be at least one")
+    def check(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+        """The ids as an array, if a sequence may begin with them. Raises ValueError, ContextOverflowError."""
+        return self._checked(tokens, 0)
+
+    def _checked(self, tokens: Sequence[int], position: int) -> NDArray[np.int64]:
+        ids = np.asarray(tokens)
+        if not len(ids) or ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError("tokens: there must be at least one, and all must be integers")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise ValueError(f"tokens: ids must be in 0..{self.config.vocab_size - 1}")
-        if self.position + len(ids) > self.context:
+        if position + len(ids) > self.context:
             raise ContextOverflowError(
-                f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}; open with a larger one"
+                f"{position + len(ids)} tokens do not fit the context of {self.context}; open with a larger one"
             )
+        return ids.astype(np.int64)
+
+    def _begin(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+        ids = self._checked(tokens, self.position)
         self._file.check_unchanged()
-        self._step.cancelled = False
         return ids
 
     def _run(self, ids: NDArray[np.int64], table: NDArray[np.int64]) -> None:

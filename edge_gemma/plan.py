@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from edge_gemma.cache import layer_capacity
+from edge_gemma.cache import ELEMENT_BYTES, layer_capacity
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.weights import Weights
@@ -16,7 +16,8 @@ from edge_gemma.weights import Weights
 KvType: TypeAlias = Literal["f16", "f32"]
 
 DEFAULT_CHUNK = 256
-KV_ELEMENT_BYTES = {"f16": 2, "f32": 4}
+BUFFER_LIMIT = 40 * 2**20
+"""A smaller chunk is taken where the activations of DEFAULT_CHUNK rows would exceed this."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def memory_plan(
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in weights.tensors()),
-        kv_cache=kv_cache_bytes(config, context, chunk, KV_ELEMENT_BYTES[kv_type]),
+        kv_cache=kv_cache_bytes(config, context, chunk, ELEMENT_BYTES[kv_type]),
         buffers=buffer_bytes(config, chunk),
     )
 
@@ -53,9 +54,18 @@ def kv_cache_bytes(config: GemmaConfig, context: int, chunk: int, element_bytes:
 
 
 def buffer_bytes(config: GemmaConfig, chunk: int) -> int:
-    """Activations, float32, of `chunk` rows."""
-    attention = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    return 4 * chunk * (4 * config.d_model + 2 * config.d_ff + attention)
+    """Activations of `chunk` rows: float32 rows, and 2 bytes a value where they are quantized for a product."""
+    q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    floats = 3 * config.d_model + 2 * q_width + 2 * kv_width + 2 * config.d_ff
+    return chunk * (4 * floats + 2 * (config.d_model + q_width + config.d_ff))
+
+
+def default_chunk(config: GemmaConfig) -> int:
+    """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK."""
+    chunk = DEFAULT_CHUNK
+    while chunk > 32 and buffer_bytes(config, chunk) > BUFFER_LIMIT:
+        chunk //= 2
+    return chunk
 
 
 def require_budget(
@@ -73,7 +83,7 @@ def require_budget(
     """
 
     def own(positions: int) -> int:
-        return buffer_bytes(config, chunk) + kv_cache_bytes(config, positions, chunk, KV_ELEMENT_BYTES[kv_type])
+        return buffer_bytes(config, chunk) + kv_cache_bytes(config, positions, chunk, ELEMENT_BYTES[kv_type])
 
     plan = memory_plan(config, weights, context, chunk=chunk, kv_type=kv_type)
     if own(context) <= budget:

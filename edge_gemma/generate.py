@@ -1,0 +1,117 @@
+"""Token by token: prefill, sample, stop, stream. Knows no shapes and no files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edge_gemma.detokenizer import Detokenizer
+from edge_gemma.engine import ChunkProgress, Engine
+from edge_gemma.sampler import Sampler, SamplingParams
+from edge_gemma.stops import StopStrings
+from edge_gemma.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Both."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. `prompt` ends with the first logits; `completion` is the rest."""
+
+    prompt: float
+    completion: float
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def prompt_per_second(self) -> float:
+        """Prompt tokens per second."""
+        return self.prompt_tokens / self.prompt if self.prompt else 0.0
+
+    @property
+    def completion_per_second(self) -> float:
+        """Tokens per second after the first, which comes with the prompt's logits."""
+        return (self.completion_tokens - 1) / self.completion if self.completion and self.completion_tokens > 1 else 0.0
+
+
+@dataclass
+class Generation:
+    """One answer being made. Iterate over it once for its pieces of text; then the other fields are final."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    prompt: Sequence[int]
+    max_tokens: int
+    params: SamplingParams
+    stop: Sequence[str] = ()
+    progress: ChunkProgress | None = None
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    timings: Timings | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        detokenizer, stops = Detokenizer(self.tokenizer), StopStrings(self.stop)
+        for token in self._tokens():
+            piece, hit = stops.push(detokenizer.push(token))
+            if piece:
+                self.text += piece
+                yield piece
+            if hit:
+                self.finish_reason = "stop"
+                break
+        tail = "" if stops.matched is not None else self._tail(detokenizer, stops)
+        if tail:
+            self.text += tail
+            yield tail
+
+    def _tail(self, detokenizer: Detokenizer, stops: StopStrings) -> str:
+        """Text held back until the end; a stop string may complete in it."""
+        piece, hit = stops.push(detokenizer.flush())
+        if hit:
+            self.finish_reason = "stop"
+            return piece
+        return piece + stops.flush()
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(len(self.prompt), len(self.token_ids))
+
+    def _tokens(self) -> Iterator[int]:
+        sampler = Sampler(self.params)
+        history = list(self.prompt)
+        start = time.perf_counter()
+        logits = self.engine.prefill(history, self.progress)
+        first = time.perf_counter()
+        try:
+            while True:
+                token = sampler.sample(logits, history)
+                self.token_ids.append(token)
+                history.append(token)
+                if token in self.tokenizer.eog_ids:
+                    self.finish_reason = "stop"
+                    return
+                yield token
+                if len(self.token_ids) >= self.max_tokens or self.engine.position >= self.engine.context:
+                    self.finish_reason = "length"
+                    return
+                logits = self.engine.decode(token)
+        finally:
+            now = time.perf_counter()
+            self.timings = Timings(first - start, now - first, len(self.prompt), len(self.token_ids))
