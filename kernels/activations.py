@@ -15,10 +15,14 @@ from edge_gemma.kernels.operations import QUANTIZE, STEP_ROWS
 from edge_gemma.kernels.simd import (
     LANES,
     absolute,
+    bits_as_float,
+    bits_as_int,
+    first_lane,
     load,
-    max_lanes,
-    maximum,
+    max_lanes_int,
+    maximum_int,
     splat,
+    splat_int,
     store_bytes,
     store_scalar,
     store_scalar_int,
@@ -27,6 +31,7 @@ from edge_gemma.kernels.simd import (
 )
 
 _HALF = 16 // LANES  # vectors in 16 values
+_SMALLEST = np.float32(2.0**-120)  # 127 divided by less may overflow; a block of less is 0
 
 _X, _X_STRIDE, _COLUMNS, _ZERO, _Q, _Q_STRIDE = QUANTIZE.slots
 
@@ -44,12 +49,12 @@ def _half_block(x: Any, inverse: Any, q: Any) -> Any:
 
 @inlined
 def quantize_block(x: Any, zero: Any, q: Any) -> Any:
-    """32 float32 at x to one line at q."""
-    top = absolute(load(x))
+    """32 float32 at x to one line at q. Magnitudes compare as integers, so that a NaN is the largest and makes d NaN."""
+    top = bits_as_int(absolute(load(x)))
     for v in range(1, 2 * _HALF):
-        top = maximum(absolute(load(x + 4 * LANES * v)), top)
-    largest = max_lanes(top)
-    inverse = np.float32(127.0) / largest if largest > np.float32(0.0) else np.float32(0.0)
+        top = maximum_int(bits_as_int(absolute(load(x + 4 * LANES * v))), top)
+    largest = first_lane(bits_as_float(splat_int(max_lanes_int(top))))
+    inverse = np.float32(127.0) / largest if largest >= _SMALLEST else np.float32(0.0)
     d = largest / np.float32(127.0)
     a = _half_block(x, splat(inverse), q)
     b = _half_block(x + 64, splat(inverse), q + 16)

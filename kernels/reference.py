@@ -248,7 +248,7 @@ def quantize(x: Floats, zero: int) -> Bytes:
     blocks = x.reshape(len(x), -1, 32)
     largest = np.abs(blocks).max(axis=-1)
     with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.where(largest > 0, f32(127) / largest, f32(0))
+        inverse = np.where(largest >= f32(2.0**-120), f32(127) / largest, f32(0))
     q = np.rint(blocks * inverse[..., None]).astype(np.int32)
     d = largest / f32(127)
     halves = q.reshape(*q.shape[:2], 2, 16).sum(axis=-1, dtype=np.int32)

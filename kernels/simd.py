@@ -340,6 +340,12 @@ def minimum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
+@_op(I, I, I)
+def maximum_int(builder: Any, a: Any, b: Any) -> Any:
+    """The larger (signed)."""
+    return builder.select(builder.icmp_signed(">", a, b), a, b)
+
+
 @_op(F, F)
 def absolute(builder: Any, a: Any) -> Any:
     """|a|."""
@@ -614,6 +620,12 @@ def sum_lanes(builder: Any, a: Any) -> Any:
 def max_lanes(builder: Any, a: Any) -> Any:
     """Largest lane."""
     return _fold(builder, a, lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
+
+
+@_op(types.int32, I)
+def max_lanes_int(builder: Any, a: Any) -> Any:
+    """Largest lane (signed)."""
+    return _fold(builder, a, lambda x, y: builder.select(builder.icmp_signed(">", x, y), x, y))
 
 
 @_op(types.int32, I)

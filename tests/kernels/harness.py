@@ -1,0 +1,153 @@
+"""Run kernels as a model does: a program's table, a step, a team of threads. Knows no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.formats import FORMATS
+from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.layout import QUERY_ROWS
+from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.operations import Kernel, Operation
+from edge_gemma.kernels.threads import Team
+
+Array = NDArray[Any]
+NOTHING = Kernel("attention", "nothing")
+
+INT_NAMES = [name for name, fmt in FORMATS.items() if not fmt.is_float]
+FLOAT_NAMES = [name for name, fmt in FORMATS.items() if fmt.is_float]
+
+
+@dataclass
+class Row:
+    """One operation: its kernels for one row and for several, and its arguments: arrays, ints or floats."""
+
+    operation: Operation
+    one: Kernel
+    many: Kernel
+    arguments: dict[str, Array | int | float]
+
+
+@dataclass
+class Step:
+    """What a step says of its rows. Neighbours of one sequence are tiled as the engine does, unless `tiles` is given."""
+
+    rows: int = 1
+    tokens: Sequence[int] = ()
+    positions: Sequence[int] = ()
+    sequences: Sequence[int] = ()
+    angles: Array | None = None
+    scratch_bytes: int = 1 << 20
+    tiles: list[tuple[int, int]] = field(default_factory=list)
+
+
+@cache
+def team(threads: int) -> Team:
+    return Team(threads)
+
+
+def row(operation: Operation, kernel: str, many: str | None = None, **arguments: Array | int | float) -> Row:
+    """`kernel` and `many` as "module.name"; `many` is the same kernel if not said."""
+    assert tuple(arguments) == operation.arguments, f"{operation.name} takes {operation.arguments}"
+    one, several = (Kernel(*name.split(".")) for name in (kernel, many or kernel))
+    return Row(operation, one, several, arguments)
+
+
+def run(rows: list[Row], step: Step, threads: int = 1) -> None:
+    """Execute the rows, a barrier before each."""
+    addresses = shared().load({kernel for r in rows for kernel in (r.one, r.many)})
+    table = aligned((len(rows), ops.ROW_WORDS), np.int64)
+    for words, r in zip(table, rows, strict=True):
+        words[[ops.ONE, ops.MANY, ops.BARRIER]] = addresses[r.one], addresses[r.many], 1
+        words[list(r.operation.slots)] = [_word(value) for value in r.arguments.values()]
+    words, kept = _step_words(step, threads)
+    assert team(threads).run(table, words)
+    del kept
+
+
+def _word(value: Array | float) -> int:
+    if isinstance(value, np.ndarray):
+        return int(value.ctypes.data)
+    return value if isinstance(value, int) else int(np.float64(value).view(np.int64))
+
+
+def _step_words(step: Step, threads: int) -> tuple[Array, list[Array]]:
+    """The words, and the arrays they point to."""
+    tiles = step.tiles or _tiles(step)
+    lists = {
+        ops.STEP_TOKENS: np.array(step.tokens, np.int64),
+        ops.STEP_POSITIONS: np.array(step.positions, np.int64),
+        ops.STEP_SEQUENCES: np.array(step.sequences, np.int64),
+        ops.STEP_TILES: np.array(tiles, np.int64),
+        ops.STEP_SCRATCH: np.full(threads * step.scratch_bytes, 0xFF, np.uint8),  # NaN wherever it is read unwritten
+    }
+    if step.angles is not None:
+        lists[ops.STEP_ANGLES_LOCAL] = step.angles
+    words = aligned((ops.STEP_WORDS,), np.int64)
+    words[ops.STEP_ROWS], words[ops.STEP_N_TILES] = step.rows, len(tiles)
+    words[ops.STEP_SCRATCH_BYTES] = step.scratch_bytes
+    for at, array in lists.items():
+        words[at] = array.ctypes.data
+    return words, list(lists.values())
+
+
+def _tiles(step: Step) -> list[tuple[int, int]]:
+    """Runs of rows of one sequence at neighbouring positions, QUERY_ROWS at most."""
+    tiles: list[tuple[int, int]] = []
+    for r, (sequence, position) in enumerate(zip(step.sequences, step.positions, strict=True)):
+        first, count = tiles[-1] if tiles else (0, 0)
+        neighbour = tiles and (sequence, position) == (step.sequences[first], step.positions[first] + count)
+        if neighbour and count < QUERY_ROWS:
+            tiles[-1] = first, count + 1
+        else:
+            tiles.append((r, 1))
+    return tiles
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros that begin on a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def random_rows(name: str, rows: int, columns: int, seed: int) -> Array:
+    """Bytes (rows, row bytes) of a format: random bits, with scales of moderate size."""
+    rng, fmt = np.random.default_rng(seed), FORMATS[name]
+    if fmt.is_float:
+        values = rng.standard_normal((rows, columns)).astype(np.float32)
+        return {"F32": values, "F16": values.astype(np.float16), "BF16": _bfloat(values)}[name].view(np.uint8)
+    blocks = rng.integers(0, 256, (rows, columns // fmt.block, fmt.nbytes), dtype=np.uint8)
+    for at in scale_offsets(name):
+        scales = rng.standard_normal((*blocks.shape[:2], 1)).astype(np.float16)
+        blocks[..., at : at + 2] = scales.view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def scale_offsets(name: str) -> tuple[int, ...]:
+    """Where a block's float16 numbers are."""
+    first = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(name, 0)
+    return (first, first + 2) if name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K") else (first,)
+
+
+def _bfloat(values: Array) -> Array:
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def assert_same_bits(got: Array, want: Array) -> None:
+    """Equal to the last bit, but for the sign and payload of NaN."""
+    assert got.shape == want.shape and got.dtype == want.dtype
+    unsigned = {2: np.uint16, 4: np.uint32, 1: np.uint8}[got.dtype.itemsize]
+    same = got.view(unsigned) == want.view(unsigned)
+    if got.dtype.kind == "f":
+        same |= np.isnan(got) & np.isnan(want)
+    if not same.all():
+        at = tuple(int(i[0]) for i in np.nonzero(~same))
+        raise AssertionError(f"{np.sum(~same)} of {same.size} differ, first at {at}: {got[at]!r}, expected {want[at]!r}")
