@@ -237,7 +237,8 @@ def dequantize(name: str, rows: Bytes) -> Floats:
         return unpack_floats(name, rows)
     w = unpack(name, rows)
     factor, offset = _factors(w)
-    return (w.values.astype(f32) * factor + offset).reshape(len(rows), -1)
+    y = w.values.astype(f32) * factor
+    return (y if w.minimum is None else y + offset).reshape(len(rows), -1)
 
 
 # ---- products ----------------------------------------------------------------------------------------------------
