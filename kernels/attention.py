@@ -21,7 +21,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from edge_gemma.kernels.atomics import inlined, real, take, word
 from edge_gemma.kernels.functions import exp, softcap
 from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, VECTOR
@@ -29,13 +28,13 @@ from edge_gemma.kernels.operations import (
     APPEND,
     ATTEND,
     MERGE,
+    STEP_N_TILES,
     STEP_POSITIONS,
     STEP_ROWS,
     STEP_SCRATCH,
     STEP_SCRATCH_BYTES,
     STEP_SEQUENCES,
     STEP_TILES,
-    STEP_N_TILES,
 )
 from edge_gemma.kernels.simd import (
     LANES,
@@ -50,6 +49,7 @@ from edge_gemma.kernels.simd import (
     outer_fma,
     scatter,
     scatter_half,
+    select_less,
     splat,
     splat_int,
     store,
@@ -102,7 +102,9 @@ def make_append(kind: str) -> Any:
 
 @inlined
 def _reset(state: Any) -> None:
+    """Nothing folded yet; a result that stays so is NaN."""
     store_scalar(state, _MINUS_INFINITY)
+    store_scalar(state + 4, np.float32(np.nan))
 
 
 @inlined
@@ -142,7 +144,7 @@ def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, c
     Keys outside low..high are masked.
     """
     inverse = np.float32(1.0) / cap
-    below, above, top = splat_int(low), splat_int(high + 1), splat(_MINUS_INFINITY)
+    below, above, top, infinity = splat_int(low), splat_int(high + 1), splat(_MINUS_INFINITY), splat(np.float32(np.inf))
     for k in range(first, end, LANES):
         score = load(scores + 4 * k)
         if cap > np.float32(0.0):
@@ -151,7 +153,7 @@ def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, c
         score = where_less(position, below, splat(_MINUS_INFINITY), score)
         score = where_less(position, above, score, splat(_MINUS_INFINITY))
         store(scores + 4 * k, score)
-        top = maximum(top, score)
+        top = maximum(top, select_less(score, infinity, score, infinity))  # NaN counts as the largest, and is not lost
     m = max_lanes(top)
     store_scalar(record, m)
     if m > _MINUS_INFINITY:

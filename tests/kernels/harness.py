@@ -36,7 +36,7 @@ class Row:
 
 @dataclass
 class Step:
-    """What a step says of its rows. Neighbours of one sequence are tiled as the engine does, unless `tiles` is given."""
+    """What a step says of its rows. Neighbours of one sequence are tiled as the engine does, if there are no `tiles`."""
 
     rows: int = 1
     tokens: Sequence[int] = ()
@@ -68,7 +68,7 @@ def run(rows: list[Row], step: Step, threads: int = 1) -> None:
         words[list(r.operation.slots)] = [_word(value) for value in r.arguments.values()]
     words, kept = _step_words(step, threads)
     assert team(threads).run(table, words)
-    del kept
+    assert (kept[ops.STEP_SCRATCH][threads * step.scratch_bytes :] == 0xFF).all(), "written behind the scratch memory"
 
 
 def _word(value: Array | float) -> int:
@@ -77,15 +77,15 @@ def _word(value: Array | float) -> int:
     return value if isinstance(value, int) else int(np.float64(value).view(np.int64))
 
 
-def _step_words(step: Step, threads: int) -> tuple[Array, list[Array]]:
-    """The words, and the arrays they point to."""
+def _step_words(step: Step, threads: int) -> tuple[Array, dict[int, Array]]:
+    """The words, and the arrays that some of them point to."""
     tiles = step.tiles or _tiles(step)
     lists = {
         ops.STEP_TOKENS: np.array(step.tokens, np.int64),
         ops.STEP_POSITIONS: np.array(step.positions, np.int64),
         ops.STEP_SEQUENCES: np.array(step.sequences, np.int64),
         ops.STEP_TILES: np.array(tiles, np.int64),
-        ops.STEP_SCRATCH: np.full(threads * step.scratch_bytes, 0xFF, np.uint8),  # NaN wherever it is read unwritten
+        ops.STEP_SCRATCH: np.full(threads * step.scratch_bytes + 4096, 0xFF, np.uint8),  # NaN if read unwritten
     }
     if step.angles is not None:
         lists[ops.STEP_ANGLES_LOCAL] = step.angles
@@ -94,7 +94,7 @@ def _step_words(step: Step, threads: int) -> tuple[Array, list[Array]]:
     words[ops.STEP_SCRATCH_BYTES] = step.scratch_bytes
     for at, array in lists.items():
         words[at] = array.ctypes.data
-    return words, list(lists.values())
+    return words, lists
 
 
 def _tiles(step: Step) -> list[tuple[int, int]]:
@@ -150,4 +150,4 @@ def assert_same_bits(got: Array, want: Array) -> None:
         same |= np.isnan(got) & np.isnan(want)
     if not same.all():
         at = tuple(int(i[0]) for i in np.nonzero(~same))
-        raise AssertionError(f"{np.sum(~same)} of {same.size} differ, first at {at}: {got[at]!r}, expected {want[at]!r}")
+        raise AssertionError(f"{np.sum(~same)} of {same.size} differ, first {at}: {got[at]!r}, expected {want[at]!r}")

@@ -32,8 +32,11 @@ def quantize(x: Array, zero: int, threads: int = 1) -> Array:
     """The kernel's lines (T, B * LINE), the unused bytes 0."""
     tokens, columns = x.shape
     lines = aligned((tokens, columns // 32 * LINE), np.uint8)
-    arguments = {"x": x, "x_stride": x.strides[0], "columns": columns, "zero": zero, "q": lines, "q_stride": lines.shape[1]}
-    run([row(QUANTIZE, "activations.quantize", **arguments)], Step(tokens), threads)
+    operation = row(
+        QUANTIZE, "activations.quantize",
+        x=x, x_stride=x.strides[0], columns=columns, zero=zero, q=lines, q_stride=lines.shape[1],
+    )  # fmt: skip
+    run([operation], Step(tokens), threads)
     return lines
 
 
