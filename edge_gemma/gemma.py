@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -27,6 +29,7 @@ from edge_gemma.generate import FinishReason, Generation, Timings, Usage
 from edge_gemma.gguf import GgufFile
 from edge_gemma.plan import MemoryPlan, default_chunk, require_budget
 from edge_gemma.sampler import SamplingParams
+from edge_gemma.stops import StopStrings
 from edge_gemma.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
@@ -44,6 +47,30 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings | None
+
+
+class Stream(Iterator[str]):
+    """The pieces of an answer, made while they are asked for. `completion` is what there is so far.
+
+    The model is busy with it from the first piece to the last; `close` ends it early, as dropping it does.
+    """
+
+    def __init__(self, pieces: Generator[str], generation: Generation) -> None:
+        self._pieces = pieces
+        self._generation = generation
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Let go of the model. Idempotent; further pieces are not made."""
+        self._pieces.close()
+
+    @property
+    def completion(self) -> Completion:
+        """Text, ids, usage and timings; the finish reason is "cancelled" until there is another."""
+        made = self._generation
+        return Completion(made.text, made.token_ids, made.finish_reason or "cancelled", made.usage, made.timings)
 
 
 class Gemma:
@@ -79,9 +106,13 @@ class Gemma:
         _check_range("context", context, 1, 2**22)
         if kv_type not in ("f16", "f32"):
             raise ValueError(f"kv_type: {kv_type!r} is neither 'f16' nor 'f32'")
+        if load not in ("map", "copy"):
+            raise ValueError(f"load: {load!r} is neither 'map' nor 'copy'")
         self._busy = threading.Lock()
         self._owner: int | None = None
         self._engine: Engine | None = None
+        self._closing = False
+        self._streams: weakref.WeakSet[Generator[str]] = weakref.WeakSet()
         self._file = GgufFile.open(path, load=load)
         try:
             self.config = GemmaConfig.from_gguf(self._file)
@@ -101,6 +132,7 @@ class Gemma:
                 kv_type=kv_type,
                 progress=progress,
             )
+            self._release = weakref.finalize(self, self._engine.close)
         except BaseException:
             self.close()
             raise
@@ -123,14 +155,17 @@ class Gemma:
         stop: str | Sequence[str] = (),
         on_progress: ChunkProgress | None = None,
         **sampling: Any,
-    ) -> Iterator[str]:
+    ) -> Stream:
         """The continuation of `prompt` (text or token ids), piece by piece, ending at `max_tokens` or a stop.
 
         sampling: the fields of `SamplingParams`: temperature, top_k, top_p, min_p, repetition_penalty,
         presence_penalty, frequency_penalty, penalty_last_n, seed. on_progress(done, total) reports prompt tokens.
-        Arguments are checked now, not at the first piece. Raises ValueError, ContextOverflowError.
+        Arguments are checked now, not at the first piece. Raises ValueError, TypeError, ContextOverflowError.
         """
-        return self._pieces(self._generation(prompt, max_tokens, stop, on_progress, sampling))
+        generation = self._generation(prompt, max_tokens, stop, on_progress, sampling)
+        pieces = self._pieces(generation)
+        self._streams.add(pieces)
+        return Stream(pieces, generation)
 
     def generate(
         self,
@@ -142,34 +177,40 @@ class Gemma:
         **sampling: Any,
     ) -> Completion:
         """The whole continuation at once; arguments as for `stream`."""
-        generation = self._generation(prompt, max_tokens, stop, on_progress, sampling)
-        for _ in self._pieces(generation):
+        stream = self.stream(prompt, max_tokens=max_tokens, stop=stop, on_progress=on_progress, **sampling)
+        for _ in stream:
             pass
-        reason = generation.finish_reason or "cancelled"
-        return Completion(generation.text, generation.token_ids, reason, generation.usage, generation.timings)
+        return stream.completion
 
     def logits(self, ids: Sequence[int], *, chunk: int | None = None) -> NDArray[np.float32]:
         """Logits of every position, float32 (len(ids), vocabulary), from an empty cache; cut into `chunk` rows.
 
-        The bits do not depend on `chunk`, nor on the number of threads. Raises ValueError, ContextOverflowError.
+        The bits do not depend on `chunk`, nor on the number of threads. Raises ValueError, ContextOverflowError, and
+        EdgeGemmaError when cancelled.
         """
         with self._exclusive() as engine:
             engine.reset()
-            return engine.logits(list(ids), chunk)
+            try:
+                return engine.logits(_token_ids("ids", ids), chunk)
+            except Cancelled:
+                raise EdgeGemmaError("cancelled") from None
 
     def cancel(self) -> None:
         """End the generation in progress, if there is one, soon. From any thread."""
-        if self._engine is not None:
-            self._engine.cancel()
+        engine = self._engine
+        if engine is not None:
+            engine.cancel()
 
     def close(self) -> None:
-        """Free threads and memory. Idempotent; a generation in progress is cancelled first."""
+        """Free threads and memory. Idempotent; what is in progress is cancelled first, in whatever thread it is."""
+        self._closing = True
+        while self._engine is not None and not self._busy.acquire(timeout=0.02):
+            self.cancel()  # again and again: a call that was about to begin starts by forgetting earlier ones
+            self._end_suspended_streams()
         if self._engine is not None:
-            self._engine.cancel()
-            with self._busy:
-                engine, self._engine = self._engine, None
-                if engine is not None:
-                    engine.close()
+            self._engine = None
+            self._release()
+            self._busy.release()
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -191,14 +232,14 @@ class Gemma:
         sampling: dict[str, Any],
     ) -> Generation:
         _check_range("max_tokens", max_tokens, 1, 2**31)
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        engine = self._opened()
-        engine.check(ids)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        params = SamplingParams(**sampling)
-        return Generation(engine, self.tokenizer, ids, max_tokens, params, stops, on_progress)
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else _token_ids("prompt", prompt)
+        self._opened().check(ids)
+        stops = _stop_strings(stop)
+        return Generation(
+            self._opened(), self.tokenizer, ids, max_tokens, SamplingParams(**sampling), stops, on_progress
+        )
 
-    def _pieces(self, generation: Generation) -> Iterator[str]:
+    def _pieces(self, generation: Generation) -> Generator[str]:
         with self._exclusive() as engine:
             engine.reset()
             try:
@@ -218,10 +259,34 @@ class Gemma:
             finally:
                 self._owner = None
 
+    def _end_suspended_streams(self) -> None:
+        """End streams that wait to be asked for their next piece, and would keep the model busy for ever."""
+        for pieces in list(self._streams):
+            state = inspect.getgeneratorstate(pieces)
+            if state == inspect.GEN_RUNNING and self._owner == threading.get_ident():
+                raise EdgeGemmaError("a callback of this model cannot close it; cancel it instead")
+            if state == inspect.GEN_SUSPENDED:
+                with suppress(ValueError):  # another thread asked for a piece just now; the cancel will end it
+                    pieces.close()
+
     def _opened(self) -> Engine:
-        if self._engine is None:
+        if self._engine is None or self._closing:
             raise EdgeGemmaError("the model is closed")
         return self._engine
+
+
+def _token_ids(name: str, ids: Sequence[int]) -> list[int]:
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence | np.ndarray):
+        raise TypeError(f"{name}: expected token ids, got {type(ids).__name__}")
+    return list(ids)
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(stop, str | Sequence):
+        raise TypeError(f"stop: expected a string or several, got {type(stop).__name__}")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    StopStrings(stops)  # raises here, not at the first piece
+    return stops
 
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:
