@@ -40,6 +40,7 @@ def _lower(kernel: Kernel) -> tuple[Any, str]:
     where they mean it.
     """
     numba_config.CPU_NAME, numba_config.CPU_FEATURES = target()
+    llvm.initialize_native_asmparser()  # `prefetch` is a line of assembly
     function = import_module(f"edge_gemma.kernels.{kernel.module}").kernels()[kernel.name]
     arguments = (types.intp,) * ARGUMENTS.get(kernel.name, 3)
     flags = compiler.Flags()
@@ -77,6 +78,7 @@ def _check_external(symbol: str, name: str) -> None:
         raise RuntimeError(f"kernel {name} calls {symbol}, which is no part of the operating system's interface")
 
 
+@global_compiler_lock
 def assembly(kernel: Kernel) -> str:
     """The machine code of a kernel as text, for tests that look for instructions."""
     library, _ = _lower(kernel)

@@ -54,6 +54,7 @@ def _make_dot(wide: bool) -> Any:
 def make_matvec(fmt: IntFormat) -> Any:
     """The kernel of one format."""
     BLOCKS, GROUP, SUBS, MINS, NBYTES = fmt.blocks, fmt.group, fmt.subs, fmt.mins, fmt.layout.nbytes
+    SHARE = LANES * NBYTES // BLOCKS
     half = _make_dot(fmt.wide)
 
     @inlined
@@ -78,35 +79,42 @@ def make_matvec(fmt: IntFormat) -> Any:
         return y
 
     @inlined
-    def tile(weights: Any, row_bytes: Any, columns: Any, x: Any) -> Any:
-        """LANES outputs."""
+    def step(y: Any, at: Any, stride: Any, i: Any, x: Any, ahead: Any) -> Any:
+        """`block`, after asking for as many bytes of the next tile as it reads itself."""
+        for line in range(0, SHARE, 64):
+            prefetch(ahead + i * SHARE + line)
+        return block(y, at, stride, i, x + i * LINE)
+
+    @inlined
+    def tile(weights: Any, row_bytes: Any, columns: Any, x: Any, ahead: Any) -> Any:
+        """LANES outputs; `ahead` is this thread's next tile."""
         y = splat(0.0)
-        ahead = weights + LANES * row_bytes
         for b in range(columns // (32 * BLOCKS)):
             at = weights + b * NBYTES
+            line, next_tile = x + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
             for g in range(0, BLOCKS, GROUP):
-                line = x + (b * BLOCKS + g) * LINE
-                y = block(y, at, row_bytes, g, line)
+                y = step(y, at, row_bytes, g, line, next_tile)
                 if GROUP > 1:
-                    y = block(y, at, row_bytes, g + 1, line + LINE)
+                    y = step(y, at, row_bytes, g + 1, line, next_tile)
                 if GROUP > 2:
-                    y = block(y, at, row_bytes, g + 2, line + 2 * LINE)
-                    y = block(y, at, row_bytes, g + 3, line + 3 * LINE)
-            for p in range(0, LANES * NBYTES, 64):
-                prefetch(ahead + b * (LANES * NBYTES) + p)
+                    y = step(y, at, row_bytes, g + 2, line, next_tile)
+                    y = step(y, at, row_bytes, g + 3, line, next_tile)
         return y
 
     def matvec(op: Any, _step: Any, _thread: Any) -> None:
         rows, row_bytes, columns = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS)
         tiles = (rows + LANES - 1) // LANES
         grain = max(1, GRAIN_BYTES // (LANES * row_bytes))
-        first = take(op, grain)
-        while first < tiles:
-            for t in range(first, min(first + grain, tiles)):
-                row = min(LANES * t, rows - LANES)  # the last tile may overlap the one before
-                y = tile(word(op, _W) + row * row_bytes, row_bytes, columns, word(op, _X))
-                store(word(op, _Y) + 4 * row, y)
-            first = take(op, grain)
+        t = take(op, grain)
+        end, following = t + grain, take(op, grain)  # one claim ahead, so that its first tile is prefetched too
+        while t < tiles:
+            row = min(LANES * t, rows - LANES)  # the last tile may overlap the one before
+            t += 1
+            if t == end:
+                t, end, following = following, following + grain, take(op, grain)
+            ahead = word(op, _W) + min(LANES * t, rows - LANES) * row_bytes
+            y = tile(word(op, _W) + row * row_bytes, row_bytes, columns, word(op, _X), ahead)
+            store(word(op, _Y) + 4 * row, y)
 
     return matvec
 

@@ -200,11 +200,21 @@ def store_scalar_int(builder: Any, address: Any, value: Any) -> None:
     _store(builder, address, value)
 
 
+_PREFETCH = {"x86": "prefetcht1 ($0)", "arm": "prfm pldl2keep, [$0]"}
+
+
 @_op(types.void, types.intp)
 def prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at `address`, for reading, into the second-level cache. Never faults."""
-    pointer = _pointer(builder, address, _i8)
-    _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *(ir.Constant(_i32, c) for c in (0, 2, 1)))
+    """Ask for the cache line at `address`, for reading, into the second-level cache. Never faults.
+
+    As assembly, because LLVM's own operation counts as a write, so that loads before and after it are not shared, and
+    because it gathers them: more at a time than the core has line buffers, and everything waits.
+    """
+    if ISA.machine not in _PREFETCH:
+        return
+    function_type = ir.FunctionType(ir.VoidType(), [_i64])
+    instruction = ir.InlineAsm(function_type, _PREFETCH[ISA.machine], "r", side_effect=True)
+    builder.call(instruction, [address], attrs=("readonly", "nounwind"))
 
 
 # ---- one row of a matrix per lane --------------------------------------------------------------------------------
