@@ -32,13 +32,12 @@ from tests.goldens.real import (
 )
 
 Arrays = dict[str, npt.NDArray[np.float32]]
+Flags = npt.NDArray[np.bool_]
 
 CLEAR_LEAD = 0.3
 """Of the best logit over the second: there llama.cpp agrees with itself in 99.4% (text) and 99.8% (greedy)."""
 TIE = 1.0
 """A lead never lost between llama.cpp's kernels, whose greatest is 0.84."""
-SPREAD = 0.01
-"""Two standard deviations of an agreement of 95% counted over 2,044 positions."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,12 @@ def measured(model: Gemma, reference: Arrays) -> Measured:
     return Measured(nll, np.array(top_1), np.array(kl))
 
 
+def _at_least(ours: Flags, theirs: Flags) -> bool:
+    """Whether we agree as often as they do, up to three standard deviations of the difference of two such counts."""
+    p = theirs.mean()
+    return bool(ours.mean() >= p - 3 * np.sqrt(2 * p * (1 - p) / theirs.size))
+
+
 def test_the_text_has_the_same_ids_as_in_llama_cpp(model: Gemma) -> None:
     with np.load(DATA / "text_ids.npz") as file:
         assert model.tokenize(text(), add_bos=False) == file["ids"].tolist()
@@ -93,12 +98,12 @@ def test_best_tokens_agree_with_llama_cpp(measured: Measured, peer: Arrays) -> N
     assert same.size >= 2000
     assert same[peer["lead"] >= CLEAR_LEAD].mean() >= 0.99
     assert same[peer["lead"] >= TIE].all()
-    assert same.mean() >= np.mean(peer["plain_top_1"] == peer["top_1"]) - SPREAD
+    assert _at_least(same, peer["plain_top_1"] == peer["top_1"])
 
 
 def test_best_tokens_agree_with_float32_as_llama_cpps_do(measured: Measured, peer: Arrays, reference: Arrays) -> None:
     exact = reference["top_ids"][:, :, 0]
-    assert np.mean(measured.top_1 == exact) >= np.mean(peer["top_1"] == exact) - SPREAD
+    assert _at_least(measured.top_1 == exact, peer["top_1"] == exact)
 
 
 def test_divergence_from_float32_is_no_larger_than_llama_cpps(measured: Measured, peer: Arrays) -> None:
@@ -121,13 +126,13 @@ def test_greedy_tokens_agree_with_llama_cpps_given_its_text_so_far(model: Gemma,
     same = np.array(chosen) == peer["greedy"]
     assert same.shape == (8, GREEDY_TOKENS)
     assert same[peer["greedy_lead"] >= CLEAR_LEAD].mean() >= 0.99
-    assert same.mean() >= np.mean(peer["plain_greedy_forced"] == peer["greedy"]) - SPREAD
+    assert _at_least(same, peer["plain_greedy_forced"] == peer["greedy"])
 
 
 @pytest.mark.parametrize("i", range(len(PROMPTS)))
 def test_greedy_text_is_llama_cpps_until_a_tie(model: Gemma, peer: Arrays, i: int) -> None:
     golden = peer["greedy"][i].tolist()
-    out = model.generate(PROMPTS[i], max_tokens=GREEDY_TOKENS)
+    out = model.generate(PROMPTS[i], max_tokens=GREEDY_TOKENS, temperature=0.0)
     pairs = zip(out.token_ids, golden, strict=False)
     split = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), GREEDY_TOKENS)
     if split == GREEDY_TOKENS:
@@ -142,4 +147,5 @@ def test_prompts_of_text_and_of_ids_are_the_same(model: Gemma) -> None:
     ids = model.tokenize(PROMPTS[0], add_bos=True)
     assert ids[0] == BOS
     assert ids.count(BOS) == 1
-    assert model.generate(ids, max_tokens=8).token_ids == model.generate(PROMPTS[0], max_tokens=8).token_ids
+    by_ids, by_text = (model.generate(p, max_tokens=8, temperature=0.0) for p in (ids, PROMPTS[0]))
+    assert by_ids.token_ids == by_text.token_ids
