@@ -36,7 +36,7 @@ class Row:
 
 @dataclass
 class Step:
-    """What a step says of its rows. Neighbours of one sequence are tiled as the engine does, if there are no `tiles`."""
+    """What a step says of its rows. Neighbours of one sequence are tiled as the engine does, unless told `tiles`."""
 
     rows: int = 1
     tokens: Sequence[int] = ()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from edge_gemma.kernels.isa import target
 from edge_gemma.kernels.simd import LANES, load, load_int, store, store_int
@@ -14,6 +15,7 @@ from numba.core import config
 
 from tests.kernels.harness import Array
 
+llvm.initialize_native_asmparser()  # as the kernels' compiler does, for `prefetch`
 config.CPU_NAME, config.CPU_FEATURES = target()
 
 _LOAD = {"F": load, "I": load_int}

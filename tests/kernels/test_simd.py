@@ -1,0 +1,371 @@
+"""Every operation of the SIMD vocabulary against plain arithmetic, at the ends of its range."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_gemma.kernels import reference, simd
+from edge_gemma.kernels.layout import LANES
+from numba import njit
+
+from tests.kernels.harness import Array, aligned, assert_same_bits
+from tests.kernels.jit import lanewise
+
+NAN, INF = np.float32(np.nan), np.float32(np.inf)
+SPECIAL = np.array(
+    [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, -3.4028235e38, np.inf, -np.inf, np.nan, 3.0],
+    np.float32,
+)
+LEFT, RIGHT = (a.ravel() for a in np.meshgrid(SPECIAL, SPECIAL))
+"""Every pair of special values."""
+
+
+def integers(count: int, seed: int) -> Array:
+    return np.random.default_rng(seed).integers(-(2**31), 2**31, count).astype(np.int32)
+
+
+def floats(count: int, seed: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(count).astype(np.float32)
+
+
+ENDS = np.array([0, -1, 2**31 - 1, -(2**31)], np.int32)
+WORDS, OTHERS = np.concatenate([integers(256, 1), ENDS]), np.concatenate([integers(256, 2), ENDS[::-1]])
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "truediv"])
+def test_float_operators(name: str) -> None:
+    function = getattr(operator, name)
+    with np.errstate(all="ignore"):
+        assert_same_bits(lanewise(function, "FF:F")(LEFT, RIGHT), function(LEFT, RIGHT))
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "and_", "or_", "xor"])
+def test_integer_operators_wrap(name: str) -> None:
+    function = getattr(operator, name)
+    assert_same_bits(lanewise(function, "II:I")(WORDS, OTHERS), function(WORDS, OTHERS))
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 31])
+def test_shifts(count: int) -> None:
+    amount = np.int32(count)
+
+    @njit
+    def left(a: Any) -> Any:
+        return a << amount
+
+    @njit
+    def right(a: Any) -> Any:
+        return a >> amount
+
+    @njit
+    def signed(a: Any) -> Any:
+        return simd.shift_right_signed(a, amount)
+
+    assert_same_bits(lanewise(left, "I:I")(WORDS), WORDS << amount)
+    assert_same_bits(lanewise(right, "I:I")(WORDS), (WORDS.view(np.uint32) >> np.uint32(count)).view(np.int32))
+    assert_same_bits(lanewise(signed, "I:I")(WORDS), WORDS >> amount)
+
+
+def test_fma_rounds_once_where_the_cpu_does() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = ((rng.standard_normal(4096) * 2.0 ** rng.integers(-70, 60, 4096)).astype(np.float32) for _ in range(3))
+    c[::2] = -(a * b)[::2]  # what is left is the product's rounding error
+    with np.errstate(all="ignore"):
+        assert_same_bits(lanewise(simd.fma, "FFF:F")(a, b, c), reference.fma(a, b, c))
+        assert_same_bits(lanewise(simd.fma, "FFF:F")(LEFT, RIGHT, RIGHT[::-1]), reference.fma(LEFT, RIGHT, RIGHT[::-1]))
+
+
+def test_maximum_and_minimum_take_the_second_operand_where_either_is_nan() -> None:
+    unordered = np.isnan(LEFT) | np.isnan(RIGHT)
+    for function, compare in ((simd.maximum, np.greater), (simd.minimum, np.less)):
+        want = np.where(compare(LEFT, RIGHT) & ~unordered, LEFT, RIGHT)
+        assert_same_bits(lanewise(function, "FF:F")(LEFT, RIGHT), want)
+
+
+def test_other_arithmetic() -> None:
+    assert_same_bits(lanewise(simd.absolute, "F:F")(SPECIAL), np.abs(SPECIAL))
+    assert_same_bits(lanewise(simd.maximum_int, "II:I")(WORDS, OTHERS), np.maximum(WORDS, OTHERS))
+    positive = np.concatenate([np.abs(floats(500, 3)), np.abs(SPECIAL)])
+    assert_same_bits(lanewise(simd.square_root, "F:F")(positive), np.sqrt(positive))
+
+
+def test_select_less_takes_the_last_operand_where_either_is_nan() -> None:
+    x, y = floats(LEFT.size, 4), floats(LEFT.size, 5)
+    assert_same_bits(lanewise(simd.select_less, "FFFF:F")(LEFT, RIGHT, x, y), np.where(LEFT < RIGHT, x, y))
+
+
+def test_where_less_is_signed() -> None:
+    x, y = floats(WORDS.size, 4), floats(WORDS.size, 5)
+    x[:3] = NAN, INF, -INF
+    assert_same_bits(lanewise(simd.where_less, "IIFF:F")(WORDS, OTHERS, x, y), np.where(WORDS < OTHERS, x, y))
+
+
+# ---- conversions -------------------------------------------------------------------------------------------------
+
+
+def test_to_float_rounds_to_even() -> None:
+    large = np.array([2**24 + 1, 2**24 + 3, -(2**24) - 1, 2**31 - 1, -(2**31), 0, -1], np.int32)
+    assert_same_bits(lanewise(simd.to_float, "I:F")(large), large.astype(np.float32))
+
+
+def test_to_int_rounds_to_even() -> None:
+    halves = np.arange(-300, 300, dtype=np.float32) / 2
+    near = np.nextafter(halves, INF), np.nextafter(halves, -INF)
+    ends = np.array([2**22 - 1, -(2**22) + 1, 2**21 + 0.5, 2**21 + 1.5, 127.49999, -127.50001], np.float32)
+    values = np.concatenate([halves, *near, ends])
+    assert_same_bits(lanewise(simd.to_int, "F:I")(values), np.rint(values).astype(np.int32))
+
+
+def test_bits() -> None:
+    assert_same_bits(lanewise(simd.bits_as_int, "F:I")(SPECIAL), SPECIAL.view(np.int32))
+    assert_same_bits(lanewise(simd.bits_as_float, "I:F")(SPECIAL.view(np.int32)), SPECIAL)
+
+
+def test_every_half_to_float() -> None:
+    halves = np.arange(1 << 16, dtype=np.int32)
+    want = halves.astype(np.uint16).view(np.float16).astype(np.float32)
+    assert_same_bits(lanewise(simd.half_to_float, "I:F")(halves), want)
+
+    @njit
+    def loaded(count: Any, a: Any, out: Any) -> None:
+        for i in range(0, count, LANES):
+            simd.store(out + 4 * i, simd.load_half(a + 2 * i))
+
+    memory, got = halves.astype(np.uint16), np.zeros(1 << 16, np.float32)
+    loaded(1 << 16, memory.ctypes.data, got.ctypes.data)
+    assert_same_bits(got, want)
+
+
+def tricky_for_half() -> Array:
+    """Every half, the midpoints between neighbours, their neighbours as floats, and all ends."""
+    halves = np.arange(1 << 15, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)].astype(np.float32)
+    middles = (finite[:-1] + finite[1:]) / 2
+    ends = np.array([65504, 65519.996, 65520, 1e9, np.inf, np.nan, 2.0**-25, 2.0**-24, 2.0**-26, 1e-45], np.float32)
+    values = [finite, middles, np.nextafter(middles, INF), np.nextafter(middles, -INF), ends]
+    both = np.concatenate(values)
+    return np.concatenate([both, -both])
+
+
+def test_float_to_half_rounds_to_even() -> None:
+    @njit
+    def stored(count: Any, a: Any, out: Any) -> None:
+        for i in range(0, count, LANES):
+            simd.store_half(out + 2 * i, simd.load(a + 4 * i))
+
+    values = np.resize(tricky_for_half(), -(-tricky_for_half().size // LANES) * LANES)
+    got = np.zeros(values.size, np.float16)
+    stored(values.size, values.ctypes.data, got.ctypes.data)
+    with np.errstate(over="ignore"):
+        assert_same_bits(got, values.astype(np.float16))
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_loads_and_stores_at_odd_addresses() -> None:
+    @njit
+    def copies(a: Any, out: Any) -> None:
+        simd.store(out, simd.load(a))
+        simd.store_int(out + 4 * LANES, simd.load_int(a))
+        simd.store(out + 8 * LANES, simd.broadcast(a))
+        simd.store_int(out + 12 * LANES, simd.broadcast_int(a + 4))
+        simd.store(out + 16 * LANES, simd.splat(simd.load_scalar(a)))
+        simd.store_int(out + 20 * LANES, simd.splat_int(simd.load_scalar_int(a + 4)))
+        simd.store(out + 24 * LANES, simd.load_bfloat(a))
+        simd.store_int(out + 28 * LANES, simd.lane_numbers())
+        simd.store_scalar(out + 32 * LANES, simd.first_lane(simd.load(a)))
+        simd.store_scalar_int(out + 32 * LANES + 4, simd.first_lane_int(simd.load_int(a)))
+        simd.prefetch(a)
+        simd.prefetch(0)
+
+    for offset in (0, 1, 3):
+        memory = np.random.default_rng(offset).integers(0, 255, 4 * LANES + 3, dtype=np.uint8)
+        source = memory[offset:].copy()[: 4 * LANES].view(np.uint32)
+        out = np.zeros(36 * LANES + 1, np.uint8)
+        copies(memory.ctypes.data + offset, out.ctypes.data + 1)
+        got = out[1:].copy().view(np.uint32)[: 8 * LANES + 2].tolist()
+        bfloats = (source.view(np.uint16)[:LANES].astype(np.uint32) << 16).tolist()
+        words = source.tolist()
+        want = [*words, *words, *([words[0]] * LANES), *([words[1]] * LANES), *([words[0]] * LANES)]
+        assert got == [*want, *([words[1]] * LANES), *bfloats, *range(LANES), words[0], words[0]]
+
+
+def test_store_bytes_keeps_the_low_byte_of_each_lane() -> None:
+    @njit
+    def stored(a: Any, out: Any) -> None:
+        simd.store_bytes(out, simd.load_int(a))
+
+    words, out = integers(LANES, 1), np.full(LANES + 1, 7, np.uint8)
+    stored(words.ctypes.data, out.ctypes.data)
+    assert out.tolist() == [*(words & 255).tolist(), 7]
+
+
+@pytest.mark.parametrize("stride", [16, 18, 34, 210, 0])
+def test_rows(stride: int) -> None:
+    @njit
+    def gathered(a: Any, stride: Any, out: Any) -> None:
+        simd.store_int(out, simd.rows_byte(a, stride))
+        simd.store_int(out + 4 * LANES, simd.rows_short(a, stride))
+        simd.store_int(out + 8 * LANES, simd.rows_word(a, stride))
+        quads = simd.rows_16_bytes(a, stride)
+        for k in range(4):
+            simd.store_int(out + (12 + 4 * k) * LANES, quads[k])
+
+    memory = np.random.default_rng(0).integers(0, 256, 220 * LANES, dtype=np.uint8)
+    for offset in (0, 1, 2, 5):
+        out = np.zeros((7, LANES), np.uint32)
+        gathered(memory.ctypes.data + offset, stride, out.ctypes.data)
+        rows = [memory[offset + r * stride :][:16] for r in range(LANES)]
+        words = np.array([row.copy().view(np.uint32) for row in rows])
+        assert np.array_equal(out[0], words[:, 0] & 0xFF) and np.array_equal(out[1], words[:, 0] & 0xFFFF)
+        assert np.array_equal(out[2], words[:, 0]) and np.array_equal(out[3:], words.T)
+
+
+@pytest.mark.parametrize("stride", [4, 6, 13])
+def test_scatter(stride: int) -> None:
+    @njit
+    def scattered(a: Any, stride: Any, out: Any, halves: Any) -> None:
+        simd.scatter(out, stride, simd.load(a))
+        simd.scatter_half(halves, stride, simd.load(a))
+
+    values = floats(LANES, 0)
+    out, halves = (np.full(stride * LANES + 8, 7, np.uint8) for _ in range(2))
+    scattered(values.ctypes.data, stride, out.ctypes.data + 1, halves.ctypes.data + 1)
+    for lane, value in enumerate(values):
+        at = 1 + stride * lane
+        assert out[at : at + 4].tobytes() == value.tobytes()
+        assert halves[at : at + 2].tobytes() == value.astype(np.float16).tobytes()
+    assert out[0] == halves[0] == halves[3] == 7 and (stride == 4 or out[5] == 7)
+
+
+# ---- dot products, lookups ---------------------------------------------------------------------------------------
+
+
+def by_hand(acc: Array, u: Array, s: Array) -> Array:
+    products = u.view(np.uint8).astype(np.int64) * s.view(np.int8)
+    return (acc + products.reshape(-1, 4).sum(axis=1)).astype(np.int32)
+
+
+@pytest.mark.parametrize(("operation", "top"), [(simd.dot4, 127), (simd.dot4_wide, 255)])
+def test_dot4_is_exact(operation: Any, top: int) -> None:
+    rng = np.random.default_rng(0)
+    u = rng.integers(0, top + 1, 4096, dtype=np.uint8)
+    s = rng.integers(-128, 128, 4096, dtype=np.int8)
+    for n, (unsigned, signed) in enumerate([(top, -128), (top, 127), (0, -128), (1, -1)]):
+        u[64 * n : 64 * n + 64], s[64 * n : 64 * n + 64] = unsigned, signed
+    acc = integers(1024, 3) // 2
+    u, s = u.view(np.int32), s.view(np.int32)
+    assert_same_bits(lanewise(operation, "III:I")(acc, u, s), by_hand(acc, u, s))
+
+
+_table = simd.byte_table("test_table", [(7 * i + 200) % 256 for i in range(16)])
+
+
+def test_byte_table() -> None:
+    indices = np.arange(4 * 256, dtype=np.uint8) % 16
+    want = (7 * indices.astype(np.int32) + 200).astype(np.uint8)
+    assert_same_bits(lanewise(_table, "I:I")(indices.view(np.int32)), want.view(np.int32))
+
+
+# ---- across lanes ------------------------------------------------------------------------------------------------
+
+
+def test_across_lanes() -> None:
+    @njit
+    def folded(a: Any, out: Any) -> None:
+        simd.store_scalar(out, simd.sum_lanes(simd.load(a)))
+        simd.store_scalar(out + 4, simd.max_lanes(simd.load(a)))
+        simd.store_scalar_int(out + 8, simd.sum_lanes_int(simd.load_int(a)))
+        simd.store_scalar_int(out + 12, simd.max_lanes_int(simd.load_int(a)))
+
+    for seed in range(20):
+        values = floats(LANES, seed) * np.float32(10.0) ** np.arange(LANES, dtype=np.float32)
+        out = np.zeros(4, np.float32)
+        folded(values.ctypes.data, out.ctypes.data)
+        assert out[0] == reference.sum_lanes(values) and out[1] == values.max()
+        words = values.view(np.int32)
+        assert out.view(np.int32)[2] == words.sum(dtype=np.int32) and out.view(np.int32)[3] == words.max()
+
+
+# ---- register tiles ----------------------------------------------------------------------------------------------
+
+TILES = [(1, 1), (1, 2), (2, 2), (4, 2), (1, 4), (3, 4)]
+"""m rows and n vectors."""
+VECTOR = 4 * LANES
+
+
+def make_vectors(load: Any, count: int) -> Any:
+    """A tuple of 1, 2 or 4 vectors from neighbouring memory."""
+
+    @njit
+    def vectors(a: Any) -> Any:
+        if count == 1:
+            return (load(a),)
+        if count == 2:
+            return load(a), load(a + VECTOR)
+        return load(a), load(a + VECTOR), load(a + 2 * VECTOR), load(a + 3 * VECTOR)
+
+    return vectors
+
+
+@pytest.mark.parametrize(("m", "n"), TILES)
+def test_float_tiles(m: int, n: int) -> None:
+    vectors, row, size = make_vectors(simd.load, n), VECTOR * n, VECTOR * n * m
+    count = m * n
+
+    @njit
+    def loop(b: Any, x: Any, stride: Any, out: Any) -> None:
+        tile = simd.load_tile(simd.zeros(count), out, row, n)
+        left = simd.load_tile(simd.zeros(m), b, VECTOR, 1)
+        simd.store_tile(simd.outer_fma(tile, x, stride, vectors(b)), out + size, row, n)
+        simd.store_tile(simd.tile_fma(tile, left, vectors(b)), out + 2 * size, row, n)
+        simd.store_sums(tile, out + 3 * size, row, n)
+
+    out = aligned((4, m, n, LANES), np.float32)
+    out[0] = floats(m * n * LANES, 1).reshape(m, n, LANES)
+    b, x = floats(max(m, n) * LANES, 2).reshape(-1, LANES), floats(3 * m, 3)
+    loop(b.ctypes.data, x.ctypes.data, 12, out.ctypes.data)
+    assert_same_bits(out[1], reference.fma(x[::3, None, None], b[:n], out[0]))
+    assert_same_bits(out[2], reference.fma(b[:m, None], b[:n], out[0]))
+    assert_same_bits(np.ascontiguousarray(out[3].reshape(m, -1)[:, :n]), reference.sum_lanes(out[0]))
+
+
+@pytest.mark.parametrize("top", [127, 255])
+@pytest.mark.parametrize(("m", "n"), TILES)
+def test_integer_tiles(m: int, n: int, top: int) -> None:
+    ints, scales = make_vectors(simd.load_int, n), make_vectors(simd.load, n)
+    dot = simd.outer_dot4 if top == 127 else simd.outer_dot4_wide
+    row, size, count = VECTOR * n, VECTOR * n * m, m * n
+
+    @njit
+    def loop(u: Any, x: Any, scale: Any, out: Any) -> None:
+        start = simd.broadcast_rows(x, 8, simd.zeros_int(count), ints(u))
+        total = dot(start, x + 4, 8, ints(u))
+        simd.store_tile(start, out, row, n)
+        simd.store_tile(total, out + size, row, n)
+        simd.store_tile(simd.tile_mul_add(start, total, ints(u)), out + 2 * size, row, n)
+        like = simd.load_tile(simd.zeros(count), scale, row, n)
+        simd.store_tile(simd.outer_scale(like, total, scale, 8, scales(scale)), out + 3 * size, row, n)
+
+    u = np.random.default_rng(0).integers(0, top + 1, (n, LANES, 4), dtype=np.uint8)
+    u[0] = top
+    x, scale = integers(2 * m, 1).reshape(m, 2) >> 4, floats(m * n * LANES, 2).reshape(m, n, LANES)
+    x[0, 1] = np.int32(-0x7F7F7F80)  # four times -128
+    out = aligned((4, m, n, LANES), np.int32)
+    loop(u.ctypes.data, x.ctypes.data, scale.ctypes.data, out.ctypes.data)
+    start = np.broadcast_to(x[:, 0, None, None], (m, n, LANES))
+    signed = np.ascontiguousarray(x[:, 1]).view(np.int8).reshape(m, 4).astype(np.int64)
+    total = start + np.einsum("nlb,mb->mnl", u.astype(np.int64), signed)
+    assert np.array_equal(out[0], start) and np.array_equal(out[1], total)
+    words = u.view(np.int32)[..., 0].astype(np.int64)
+    assert_same_bits(out[2], (start + total * words).astype(np.int32))
+    inputs = scale.ravel()[0 : 2 * m : 2, None, None]
+    want = reference.fma(total.astype(np.float32), scale[0] * inputs, scale)
+    assert_same_bits(out[3].view(np.float32), want)
