@@ -35,7 +35,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",
-    packages=["edge_gemma", "edge_gemma.kernels", "edge_gemma.quantize"],
+    packages=["edge_gemma", "edge_gemma.commands", "edge_gemma.kernels", "edge_gemma.quantize"],
     package_dir={"edge_gemma.kernels": "kernels", "edge_gemma.quantize": "quantize"},
     package_data={"edge_gemma": ["py.typed"]},
     install_requires=RUNTIME,

@@ -1,8 +1,8 @@
 """`Gemma`: a model file opened for use. The API of this package.
 
-    with Gemma("model.gguf") as model:
-        for piece in model.stream("The capital of France is", max_tokens=64):
-            print(piece, end="", flush=True)
+with Gemma("model.gguf") as model:
+    for piece in model.stream("The capital of France is", max_tokens=64):
+        print(piece, end="", flush=True)
 """
 
 from __future__ import annotations
@@ -117,18 +117,21 @@ class Gemma:
         try:
             self.config = GemmaConfig.from_gguf(self._file)
             weights = Weights.bind(self._file, self.config)
-            size = context or min(self.config.context_length, DEFAULT_CONTEXT)
+            self.context = context or min(self.config.context_length, DEFAULT_CONTEXT)
+            self.threads = threads or default_threads()
             rows = chunk or default_chunk(self.config)
             budget = psutil.virtual_memory().available
-            self.plan: MemoryPlan = require_budget(self.config, weights, size, budget, chunk=rows, kv_type=kv_type)
+            self.plan: MemoryPlan = require_budget(
+                self.config, weights, self.context, budget, chunk=rows, kv_type=kv_type
+            )
             self.tokenizer = Tokenizer.from_gguf(self._file)
             self._engine = Engine(
                 self._file,
                 self.config,
                 weights,
-                context=size,
+                context=self.context,
                 chunk=rows,
-                threads=threads or default_threads(),
+                threads=self.threads,
                 kv_type=kv_type,
                 progress=progress,
             )

@@ -14,6 +14,9 @@ from typing import Any
 from edge_gemma.errors import EdgeGemmaError, OutputError
 from edge_gemma.quantize.recipe import MIXES
 
+DESCRIPTION = """\
+Convert a Gemma checkpoint to a GGUF file that this program and llama.cpp run. SRC is a Hugging Face folder
+(safetensors, config.json, tokenizer) or a GGUF file. OUT appears under its name when it is complete, or not at all."""
 EXIT_INPUT, EXIT_OUTPUT, EXIT_INTERRUPTED = 2, 3, 130
 LINE_SECONDS = 5.0  # between lines of progress where there is no terminal
 
@@ -31,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert as `args` say and return 0. Errors are raised, for the caller to print; see `exit_status`."""
     from edge_gemma.quantize.convert import quantize
 
-    with _terminated_as_interrupted(), _progress(args.quiet) as progress:
+    with _terminated_as_interrupted(), progress_display(args.quiet) as progress:
         report = quantize(args.source, args.destination, args.type, force=args.force, progress=progress)
     if not args.quiet:
         for notice in report.notices:
@@ -53,7 +56,7 @@ def exit_status(error: BaseException) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m edge_gemma.quantize`. Returns the exit status; prints an error as one line."""
-    parser = argparse.ArgumentParser("edge-gemma quantize", description="Convert a Gemma checkpoint to a GGUF file.")
+    parser = argparse.ArgumentParser("edge-gemma quantize", description=DESCRIPTION)
     add_arguments(parser)
     args = parser.parse_args(arguments)
     try:
@@ -83,7 +86,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def progress_display(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A `progress` for `quantize`: a bar on a terminal, else a line every few seconds, None where `quiet`."""
     if quiet:
         yield None
     elif sys.stderr.isatty():

@@ -1,0 +1,132 @@
+"""`edge-gemma`: finds the subcommand, and turns every error into one line and an exit status. Knows no model.
+
+Exit status: 0 done, 1 anything not listed here, 2 wrong usage or input, 3 output could not be written,
+130 interrupted by Ctrl-C, 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from importlib import import_module
+from typing import Any, NoReturn
+
+from edge_gemma import __version__
+from edge_gemma.commands import terminal
+from edge_gemma.errors import EdgeGemmaError, OutputError
+
+EXIT_OTHER, EXIT_INPUT, EXIT_OUTPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 3, 130, 141
+
+COMMANDS = {
+    "demo": ("edge_gemma.commands.demo", "quantize a small real Gemma, run it, and show speed and memory"),
+    "run": ("edge_gemma.commands.run", "continue a text with a model"),
+    "quantize": ("edge_gemma.quantize.cli", "convert a Hugging Face folder or a GGUF file to a smaller GGUF file"),
+    "info": ("edge_gemma.commands.info", "describe a model file, and the memory it will take"),
+    "tokenize": ("edge_gemma.commands.tokenize", "show the tokens of a text"),
+    "bench": ("edge_gemma.commands.bench", "measure prompt and generation speed"),
+}
+EPILOG = """\
+examples:
+  edge-gemma demo
+  edge-gemma quantize ~/models/gemma-2-2b gemma-2-2b-q4_0.gguf --type Q4_0
+  edge-gemma run gemma-2-2b-q4_0.gguf -p "The capital of France is" -n 64
+  edge-gemma bench gemma-2-2b-q4_0.gguf -p 512 -n 128 -t 1,2
+
+environment:
+  EDGE_GEMMA_CACHE_DIR  where compiled kernels and the demo's model are kept
+  EDGE_GEMMA_ISA        use a lower instruction set: avxvnni, avx2, neon, generic
+  EDGE_GEMMA_DEBUG      set to 1 for a traceback with each error
+
+"edge-gemma COMMAND --help" explains each command."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage in front of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and exit with 2."""
+        terminal.say(f'edge-gemma: error: {terminal.one_line(message)} (see "{self.prog} --help")')
+        self.exit(EXIT_INPUT)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; its result has the subcommand's function as `run`."""
+    top = Parser("edge-gemma", description="Run Google's Gemma models on an ordinary CPU.", epilog=EPILOG)
+    top.add_argument("--version", action="version", version=f"edge-gemma {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = import_module(module)
+        sub = commands.add_parser(name, help=summary, description=command.__dict__.get("DESCRIPTION", summary))
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line `arguments` (default: the process's). Returns the exit status; prints errors."""
+    terminal.prepare()
+    try:
+        args = parser().parse_args(arguments)
+        status: int = args.run(args)
+        terminal.flush()
+    except SystemExit as end:  # --help, --version, wrong usage
+        return _flushed(end.code if isinstance(end.code, int) else EXIT_OTHER)
+    except BaseException as error:
+        return report(error)
+    return status
+
+
+def _flushed(status: int) -> int:
+    try:
+        terminal.flush()
+    except OSError as error:
+        return report(error)
+    return status
+
+
+def report(error: BaseException) -> int:
+    """Print `error` as one line, or as a traceback where EDGE_GEMMA_DEBUG is set. Returns the exit status for it."""
+    terminal.discard_output()
+    status = exit_status(error)
+    if status == EXIT_PIPE:
+        return status
+    if os.environ.get("EDGE_GEMMA_DEBUG", "") not in ("", "0"):
+        terminal.say(traceback.format_exc())
+    terminal.say("edge-gemma: interrupted" if status == EXIT_INTERRUPTED else f"edge-gemma: error: {describe(error)}")
+    return status
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status for an error."""
+    match error:
+        case KeyboardInterrupt():
+            return EXIT_INTERRUPTED
+        case BrokenPipeError():
+            return EXIT_PIPE
+        case OutputError():
+            return EXIT_OUTPUT
+        case ValueError() | OSError():
+            return EXIT_INPUT
+        case _:
+            return EXIT_OTHER
+
+
+def describe(error: BaseException) -> str:
+    """One line for `error`."""
+    match error:
+        case EdgeGemmaError():
+            text = str(error)
+        case OSError(filename=str() | bytes() as name, strerror=str() as reason):
+            text = f"{os.fsdecode(name)}: {reason}"
+        case ValueError() | OSError():
+            text = str(error)
+        case MemoryError():
+            text = "out of memory"
+        case _:
+            text = f"internal error, {type(error).__name__}: {error}; EDGE_GEMMA_DEBUG=1 shows where"
+    return terminal.one_line(text) or type(error).__name__

@@ -1,0 +1,169 @@
+"""What the commands print, and how they are interrupted. Knows no model.
+
+Text goes to stdout, all else to stderr, which may be closed or no terminal: nothing here fails because of that.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TextIO
+
+from edge_gemma.errors import OutputError
+
+CLEAR_LINE = "\r\x1b[K"
+
+
+def prepare() -> None:
+    """Make both streams usable whatever they are, and print warnings as one line each."""
+    _open_descriptors()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  (for the process's life)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    logging.basicConfig(format="edge-gemma: warning: %(message)s", level=logging.WARNING)
+    warnings.showwarning = lambda message, *_rest, **_named: say(f"edge-gemma: warning: {message}")
+
+
+def _open_descriptors() -> None:
+    """Let 0, 1 and 2 exist: a model file opened under one of these numbers would get what libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def write(text: str) -> None:
+    """Print `text` to stdout now. Raises OutputError, or BrokenPipeError when the reader has gone."""
+    with _output_errors():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def flush() -> None:
+    """Print what is still held back; raises as `write` does."""
+    with _output_errors():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _output_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if os.name == "nt" and error.errno == errno.EINVAL:  # what Windows calls a closed pipe
+            raise BrokenPipeError from error
+        raise OutputError(f"standard output: {error.strerror}") from error
+
+
+def discard_output() -> None:
+    """Print what stdout holds back if that is possible, else throw it away; Python would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, sys.stdout.fileno())
+            os.close(sink)
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, if there is one."""
+    _to_stderr(text.rstrip("\n") + "\n")
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks; control characters, which would steer the terminal, as escapes."""
+    flat = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in flat)
+
+
+def _to_stderr(text: str) -> None:
+    with suppress(OSError, ValueError):  # closed, or its reader has gone: there is nowhere to complain
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class Status:
+    """A line on stderr that changes and at last disappears. Without a terminal, `note` alone prints, once a text."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._live = (stream or sys.stderr).isatty()
+        self._notes: set[str] = set()
+
+    def show(self, note: str, detail: str = "") -> None:
+        """Show `note` with `detail`, which changes."""
+        if self._live:
+            _to_stderr(CLEAR_LINE + f"{note} {detail}".rstrip())
+        elif note not in self._notes:
+            self._notes.add(note)
+            say(note)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._live:
+            _to_stderr(CLEAR_LINE)
+
+
+def kernel_progress(status: Status) -> Callable[[int, int, str], None]:
+    """A `progress` for `Gemma`: one line while kernels are compiled."""
+
+    def progress(done: int, total: int, name: str) -> None:
+        from edge_gemma.kernels.isa import target
+
+        if done == total:
+            status.clear()
+        else:
+            status.show(f"compiling kernels for {target()[0]}, once", f"({done} of {total}, {name})")
+
+    return progress
+
+
+def prompt_progress(status: Status) -> Callable[[int, int], None]:
+    """An `on_progress` for `stream`: how much of a long prompt has been read, on a terminal."""
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            status.clear()
+        elif done:
+            status.show("reading the prompt", f"({done} of {total} tokens)")
+
+    return progress
+
+
+class Interrupt:
+    """While in use, the first Ctrl-C calls `stop`, and sets `seen`; the next one is a KeyboardInterrupt as usual."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self.seen = False
+        self._stop = stop
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():  # no other receives signals
+            self._before = signal.getsignal(signal.SIGINT)
+        if self._before is signal.default_int_handler:  # else it is ignored, as under nohup
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        signal.signal(signal.SIGINT, self._before)
+        self._stop()

