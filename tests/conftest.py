@@ -22,10 +22,10 @@ def real_model() -> Path:
     """The real Gemma 3 270M (Q4_K_M), assembled once per user into the temporary folder; never write to it."""
     folder = Path(tempfile.gettempdir()) / f"edge-gemma-tests-{_user()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / package.MODEL_NAME
+    path: Path = folder / package.MODEL_NAME
     if not _is_verified(path):
         partial = folder / f"{package.MODEL_NAME}.{os.getpid()}"
-        package.assemble(partial, overwrite=True)
+        package.assemble(partial, overwrite=True)  # checks every part and the whole
         partial.replace(path)
         _stamp(path).write_text(_identity(path))
     return path
@@ -65,7 +65,7 @@ def _is_verified(path: Path) -> bool:
     if _stamp(path).exists() and _stamp(path).read_text() == _identity(path):
         return True
     with path.open("rb") as file:
-        matches = hashlib.file_digest(file, "sha256").hexdigest() == package.EXPECTED_SHA256
+        matches: bool = hashlib.file_digest(file, "sha256").hexdigest() == package.EXPECTED_SHA256
     if matches:
         _stamp(path).write_text(_identity(path))
     return matches

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
 import gguf
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +14,7 @@ import pytest
 from edge_gemma import Gemma
 from edge_gemma.formats import FORMATS
 from tests.conftest import TinyGguf
-from tests.goldens.cases import CASES, token_ids
+from tests.goldens.cases import CASES, Case, token_ids
 from tests.goldens.real import DATA
 
 Floats = npt.NDArray[np.float32]
@@ -26,7 +30,7 @@ def goldens() -> dict[str, Floats]:
         return dict(file)
 
 
-def _logits(path: object, ids: list[int], kv_type: str) -> Floats:
+def _logits(path: Path, ids: list[int], kv_type: Literal["f16", "f32"]) -> Floats:
     with Gemma(path, context=256, threads=2, kv_type=kv_type) as model:
         return model.logits(ids)
 
@@ -59,17 +63,20 @@ def test_a_half_precision_cache_stays_close(tiny_gguf: TinyGguf, goldens: dict[s
 @pytest.mark.parametrize("format", BLOCK_FORMATS)
 @pytest.mark.parametrize("name", CASES_FOR_ANY_FORMAT)
 def test_a_quantized_file_stays_close_to_its_float32_twin(tiny_gguf: TinyGguf, name: str, format: str) -> None:
-    """The twin holds exactly what the blocks decode to, so only the rounding of activations to 8 bits remains."""
+    """The twin holds exactly what the blocks decode to, so only the rounding of activations to 8 bits remains.
+
+    A NumPy forward pass that rounds activations alone differs from the exact one by 1.0% to 1.5% on these two cases.
+    """
     ids = token_ids(CASES[name], 45)
     expected = _logits(tiny_gguf(name, format, dequantized=True), ids, "f32")
     found = _logits(tiny_gguf(name, format), ids, "f32")
-    bound = 2e-3 if FORMATS[format].is_float else 2e-2
+    bound = 1e-4 if FORMATS[format].is_float else 2e-2
     assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) <= bound
 
 
 def test_cases_cover_every_feature() -> None:
-    def some(architecture: str, feature: object) -> bool:
-        return any(feature(c) for c in CASES.values() if c.architecture == architecture)  # type: ignore[operator]
+    def some(architecture: str, feature: Callable[[Case], bool]) -> bool:
+        return any(feature(c) for c in CASES.values() if c.architecture == architecture)
 
     groups = {c.heads // c.kv_heads for c in CASES.values()}
     assert groups >= {1, 2, 4, 8}

@@ -49,7 +49,7 @@ def windows(ids: npt.ArrayLike) -> Ids:
 
 
 def log_normalizer(row: Floats, scratch: Floats) -> float:
-    """log(sum(exp(row))) of one position's logits. `scratch` has its size: fresh memory per row costs 6 times the work."""
+    """log(sum(exp(row))) of one position's logits. `scratch` has its size: fresh memory per row costs 6 times more."""
     top = row.max()
     np.exp(np.subtract(row, top, out=scratch), out=scratch)
     return float(top) + float(np.log(scratch.sum()))
