@@ -1,0 +1,110 @@
+"""What the machine can do: read bandwidth, and products of bytes per second. The figures others are held against.
+
+    python bench/limits.py -t 2 --bytes 1600000000 --json
+
+Bandwidth is a plain pass over a buffer, each thread its own part, in vectors of the widest kind. The dot-product peak
+is the kernels' own instruction on registers, twelve independent chains a thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from edge_gemma.kernels.isa import current
+from edge_gemma.kernels.simd import LANES, dot4, load_int, splat_int, sum_lanes_int
+
+CHAINS = 12
+_VECTOR = 4 * LANES
+
+
+@njit(nogil=True)
+def _read(address: int, size: int) -> int:
+    """Sum of all words; four streams of loads hide the addition's latency."""
+    a = b = c = d = splat_int(0)
+    for at in range(address, address + size - 4 * _VECTOR + 1, 4 * _VECTOR):
+        a = a + load_int(at)
+        b = b + load_int(at + _VECTOR)
+        c = c + load_int(at + 2 * _VECTOR)
+        d = d + load_int(at + 3 * _VECTOR)
+    return sum_lanes_int((a + b) + (c + d))
+
+
+@njit(nogil=True)
+def _multiply(rounds: int) -> int:
+    """rounds x CHAINS dependent `dot4`."""
+    u, s = splat_int(0x01020304), splat_int(0x04030201)
+    a = b = c = d = e = f = g = h = i = j = k = m = splat_int(0)
+    for _ in range(rounds):
+        a, b, c, d = dot4(a, u, s), dot4(b, u, s), dot4(c, u, s), dot4(d, u, s)
+        e, f, g, h = dot4(e, u, s), dot4(f, u, s), dot4(g, u, s), dot4(h, u, s)
+        i, j, k, m = dot4(i, u, s), dot4(j, u, s), dot4(k, u, s), dot4(m, u, s)
+    total = ((a + b) + (c + d)) + ((e + f) + (g + h)) + ((i + j) + (k + m))
+    return sum_lanes_int(total)
+
+
+def _together(functions: list[Callable[[], Any]]) -> float:
+    """Seconds until all, each on a thread of its own, are done."""
+    threads = [threading.Thread(target=f) for f in functions]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start
+
+
+def read_bandwidth(threads: int, size: int, repeats: int = 5) -> list[float]:
+    """Bytes per second of each repetition."""
+    memory = np.ones(size, np.uint8)
+    part = size // threads // 4096 * 4096
+    jobs = [lambda at=memory.ctypes.data + i * part: _read(at, part) for i in range(threads)]
+    _together(jobs)
+    return [part * threads / _together(jobs) for _ in range(repeats)]
+
+
+def dot_peak(threads: int, repeats: int = 5, rounds: int = 4_000_000) -> list[float]:
+    """Multiply-adds of bytes per second of each repetition."""
+    jobs = [lambda: _multiply(rounds)] * threads
+    _multiply(1)
+    _together(jobs)
+    products = rounds * CHAINS * 4 * LANES * threads
+    return [products / _together(jobs) for _ in range(repeats)]
+
+
+def measure(threads: int, size: int) -> dict[str, Any]:
+    """Medians, with the repetitions they are of."""
+    bandwidth, peak = read_bandwidth(threads, size), dot_peak(threads)
+    return {
+        "isa": current().name,
+        "threads": threads,
+        "read_bytes_per_s": float(np.median(bandwidth)),
+        "dot_macs_per_s": float(np.median(peak)),
+        "read_values": bandwidth,
+        "dot_values": peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure read bandwidth and dot-product peak.")
+    parser.add_argument("-t", dest="threads", type=int, default=2)
+    parser.add_argument("--bytes", dest="size", type=int, default=1 << 30)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    result = measure(args.threads, args.size)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        read, dot = result["read_bytes_per_s"] / 1e9, result["dot_macs_per_s"] / 1e9
+        print(f"{result['isa']}, {args.threads} threads: read {read:.1f} GB/s, dot product {dot:.0f} GMAC/s")
+
+
+if __name__ == "__main__":
+    main()
