@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge_gemma.sampler import SamplingParams
 
 EXIT_INTERRUPTED = 130
-UNLIMITED = 2**31
+NO_LIMIT, UNLIMITED = -1, 2**31
 DESCRIPTION = """\
 Continue a text. The continuation goes to stdout as it is made, a line about speed to stderr. Ctrl-C ends it.
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_generation(parser: argparse.ArgumentParser, default: int) -> None:
     """-n."""
     parser.add_argument(
-        "-n", "--max-tokens", type=int, default=default, metavar="N",
+        "-n", "--max-tokens", type=_token_limit, default=default, metavar="N",
         help=f"most tokens to make, -1 for as many as fit; default: {default}",
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate and print."""
     prompt = _prompt(args)
-    params = _sampling(args)
+    params = _sampling(args)  # what can be checked without the model is, before it is opened
     from edge_gemma.gemma import Gemma
 
     status, start = terminal.Status(), time.perf_counter()
@@ -102,7 +102,7 @@ def print_stream(
         if interrupt.seen:  # it came before the stream began, which forgets earlier cancels
             model.cancel()
 
-    limit = UNLIMITED if max_tokens == -1 else max_tokens
+    limit = UNLIMITED if max_tokens == NO_LIMIT else max_tokens
     with terminal.Interrupt(model.cancel) as interrupt:
         stream = model.stream(prompt, max_tokens=limit, stop=stop, on_progress=on_progress, **asdict(params))
         for piece in stream:
@@ -144,7 +144,9 @@ def _prompt(args: argparse.Namespace) -> str:
 def _sampling(args: argparse.Namespace) -> SamplingParams:
     """The sampling arguments, checked; a seed is drawn here so that it can be told."""
     from edge_gemma.sampler import SamplingParams
+    from edge_gemma.stops import StopStrings
 
+    StopStrings(args.stop)
     return SamplingParams(
         temperature=args.temp,
         top_k=args.top_k,
@@ -156,3 +158,11 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
         penalty_last_n=args.repeat_last_n,
         seed=secrets.randbits(32) if args.seed is None else args.seed,
     )
+
+
+def _token_limit(text: str) -> int:
+    """The value of -n. argparse names the argument."""
+    limit = int(text)
+    if limit != NO_LIMIT and not 1 <= limit <= UNLIMITED:
+        raise argparse.ArgumentTypeError(f"{limit} is neither {NO_LIMIT} nor in 1..{UNLIMITED}")
+    return limit
