@@ -153,9 +153,7 @@ class Program:
             self._quantized[x.name, zero] = q
         return self._quantized[x.name, zero]
 
-    def rotate(
-        self, x: Rows, head_dim: int, *, norm: Tensor | None, epsilon: float, scale: float, local: bool
-    ) -> Rows:
+    def rotate(self, x: Rows, head_dim: int, *, norm: Tensor | None, epsilon: float, scale: float, local: bool) -> Rows:
         """Heads of x in place: RMS norm if there is one, rotary embedding, scale."""
         self._emit(
             ops.ROTATE,

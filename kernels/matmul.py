@@ -45,6 +45,7 @@ from edge_gemma.kernels.simd import (
     outer_dot4_wide,
     outer_fma,
     outer_scale,
+    splat,
     store,
     store_int,
     store_tile,
@@ -57,125 +58,154 @@ _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 
 TOKENS = 4 if LANES == 16 else 2
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
-_V = VECTOR
+BLOCKS_OF_STRETCH = STRETCH // 32
 
 
-def make_matmul(fmt: IntFormat) -> Any:
-    """The kernel of one format."""
+class Entry:
+    """Where things are in the panel's entry of one 32-block, in bytes. Plain numbers for the makers below."""
+
+    def __init__(self, fmt: IntFormat) -> None:
+        self.subscales = 9 * VECTOR
+        self.minima = self.subscales + (2 * VECTOR if fmt.subs == 2 else 0)
+        self.size = self.minima + (fmt.subs * VECTOR if fmt.mins else 0)
+        self.tile = self.size * BLOCKS_OF_STRETCH  # from one tile of rows to the next
+
+
+def make_unpack(fmt: IntFormat) -> Any:
+    """File blocks to entries of a panel."""
     BLOCKS, SUBS, MINS, NBYTES = fmt.blocks, fmt.subs, fmt.mins, fmt.layout.nbytes
-    ENTRY = _V * (9 + (2 if SUBS == 2 else 0) + (SUBS if MINS else 0))
-    SUBSCALES, MINIMA = 9 * _V, (11 if SUBS == 2 else 9) * _V
-    WHOLE = STRETCH // 32  # 32-blocks of a stretch
-    TILE = ENTRY * WHOLE  # from one tile of rows to the next
-    dot = outer_dot4_wide if fmt.wide else outer_dot4
+    entry_layout = Entry(fmt)
+    SUBSCALES, MINIMA, ENTRY, TILE = (
+        entry_layout.subscales,
+        entry_layout.minima,
+        entry_layout.size,
+        entry_layout.tile,
+    )
 
     @inlined
-    def unpack(at: Any, stride: Any, i: Any, entry: Any) -> None:
-        """One entry of the panel from 32-block i of the file block at `at`."""
+    def unpack_block(at: Any, stride: Any, i: Any, entry: Any) -> None:
+        """One entry from 32-block i of the file block at `at`."""
         w = formats.weights(fmt, at, stride, i)
         for k in range(8):
-            store_int(entry + k * _V, w[k])
-        store(entry + 8 * _V, formats.scale(fmt, at, stride, i))
+            store_int(entry + k * VECTOR, w[k])
+        store(entry + 8 * VECTOR, formats.scale(fmt, at, stride, i))
         if SUBS == 2:
             s = formats.subscales(fmt, at, stride, i)
             store_int(entry + SUBSCALES, s[0])
-            store_int(entry + SUBSCALES + _V, s[1])
+            store_int(entry + SUBSCALES + VECTOR, s[1])
         if MINS:
             m = formats.minimum(fmt, at, stride, i)
             store(entry + MINIMA, m[0])
             if SUBS == 2:
-                store(entry + MINIMA + _V, m[1])
+                store(entry + MINIMA + VECTOR, m[1])
 
     @inlined
-    def unpack_panel(weights: Any, row_bytes: Any, rows: Any, tile: Any, first: Any, blocks: Any, panel: Any) -> None:
+    def unpack(weights: Any, row_bytes: Any, rows: Any, tile: Any, first: Any, blocks: Any, panel: Any) -> None:
+        """Blocks first..first + blocks of PANEL tiles of rows, from tile `tile` on."""
         for p in range(PANEL):
-            row = max(0, min(LANES * (tile + p), rows - LANES))
+            row = min(LANES * (tile + p), rows - LANES)  # the last tile may overlap the one before
             for b in range(blocks):
                 at = weights + row * row_bytes + (first + b) // BLOCKS * NBYTES
-                unpack(at, row_bytes, (first + b) % BLOCKS, panel + p * TILE + b * ENTRY)
+                unpack_block(at, row_bytes, (first + b) % BLOCKS, panel + p * TILE + b * ENTRY)
+
+    return unpack
+
+
+def make_product(fmt: IntFormat, tokens: int) -> Any:
+    """A panel times `tokens` rows of X."""
+    SUBS, MINS, SIZE = fmt.subs, fmt.mins, tokens * PANEL
+    layout = Entry(fmt)
+    SUBSCALES, MINIMA, ENTRY, TILE = layout.subscales, layout.minima, layout.size, layout.tile
+    dot = outer_dot4_wide if fmt.wide else outer_dot4
 
     @inlined
-    def vectors(entry: Any) -> Any:
-        return load_int(entry), load_int(entry + TILE)
+    def words(at: Any) -> Any:
+        return load_int(at), load_int(at + TILE)
 
     @inlined
-    def floats(entry: Any) -> Any:
-        return load(entry), load(entry + TILE)
+    def floats(at: Any) -> Any:
+        return load(at), load(at + TILE)
 
     @inlined
-    def half(total: Any, entry: Any, x: Any, stride: Any) -> Any:
-        total = dot(total, x, stride, vectors(entry))
-        total = dot(total, x + 4, stride, vectors(entry + _V))
-        total = dot(total, x + 8, stride, vectors(entry + 2 * _V))
-        return dot(total, x + 12, stride, vectors(entry + 3 * _V))
+    def half(z: Any, entry: Any, x: Any, stride: Any) -> Any:
+        """The sums of 16 products, begun at the int32 z of each row of X."""
+        total = broadcast_rows(z, stride, zeros_int(SIZE), words(entry))
+        return continued(total, entry, x, stride)
 
-    def make_product(tokens: int) -> Any:
-        SIZE = tokens * PANEL
+    @inlined
+    def continued(total: Any, entry: Any, x: Any, stride: Any) -> Any:
+        total = dot(total, x, stride, words(entry))
+        total = dot(total, x + 4, stride, words(entry + VECTOR))
+        total = dot(total, x + 8, stride, words(entry + 2 * VECTOR))
+        return dot(total, x + 12, stride, words(entry + 3 * VECTOR))
 
-        @inlined
-        def product(panel: Any, blocks: Any, x: Any, stride: Any, sums: Any) -> None:
-            """Add `blocks` blocks' products of the panel with `tokens` rows of X at x to the partial sums."""
-            y = load_tile(zeros(SIZE), sums, PANEL * _V, PANEL)
-            for b in range(blocks):
-                entry, line = panel + b * ENTRY, x + b * LINE
-                w = vectors(entry)
-                if SUBS == 1:
-                    total = half(broadcast_rows(line + Z, stride, zeros_int(SIZE), w), entry, line, stride)
-                    total = half(total, entry + 4 * _V, line + 16, stride)
-                else:
-                    low = half(broadcast_rows(line + Z0, stride, zeros_int(SIZE), w), entry, line, stride)
-                    total = tile_mul_add(zeros_int(SIZE), low, vectors(entry + SUBSCALES))
-                    high = broadcast_rows(line + Z1, stride, zeros_int(SIZE), w)
-                    high = half(high, entry + 4 * _V, line + 16, stride)
-                    total = tile_mul_add(total, high, vectors(entry + SUBSCALES + _V))
-                y = outer_scale(y, total, line + D, stride, floats(entry + 8 * _V))
-                if MINS:
-                    if SUBS == 1:
-                        y = outer_fma(y, line + S, stride, floats(entry + MINIMA))
-                    else:
-                        y = outer_fma(y, line + S0, stride, floats(entry + MINIMA))
-                        y = outer_fma(y, line + S1, stride, floats(entry + MINIMA + _V))
-            store_tile(y, sums, PANEL * _V, PANEL)
+    @inlined
+    def integers(entry: Any, line: Any, stride: Any) -> Any:
+        """The exact sums of one 32-block."""
+        upper = entry + 4 * VECTOR
+        if SUBS == 1:
+            return continued(half(line + Z, entry, line, stride), upper, line + 16, stride)
+        low, high = half(line + Z0, entry, line, stride), half(line + Z1, upper, line + 16, stride)
+        total = tile_mul_add(zeros_int(SIZE), low, words(entry + SUBSCALES))
+        return tile_mul_add(total, high, words(entry + SUBSCALES + VECTOR))
 
-        return product
+    @inlined
+    def product(panel: Any, blocks: Any, x: Any, stride: Any, sums: Any) -> None:
+        """Add the first `blocks` blocks' products with the rows at x to the partial sums."""
+        y = load_tile(zeros(SIZE), sums, PANEL * VECTOR, PANEL)
+        for b in range(blocks):
+            entry, line = panel + b * ENTRY, x + b * LINE
+            y = outer_scale(y, integers(entry, line, stride), line + D, stride, floats(entry + 8 * VECTOR))
+            if MINS and SUBS == 1:
+                y = outer_fma(y, line + S, stride, floats(entry + MINIMA))
+            if MINS and SUBS == 2:
+                y = outer_fma(y, line + S0, stride, floats(entry + MINIMA))
+                y = outer_fma(y, line + S1, stride, floats(entry + MINIMA + VECTOR))
+        store_tile(y, sums, PANEL * VECTOR, PANEL)
 
-    product_many, product_one = make_product(TOKENS), make_product(1)
+    return product
+
+
+@inlined
+def _write(sums: Any, tokens: Any, rows: Any, tile: Any, y: Any, y_stride: Any) -> None:
+    for p in range(PANEL):
+        row = LANES * (tile + p)
+        if row < rows:
+            row = min(row, rows - LANES)
+            for t in range(tokens):
+                store(y + t * y_stride + 4 * row, load(sums + (t * PANEL + p) * VECTOR))
+
+
+def make_matmul(fmt: IntFormat) -> Any:
+    """The kernel of one format."""
+    SUMS = PANEL * Entry(fmt).tile
+    unpack, product, product_one = make_unpack(fmt), make_product(fmt, TOKENS), make_product(fmt, 1)
 
     @inlined
     def stretch(panel: Any, blocks: Any, x: Any, stride: Any, tokens: Any, sums: Any) -> None:
         """The panel with all rows of X."""
         t = 0
         while t + TOKENS <= tokens:
-            product_many(panel, blocks, x + t * stride, stride, sums + t * PANEL * _V)
+            product(panel, blocks, x + t * stride, stride, sums + t * PANEL * VECTOR)
             t += TOKENS
         while t < tokens:
-            product_one(panel, blocks, x + t * stride, stride, sums + t * PANEL * _V)
+            product_one(panel, blocks, x + t * stride, stride, sums + t * PANEL * VECTOR)
             t += 1
-
-    @inlined
-    def write(sums: Any, tokens: Any, rows: Any, tile: Any, y: Any, y_stride: Any) -> None:
-        for p in range(PANEL):
-            row = LANES * (tile + p)
-            if row < rows:
-                row = min(row, rows - LANES)
-                for t in range(tokens):
-                    store(y + t * y_stride + 4 * row, load(sums + (t * PANEL + p) * _V))
 
     def matmul(op: Any, step: Any, thread: Any) -> None:
         rows, row_bytes, blocks = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
         tokens, x, x_stride = word(step, STEP_ROWS), word(op, _X), word(op, _X_STRIDE)
         panel = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
-        sums = panel + PANEL * TILE
-        tiles = (rows + LANES - 1) // LANES
+        sums = panel + SUMS
         tile = take(op, PANEL)
-        while tile < tiles:
+        while LANES * tile < rows:
             for t in range(tokens * PANEL):
-                store(sums + t * _V, zeros(1)[0])
-            for first in range(0, blocks, WHOLE):
-                count = min(WHOLE, blocks - first)
-                unpack_panel(word(op, _W), row_bytes, rows, tile, first, count, panel)
+                store(sums + t * VECTOR, splat(0.0))
+            for first in range(0, blocks, BLOCKS_OF_STRETCH):
+                count = min(BLOCKS_OF_STRETCH, blocks - first)
+                unpack(word(op, _W), row_bytes, rows, tile, first, count, panel)
                 stretch(panel, count, x + first * LINE, x_stride, tokens, sums)
-            write(sums, tokens, rows, tile, word(op, _Y), word(op, _Y_STRIDE))
+            _write(sums, tokens, rows, tile, word(op, _Y), word(op, _Y_STRIDE))
             tile = take(op, PANEL)
 
     return matmul
