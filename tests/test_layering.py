@@ -1,0 +1,138 @@
+"""Who may know whom: the arrows between folders and modules, read from the source and tried in a fresh process."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMPILED_CODE = {"numba", "llvmlite"}
+REFEREES = {"torch", "transformers", "llama_cpp"}
+WITHOUT_NUMBA = ["operations", "layout", "isa", "library", "threads", "reference"]
+KERNELS_MAY_KNOW = ("edge_gemma.kernels", "edge_gemma.formats", "edge_gemma.errors")
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """Modules imported anywhere in a file, and whether that is at its top level, where it costs everyone."""
+    top = {id(node) for node in _top_level(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import at line {node.lineno}"
+            yield from ((f"{node.module}.{alias.name}", id(node) in top) for alias in node.names)
+
+
+def _top_level(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when the file is imported: not in a function, and not for the type checker alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _top_level(node)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", sources("kernels"), ids=name)
+def test_kernels_know_numbers_and_formats_only(path: Path) -> None:
+    for module, _ in imports(parse(path)):
+        if within(module, "edge_gemma"):
+            assert any(within(module, known) for known in KERNELS_MAY_KNOW), module
+
+
+@pytest.mark.parametrize("path", sources("edge_gemma"), ids=name)
+def test_the_runtime_knows_neither_quantizer_nor_compiler(path: Path) -> None:
+    """The quantizer only where the user asks for it: inside a function of the command line."""
+    for module, top in imports(parse(path)):
+        assert module.split(".")[0] not in COMPILED_CODE, module
+        if within(module, "edge_gemma.quantize"):
+            assert not top and _is_command_line(path), module
+        if within(module, "edge_gemma.kernels"):
+            assert not within(module, "edge_gemma.kernels.reference")
+
+
+def _is_command_line(path: Path) -> bool:
+    return path.name in ("cli.py", "demo.py", "__main__.py") or path.parent.name == "commands"
+
+
+@pytest.mark.parametrize("path", sources("quantize"), ids=name)
+def test_the_quantizer_knows_no_kernel_and_no_model(path: Path) -> None:
+    """And compiles in one module only, that of blocks."""
+    for module, _ in imports(parse(path)):
+        assert module.split(".")[0] not in COMPILED_CODE or path.name == "blocks.py", module
+        assert not any(within(module, f"edge_gemma.{m}") for m in ("kernels", "model", "engine", "gemma")), module
+
+
+@pytest.mark.parametrize("module", WITHOUT_NUMBA)
+def test_modules_without_numba(module: str) -> None:
+    assert all(not within(m, "numba") for m, top in imports(parse(ROOT / f"kernels/{module}.py")) if top)
+
+
+@pytest.mark.parametrize("path", sources("kernels"), ids=name)
+def test_kernels_are_compiled_by_one_place(path: Path) -> None:
+    """No jit decorator, no parallel region: `compile` asks Numba for each function, with the flags all share."""
+    names = {node.id for node in ast.walk(parse(path)) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute)}
+    names |= {module.rsplit(".", 1)[-1] for module, _ in imports(parse(path))}
+    assert not names & {"njit", "jit", "prange", "vectorize", "guvectorize", "cfunc", "fastmath"}
+    assert "compile_extra" not in names or path.name == "compile.py"
+
+
+@pytest.mark.parametrize("folder", ["edge_gemma", "kernels", "quantize", "tests"])
+def test_referees_are_asked_by_recording_scripts_only(folder: str) -> None:
+    for path in sources(folder):
+        if not path.is_relative_to(ROOT / "tests/goldens"):
+            found = {module.split(".")[0] for module, _ in imports(parse(path))} & REFEREES
+            assert not found, f"{name(path)} imports {found}"
+
+
+def test_nothing_imports_the_benchmarks_but_their_tests() -> None:
+    for folder in ("edge_gemma", "kernels", "quantize"):
+        for path in sources(folder):
+            assert all(module.split(".")[0] not in ("bench", "tests") for module, _ in imports(parse(path))), path
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules of a fresh process after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_is_light() -> None:
+    assert not modules_after("import edge_gemma") & {*COMPILED_CODE, *REFEREES, "numpy", "gguf", "sentencepiece"}
+
+
+@pytest.mark.parametrize("module", WITHOUT_NUMBA)
+def test_modules_load_without_numba(module: str) -> None:
+    assert "numba" not in modules_after(f"import edge_gemma.kernels.{module}")
+
+
+def test_folders_refuse_their_bare_names() -> None:
+    """`kernels` and `quantize` belong to other projects."""
+    for folder in ("kernels", "quantize"):
+        command = [sys.executable, "-c", f"import {folder}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and f"edge_gemma.{folder}" in done.stderr
