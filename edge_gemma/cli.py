@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
         terminal.say(f'edge-gemma: error: {terminal.one_line(message)} (see "{self.prog} --help")')
         self.exit(EXIT_INPUT)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Where argparse prints help and version; it would ignore a full disk."""
+        terminal.write(message)
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; its result has the subcommand's function as `run`."""
@@ -74,16 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         status: int = args.run(args)
         terminal.flush()
     except SystemExit as end:  # --help, --version, wrong usage
-        return _flushed(end.code if isinstance(end.code, int) else EXIT_OTHER)
+        return end.code if isinstance(end.code, int) else EXIT_OTHER
     except BaseException as error:
-        return report(error)
-    return status
-
-
-def _flushed(status: int) -> int:
-    try:
-        terminal.flush()
-    except OSError as error:
         return report(error)
     return status
 
