@@ -1,7 +1,7 @@
 """Put a result of `side_by_side.py` into the README, between its markers.
 
-    python bench/report.py bench/results/RESULT.json            # rewrite the README's table
-    python bench/report.py bench/results/RESULT.json --check    # exit 1 if the README's table is another
+python bench/report.py bench/results/RESULT.json            # rewrite the README's table
+python bench/report.py bench/results/RESULT.json --check    # exit 1 if the README's table is another
 """
 
 from __future__ import annotations

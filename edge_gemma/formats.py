@@ -20,10 +20,12 @@ class BlockFormat:
 
     @property
     def is_float(self) -> bool:
+        """Whether values are stored one by one, as floats."""
         return self.block == 1
 
     @property
     def bits_per_weight(self) -> float:
+        """Scales included."""
         return 8 * self.nbytes / self.block
 
     def row_bytes(self, columns: int) -> int:

@@ -123,7 +123,7 @@ class Program:
         return base
 
     def matmul(self, x: Rows, weight: Tensor, *, out: str, rows: Rows | None = None) -> Rows:
-        """out = x weight^T. Quantized weights take x as int8 blocks, which are made once per x. `rows`: where to write."""
+        """out = x weight^T. Quantized weights take x as int8 blocks, made once for each x. `rows`: where to write."""
         y = rows or self._buffer(out, weight.shape[0])
         if weight.format.is_float:
             one = many = Kernel("matmul_float", weight.format.name)

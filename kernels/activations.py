@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_gemma.kernels.atomics import inlined, take, word
-from edge_gemma.kernels.layout import D, LINE, S, S0, S1, Z, Z0, Z1
+from edge_gemma.kernels.atomics import take, word
+from edge_gemma.kernels.jit import inlined
+from edge_gemma.kernels.layout import LINE, S0, S1, Z0, Z1, D, S, Z
 from edge_gemma.kernels.operations import QUANTIZE, STEP_ROWS
 from edge_gemma.kernels.simd import (
     LANES,
@@ -49,7 +50,7 @@ def _half_block(x: Any, inverse: Any, q: Any) -> Any:
 
 @inlined
 def quantize_block(x: Any, zero: Any, q: Any) -> Any:
-    """32 float32 at x to one line at q. Magnitudes compare as integers, so that a NaN is the largest and makes d NaN."""
+    """32 float32 at x to one line at q. Magnitudes compare as integers: a NaN is the largest, and makes d NaN."""
     top = bits_as_int(absolute(load(x)))
     for v in range(1, 2 * _HALF):
         top = maximum_int(bits_as_int(absolute(load(x + 4 * LANES * v))), top)

@@ -9,9 +9,10 @@ import sys
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic, register_jitable
+from numba import types
+from numba.core import cgutils
 
+from edge_gemma.kernels.jit import inlined, intrinsic
 from edge_gemma.kernels.operations import COUNTER
 
 _i8p, _i32, _i64, _f64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64), ir.DoubleType()
@@ -28,7 +29,7 @@ def word(_typing: Any, base: Any, index: Any) -> Any:
     """The 64-bit integer at base + 8 * index."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.load(_address(builder, *arguments, _i64))
+        return builder.load(_address(builder, arguments[0], arguments[1], _i64))
 
     return _WORD(_WORD, _WORD), codegen
 
@@ -38,7 +39,7 @@ def real(_typing: Any, base: Any, index: Any) -> Any:
     """The float64 at base + 8 * index, as float32."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.fptrunc(builder.load(_address(builder, *arguments, _f64)), ir.FloatType())
+        return builder.fptrunc(builder.load(_address(builder, arguments[0], arguments[1], _f64)), ir.FloatType())
 
     return types.float32(_WORD, _WORD), codegen
 
@@ -59,7 +60,7 @@ def read_shared(_typing: Any, base: Any, index: Any) -> Any:
     """The word, as other threads wrote it last."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_address(builder, *arguments, _i64), "seq_cst", 8)
+        return builder.load_atomic(_address(builder, arguments[0], arguments[1], _i64), "seq_cst", 8)
 
     return _WORD(_WORD, _WORD), codegen
 
@@ -100,9 +101,6 @@ def give_way(_typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
-
-
-inlined = register_jitable(forceinline=True)
 
 
 @inlined

@@ -21,8 +21,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from edge_gemma.kernels.atomics import inlined, real, take, word
+
+from edge_gemma.kernels.atomics import real, take, word
 from edge_gemma.kernels.functions import exp, softcap
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, VECTOR
 from edge_gemma.kernels.operations import (
     APPEND,

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import Any
 
 import llvmlite.binding as llvm
-from numba.core import compiler, types
+from numba import types
+from numba.core import compiler
 from numba.core import config as numba_config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from edge_gemma.kernels import formats
-from edge_gemma.kernels.atomics import inlined, real, take, word
+from edge_gemma.kernels.atomics import real, take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
 from edge_gemma.kernels.functions import gelu, softcap
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.operations import (
     ADD,
     EMBED,
@@ -123,7 +124,7 @@ def inverse_rms(x: Any, columns: Any, epsilon: Any) -> Any:
 
 
 def norm(op: Any, step: Any, _thread: Any) -> None:
-    """y = rms_norm(x) * weight (+ base, if it is no null address). arXiv:1910.07467; the weights include Gemma's + 1."""
+    """y = rms_norm(x) * weight (+ base, if that is no null address). arXiv:1910.07467; weights include Gemma's + 1."""
     X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, Y, Y_STRIDE = _NORM
     columns, weight = word(op, COLUMNS), word(op, WEIGHT)
     row = take(op, 1)

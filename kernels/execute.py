@@ -8,11 +8,11 @@ from edge_gemma.kernels.atomics import (
     call_kernel,
     fetch_add,
     give_way,
-    inlined,
     read_shared,
     word,
     write_shared,
 )
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.operations import (
     BARRIER,
     MANY,

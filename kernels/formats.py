@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from numba.core import types
+from numba import types
 from numba.extending import (
     models,
     overload,
@@ -27,7 +27,7 @@ from numba.extending import (
 )
 
 from edge_gemma.formats import FORMATS, BlockFormat
-from edge_gemma.kernels.atomics import inlined
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import ZEROS
 from edge_gemma.kernels.simd import (
     byte_table,
@@ -56,10 +56,12 @@ class IntFormat:
 
     @property
     def name(self) -> str:
+        """As in GGUF."""
         return self.layout.name
 
     @property
     def zero(self) -> int:
+        """What is subtracted from the unsigned weights."""
         return ZEROS.get(self.name, 0)
 
     @property
@@ -69,10 +71,12 @@ class IntFormat:
 
     @property
     def subs(self) -> int:
+        """Parts of a 32-block with an integer scale of their own: 1 means none, or 2."""
         return 1 if self.subscales is None else 2
 
     @property
     def mins(self) -> bool:
+        """Whether blocks have a minimum."""
         return self.minimum is not None
 
     @property
@@ -132,8 +136,6 @@ _dispatch(weights, "weights")
 _dispatch(scale, "scale")
 _dispatch(subscales, "subscales")
 _dispatch(minimum, "minimum")
-
-
 
 
 # ---- pieces shared by several formats ----------------------------------------------------------------------------
@@ -284,7 +286,7 @@ def _q4_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _q5_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    """| d: f16 | dmin: f16 | 12 B scales | 32 B: bit i of byte l is the fifth bit of weight 32i + l | 128 B nibbles |"""
+    """| d: f16 | dmin: f16 | 12 B scales | 32 B: bit i of byte l is bit 4 of weight 32i + l | 128 B nibbles |"""
     low = _bits(at + 48 + 32 * (i >> 1), stride, 4 * (i & 1), 0x0F0F0F0F)
     return _join(low, _bits(at + 16, stride, i, 0x01010101), 4)
 
@@ -312,7 +314,7 @@ def _q6_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _q2_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    """| 16 B: scale in the low, minimum in the high nibble, per 16 weights | 64 B 2-bit fields | d: f16 | dmin: f16 |"""
+    """| 16 B: scale in the low, minimum in the high nibble, for 16 weights | 64 B 2-bit fields | d, dmin: f16 |"""
     return _bits(at + 16 + 32 * (i >> 2), stride, 2 * (i & 3), 0x03030303)
 
 

@@ -1,13 +1,14 @@
 """exp, tanh and GELU on vectors. Straight float32 polynomials, the same bits wherever they are called from.
 
-NaN stays NaN: the clamps keep their second operand then. Bounds (checked over the whole range by the tests): exp 2 ulp, tanh 3 ulp, on results that are normal numbers.
+NaN stays NaN: the clamps keep their second operand then. Bounds (checked over the whole range by the tests): exp 2 ulp,
+tanh 3 ulp, on results that are normal numbers.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.atomics import inlined
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.simd import (
     bits_as_float,
     fma,

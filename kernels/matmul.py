@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 from edge_gemma.kernels import formats
-from edge_gemma.kernels.atomics import inlined, take, word
+from edge_gemma.kernels.atomics import take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import (
     LINE,
     PANEL,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.atomics import inlined, take, word
+from edge_gemma.kernels.atomics import take, word
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.operations import MATMUL, STEP_ROWS
 from edge_gemma.kernels.simd import (
     FLOAT_LOADS,

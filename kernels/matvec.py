@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 from edge_gemma.kernels import formats
-from edge_gemma.kernels.atomics import inlined, take, word
+from edge_gemma.kernels.atomics import take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
-from edge_gemma.kernels.layout import D, LINE, S, S0, S1, Z, Z0, Z1
+from edge_gemma.kernels.jit import inlined
+from edge_gemma.kernels.layout import LINE, S0, S1, Z0, Z1, D, S, Z
 from edge_gemma.kernels.operations import MATMUL
 from edge_gemma.kernels.simd import (
     LANES,

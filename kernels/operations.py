@@ -1,6 +1,6 @@
 """The operations a program may consist of: names, arguments and the kernels that do them, as data.
 
-Knows no Numba and no model: recording a program needs neither. A program is a table of rows of `ROW_WORDS` 64-bit words,
+Knows no Numba and no model: recording a program needs neither. A program is a table of rows of ROW_WORDS 64-bit words,
 
     | one | many | barrier | arguments ...                                        | counter |  ...
       0     1      2         3                                                      24
@@ -34,6 +34,7 @@ STEP_ARRIVED = 24  # threads waiting at the barrier
 STEP_GENERATION = 32  # barriers passed
 STEP_CANCEL = 40  # set from outside: stop at the next barrier
 STEP_STOPPED = 48  # set by the last thread at a barrier: all leave
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -71,7 +72,8 @@ ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angl
 APPEND = _operation("append", "k v stride heads head_dim k_cache v_cache sequence_bytes head_bytes capacity")
 ATTEND = _operation(
     "attend",
-    "q q_stride y y_stride heads kv_heads head_dim k_cache v_cache sequence_bytes head_bytes capacity window softcap partial",
+    "q q_stride y y_stride heads kv_heads head_dim k_cache v_cache sequence_bytes head_bytes"
+    " capacity window softcap partial",
 )
 MERGE = _operation("merge", "y heads head_dim window capacity partial")
 GATE = _operation("gate", "gate up stride columns y y_stride")

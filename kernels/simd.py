@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
+from numba.core import cgutils
 from numba.extending import (
-    intrinsic,
     lower_builtin,
     models,
     register_model,
@@ -26,6 +26,7 @@ from numba.extending import (
 )
 
 from edge_gemma.kernels.isa import current
+from edge_gemma.kernels.jit import intrinsic, intrinsic_of_constants
 
 ISA = current()
 LANES = ISA.lanes
@@ -590,7 +591,7 @@ def _lookup_shuffle(name: str) -> Emit:
     return emit
 
 
-_LOOKUP = {
+_LOOKUP: Emit = {
     "vpdpbusd.512": _lookup_shuffle("llvm.x86.avx512.pshuf.b.512"),
     "vpdpbusd.256": _lookup_shuffle("llvm.x86.avx2.pshuf.b"),
     "vpmaddubsw": _lookup_shuffle("llvm.x86.avx2.pshuf.b"),
@@ -673,9 +674,7 @@ def _elements(builder: Any, value: Any, count: int) -> list[Any]:
 def _outer(builder: Any, tile: Any, b: Any, sizes: tuple[int, int], each: Callable[[int, Any, Any], Any]) -> Any:
     m, n = sizes
     acc, vectors = _elements(builder, tile, m * n), _elements(builder, b, n)
-    return cgutils.pack_array(
-        builder, [each(i, acc[i * n + j], vectors[j]) for i in range(m) for j in range(n)]
-    )
+    return cgutils.pack_array(builder, [each(i, acc[i * n + j], vectors[j]) for i in range(m) for j in range(n)])
 
 
 def _sizes(tile: Any, b: Any) -> tuple[int, int]:
@@ -776,7 +775,7 @@ def tile_fma(_typing: Any, tile: Any, a: Any, b: Any) -> Any:
     return tile(tile, a, b), codegen
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic_of_constants
 def store_sums(_typing: Any, tile: Any, address: Any, stride: Any, n: Any) -> Any:
     """The sum of lanes of tile[i][j], rows of n, as float32 to address + i * stride + 4 * j."""
     if not isinstance(n, types.IntegerLiteral):
@@ -803,13 +802,13 @@ def _tile_of(count: Any, vector: VectorType, zero: ir.Constant) -> Any:
     return types.UniTuple(vector, size)(count), codegen
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic_of_constants
 def zeros(_typing: Any, count: Any) -> Any:
     """A tuple of `count` zero F vectors; count is a constant."""
     return _tile_of(count, F, ir.Constant(_VF, None)) if isinstance(count, types.IntegerLiteral) else None
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic_of_constants
 def zeros_int(_typing: Any, count: Any) -> Any:
     """A tuple of `count` zero I vectors; count is a constant."""
     return _tile_of(count, I, ir.Constant(_VI, None)) if isinstance(count, types.IntegerLiteral) else None
@@ -833,13 +832,13 @@ def _tile_memory(tile: Any, address: Any, stride: Any, n: Any, *, write: bool) -
     return (types.void if write else tile)(tile, types.intp, types.intp, n), codegen
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic_of_constants
 def store_tile(_typing: Any, tile: Any, address: Any, stride: Any, n: Any) -> Any:
     """Row i of the tile, n vectors, to address + i * stride."""
     return _tile_memory(tile, address, stride, n, write=True) if isinstance(n, types.IntegerLiteral) else None
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic_of_constants
 def load_tile(_typing: Any, like: Any, address: Any, stride: Any, n: Any) -> Any:
     """A tile shaped as `like` whose row i, n vectors, is read from address + i * stride."""
     return _tile_memory(like, address, stride, n, write=False) if isinstance(n, types.IntegerLiteral) else None

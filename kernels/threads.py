@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
 import numpy as np
@@ -89,7 +90,7 @@ class Team:
                 thread.join()
 
 
-def _work(execute: ctypes._CFuncPtr, number: int, jobs: SimpleQueue[_Job], done: SimpleQueue[int]) -> None:
+def _work(execute: Callable[..., int], number: int, jobs: SimpleQueue[_Job], done: SimpleQueue[int]) -> None:
     result, exception = ctypes.c_int64(), ctypes.c_void_p()
     while (job := jobs.get()) is not None:
         execute(ctypes.addressof(result), ctypes.addressof(exception), *job, number)

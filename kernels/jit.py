@@ -1,0 +1,28 @@
+"""The two decorators of compiled code. Every njit function of the kernels is one of these, or an entry of `compile`.
+
+Knows no kernel. They exist to be typed: the results are callable from compiled code with any arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import extending
+
+Function = Callable[..., Any]
+
+
+def inlined(function: Function) -> Any:
+    """A function that compiled code calls and LLVM always inlines."""
+    return extending.register_jitable(forceinline=True)(function)
+
+
+def intrinsic(function: Function) -> Any:
+    """One operation as LLVM IR; `function(typing_context, *types)` gives its signature and code generator."""
+    return extending.intrinsic(function)
+
+
+def intrinsic_of_constants(function: Function) -> Any:
+    """As `intrinsic`, for operations that need integer arguments as constants."""
+    return extending.intrinsic(prefer_literal=True)(function)
