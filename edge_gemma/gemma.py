@@ -237,6 +237,8 @@ class Gemma:
         _check_range("max_tokens", max_tokens, 1, 2**31)
         ids = self.tokenize(prompt) if isinstance(prompt, str) else _token_ids("prompt", prompt)
         self._opened().check(ids)
+        if on_progress is not None and not callable(on_progress):
+            raise TypeError(f"on_progress: {on_progress!r} cannot be called")
         stops = _stop_strings(stop)
         return Generation(
             self._opened(), self.tokenizer, ids, max_tokens, SamplingParams(**sampling), stops, on_progress

@@ -16,15 +16,20 @@ from tests.goldens.cases import CASES, write_gguf
 
 TinyGguf = Callable[..., Path]
 
+_USER = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+_FOLDER = Path(tempfile.gettempdir()) / f"edge-gemma-tests-{_USER}"
+_FOLDER.mkdir(mode=0o700, exist_ok=True)
+
+# One kernel cache for all tests of a user and their subprocesses, so that each kernel is compiled once.
+os.environ.setdefault("EDGE_GEMMA_CACHE_DIR", str(_FOLDER))
+
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """The real Gemma 3 270M (Q4_K_M), assembled once per user into the temporary folder; never write to it."""
-    folder = Path(tempfile.gettempdir()) / f"edge-gemma-tests-{_user()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path: Path = folder / package.MODEL_NAME
+    path: Path = _FOLDER / package.MODEL_NAME
     if not _is_verified(path):
-        partial = folder / f"{package.MODEL_NAME}.{os.getpid()}"
+        partial = _FOLDER / f"{package.MODEL_NAME}.{os.getpid()}"
         package.assemble(partial, overwrite=True)  # checks every part and the whole
         partial.replace(path)
         _stamp(path).write_text(_identity(path))
@@ -42,10 +47,6 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> TinyGguf:
         return out
 
     return path
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
 
 
 def _stamp(path: Path) -> Path:
