@@ -124,7 +124,7 @@ def read_object(path: Path) -> bytes | None:
         expected = json.loads(header)["sha256"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("ignoring a damaged kernel file, %s: %s", path, error)
         return None
     if hashlib.sha256(code).hexdigest() != expected:

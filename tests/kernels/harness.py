@@ -8,14 +8,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import Kernel, Operation
 from edge_gemma.kernels.threads import Team
-from numpy.typing import NDArray
-
-from edge_gemma.formats import FORMATS
 
 Array = NDArray[Any]
 NOTHING = Kernel("attention", "nothing")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+
 from edge_gemma.kernels import reference
 from edge_gemma.kernels.layout import LANES, QUERY_ROWS, attention_scratch, partial_bytes
 from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE
-
 from tests.kernels.harness import NOTHING, Array, Step, aligned, assert_same_bits, row, run
 
 GLOBAL = 1 << 20

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edge_gemma.kernels import reference
-from edge_gemma.kernels.operations import ADD, EMBED, GATE, NORM, ROTATE, SOFTCAP, STEP_ANGLES_LOCAL
 
 from edge_gemma.formats import FORMATS
+from edge_gemma.kernels import reference
+from edge_gemma.kernels.operations import ADD, EMBED, GATE, NORM, ROTATE, SOFTCAP, STEP_ANGLES_LOCAL
 from tests.kernels.harness import Array, Row, Step, assert_same_bits, random_rows, row, run
 
 ROWS, THREADS = [1, 2, 5], [1, 2]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_gemma.kernels import functions, reference
 
+from edge_gemma.kernels import functions, reference
 from tests.kernels.harness import Array, assert_same_bits
 from tests.kernels.jit import lanewise
 

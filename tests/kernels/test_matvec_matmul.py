@@ -6,11 +6,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+
+from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import reference
 from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, matmul_scratch
 from edge_gemma.kernels.operations import MATMUL, QUANTIZE
-
-from edge_gemma.formats import FORMATS
 from tests.kernels.harness import (
     FLOAT_NAMES,
     INT_NAMES,

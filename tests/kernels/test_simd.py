@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_gemma.kernels import reference, simd
-from edge_gemma.kernels.layout import LANES
 from numba import njit
 
+from edge_gemma.kernels import reference, simd
+from edge_gemma.kernels.layout import LANES
 from tests.kernels.harness import Array, aligned, assert_same_bits
 from tests.kernels.jit import lanewise
 

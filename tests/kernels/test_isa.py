@@ -1,0 +1,48 @@
+"""All tests of kernels again, in processes that are forced down to each lower instruction set this CPU has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_gemma.kernels.isa import available, current
+
+LOWER = [isa.name for isa in available() if isa is not current()] if "EDGE_GEMMA_ISA" not in os.environ else []
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LEFT_OUT = ("test_isa.py", "test_library.py")  # this one; and one that does not depend on the instruction set
+
+Run = tuple["subprocess.Popen[bytes]", Path]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """One process per instruction set, started together: compiling keeps only one core busy."""
+    folder = tmp_path_factory.mktemp("isa")
+    started: dict[str, Run] = {}
+    for name in LOWER:
+        ignored = [f"--ignore={HERE / file}" for file in LEFT_OUT]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, str(HERE)]
+        with (folder / name).open("wb") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, "EDGE_GEMMA_ISA": name}, stdout=log, stderr=subprocess.STDOUT
+            )
+        started[name] = process, folder / name
+    yield started
+    for process, _ in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", LOWER)
+def test_on_lower_instruction_sets(name: str, runs: dict[str, Run]) -> None:
+    process, log = runs[name]
+    status = process.wait(timeout=900)
+    text = log.read_text("utf-8", "replace")
+    print(f"{name}: {text.splitlines()[-1]}")
+    assert status == 0, text[-8000:]

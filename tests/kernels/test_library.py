@@ -1,0 +1,367 @@
+"""The kernel cache when things go wrong: right results and a line in the log, never an exception."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_gemma.kernels import compile as compiler
+from edge_gemma.kernels import isa, library
+from edge_gemma.kernels.library import Library
+from edge_gemma.kernels.operations import ADD, ROW_WORDS, STEP_ROWS, STEP_WORDS, Kernel
+from tests.kernels.harness import aligned
+
+KERNEL = Kernel("elementwise", "add")
+ROOT = Path(__file__).parents[2]
+CALL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+
+
+def adds(address: int) -> bool:
+    """Whether the code at `address` adds rows."""
+    x, y = np.arange(64, dtype=np.float32), np.ones(64, np.float32)
+    row, step = aligned((ROW_WORDS,), np.int64), aligned((STEP_WORDS,), np.int64)
+    row[list(ADD.slots)] = x.ctypes.data, 0, y.ctypes.data, 0, 64
+    step[STEP_ROWS] = 1
+    result, exception = ctypes.c_int64(), ctypes.c_void_p()
+    status = CALL(address)(ctypes.addressof(result), ctypes.addressof(exception), row.ctypes.data, step.ctypes.data, 0)
+    return status == 0 and np.array_equal(y, np.arange(64) + 1)
+
+
+def works(folder: Path | None) -> bool:
+    """Whether a new library on this cache folder has the kernel. Its code lives no longer than it does."""
+    fresh = Library(folder)
+    return adds(fresh.load([KERNEL])[KERNEL])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A cache folder with the kernel in it."""
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    assert works(cache)
+    return cache
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    caplog.set_level(logging.WARNING, "edge_gemma")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels compiled from now on."""
+    compiled: list[str] = []
+    real = compiler.compile_kernel
+
+    def recorded(kernel: Kernel, symbol: str) -> bytes:
+        compiled.append(kernel.name)
+        return bytes(real(kernel, symbol))
+
+    monkeypatch.setattr(compiler, "compile_kernel", recorded)
+    return compiled
+
+
+def cached_file(folder: Path) -> Path:
+    return folder / library.file_name(KERNEL)
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_cached_kernel_is_not_compiled_again(folder: Path, compiles: list[str]) -> None:
+    assert works(folder)
+    assert not compiles
+    assert sorted(p.name for p in folder.iterdir()) == [library.file_name(KERNEL)]
+
+
+def test_progress_tells_each_kernel_that_is_compiled(folder: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    other = Kernel("elementwise", "softcap")
+    fresh = Library(folder)
+    fresh.load([KERNEL, other], lambda *seen: told.append(seen))
+    assert told == [(0, 1, "elementwise.softcap"), (1, 1, "")]
+    fresh.load([KERNEL, other], lambda *seen: told.append(seen))
+    assert len(told) == 2
+
+
+def truncated(share: float) -> Callable[[bytes], bytes]:
+    return lambda data: data[: int(len(data) * share)]
+
+
+def flipped(share: float) -> Callable[[bytes], bytes]:
+    def flip(data: bytes) -> bytes:
+        at = min(int(len(data) * share), len(data) - 1)
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    return flip
+
+
+def with_header(header: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: header + data[data.index(b"\n") :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "one byte": lambda data: data[:1],
+    "half a header": lambda data: data[:40],
+    "header alone": lambda data: data[: data.index(b"\n") + 1],
+    "half": truncated(0.5),
+    "all but a byte": lambda data: data[:-1],
+    "a byte more": lambda data: data + b"\0",
+    "bit of the digest": lambda data: data.replace(b'"sha256": "', b'"sha256": "f', 1),
+    "bit of the code": flipped(0.3),
+    "last bit": flipped(1.0),
+    "zeros": lambda data: bytes(len(data)),
+    "no JSON": with_header(b"\xff\xfe not JSON"),
+    "a list": with_header(b"[1, 2]"),
+    "a number": with_header(b"7"),
+    "no digest": with_header(b"{}"),
+    "another kind of digest": with_header(b'{"sha256": 7}'),
+    "endless nesting": with_header(b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_compiled_again(
+    damage: str, folder: Path, compiles: list[str], warnings: Callable[[], list[str]]
+) -> None:
+    path = cached_file(folder)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    assert works(folder)
+    assert compiles == ["add"] and [str(path) in line for line in warnings()] == [True]
+    assert works(folder)  # and replaced
+    assert compiles == ["add"]
+
+
+def test_a_folder_in_place_of_the_file(folder: Path, warnings: Callable[[], list[str]]) -> None:
+    cached_file(folder).unlink()
+    cached_file(folder).mkdir()
+    assert works(folder)
+    assert len(warnings()) == 2  # it can be neither read nor replaced
+
+
+def test_a_full_disk_costs_the_cache_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+) -> None:
+    def full(_path: Path, _code: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(library, "write_object", full)
+    fresh = Library(tmp_path)
+    addresses = fresh.load([KERNEL, Kernel("attention", "nothing")])
+    assert adds(addresses[KERNEL]) and len(warnings()) == 1 and os.strerror(errno.ENOSPC) in warnings()[0]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_self: Path, _target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        library.write_object(tmp_path / "x", b"code")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_vanished(folder: Path, warnings: Callable[[], list[str]]) -> None:
+    shutil.rmtree(folder)
+    assert works(folder)
+    assert len(warnings()) == 1
+
+
+def test_no_folder_at_all(compiles: list[str]) -> None:
+    assert works(None)
+    assert compiles == ["add"]
+
+
+# ---- the folder --------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
+    made = library.cache_folder()
+    assert made == tmp_path / "kernels" / library.cache_key()
+    assert made.stat().st_mode & 0o077 == 0
+
+
+def loosen(base: Path, key: str) -> None:
+    (base / "kernels" / key).mkdir(parents=True)
+    (base / "kernels" / key).chmod(0o777)
+
+
+def loosen_parent(base: Path, key: str) -> None:
+    (base / "kernels" / key).mkdir(parents=True, mode=0o700)
+    (base / "kernels").chmod(0o770)
+
+
+def link(base: Path, key: str) -> None:
+    (base / "elsewhere").mkdir()
+    (base / "kernels").mkdir()
+    (base / "kernels" / key).symlink_to(base / "elsewhere")
+
+
+def link_parent(base: Path, _key: str) -> None:
+    (base / "elsewhere").mkdir()
+    (base / "kernels").symlink_to(base / "elsewhere")
+
+
+def put_a_file(base: Path, _key: str) -> None:
+    (base / "kernels").write_text("no folder")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows gives each user a folder of their own")
+@pytest.mark.parametrize("prepare", [loosen, loosen_parent, link, link_parent, put_a_file])
+def test_a_folder_that_others_may_write_to_is_not_used(
+    prepare: Callable[[Path, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warnings: Callable[[], list[str]],
+) -> None:
+    prepare(tmp_path, library.cache_key())
+    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
+    assert library.cache_folder() is None and len(warnings()) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such account elsewhere")
+def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]) -> None:
+    """A container's user may have neither a home in the environment nor an entry in the user database."""
+    import pwd
+
+    def unknown(_uid: int) -> object:
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "EDGE_GEMMA_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    assert library.cache_folder() is None and len(warnings()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the key -----------------------------------------------------------------------------------------------------
+
+
+def key_of(monkeypatch: pytest.MonkeyPatch, sources: Path) -> str:
+    monkeypatch.setattr(library, "__file__", str(sources / "library.py"))
+    return library.cache_key.__wrapped__()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the kernels' sources, laid out as in a checkout."""
+    package = tmp_path / "edge_gemma"
+    package.mkdir()
+    shutil.copy(ROOT / "edge_gemma/formats.py", package)
+    return Path(shutil.copytree(ROOT / "kernels", tmp_path / "kernels"))
+
+
+def test_a_changed_source_gives_another_key(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of(monkeypatch, sources)
+    assert before == key_of(monkeypatch, sources)
+    keys = {before}
+    for path in (sources / "simd.py", sources / "functions.py", sources.parent / "edge_gemma/formats.py"):
+        path.write_text(path.read_text() + "\n# changed\n")
+        keys.add(key_of(monkeypatch, sources))
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite", "numpy"])
+def test_another_compiler_gives_another_key(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, before = importlib.metadata.version, library.cache_key.__wrapped__()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0" if name == package else real(name))
+    assert library.cache_key.__wrapped__() != before
+
+
+def test_another_cpu_gives_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = library.cache_key.__wrapped__()
+    monkeypatch.setattr(library, "target", lambda: ("another", ""))
+    assert library.cache_key.__wrapped__() != before
+
+
+# ---- processes ---------------------------------------------------------------------------------------------------
+
+def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
+    """A process that loads the kernel, runs it, and says what it saw."""
+    code = (
+        "import json, sys\n"
+        "from edge_gemma.kernels.library import shared\n"
+        "from edge_gemma.kernels.operations import Kernel\n"
+        "kernel, compiled = Kernel('elementwise', 'add'), []\n"
+        "address = shared().load([kernel], lambda *seen: compiled.append(seen))[kernel]\n"
+        "loaded = 'numba' in sys.modules\n"
+        "from tests.kernels.test_library import adds\n"
+        "print(json.dumps([adds(address), bool(compiled), loaded]))\n"
+    )
+    variables = {**os.environ, "EDGE_GEMMA_CACHE_DIR": str(cache), **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=variables, text=True, **pipes)
+
+
+def told(process: subprocess.Popen[str]) -> list[bool]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return list(json.loads(out))
+
+
+def test_two_processes_starting_cold_and_a_warm_one(tmp_path: Path) -> None:
+    """Each has the right result; the third finds all in the cache, and never imports Numba."""
+    tmp_path.chmod(0o700)
+    both = [start(tmp_path), start(tmp_path)]
+    assert all(told(process)[0] for process in both)
+    assert told(start(tmp_path)) == [True, False, False]
+    assert len(list((tmp_path / "kernels" / library.cache_key()).iterdir())) == 1
+
+
+# ---- instruction sets, symbols -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_isa(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("EDGE_GEMMA_ISA", raising=False)
+    yield
+
+
+def test_an_unknown_instruction_set_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_GEMMA_ISA", "sse9")
+    with pytest.raises(ValueError, match=r"sse9.*generic"):
+        isa.current.__wrapped__()
+    monkeypatch.setenv("EDGE_GEMMA_ISA", "neon" if isa.available()[0].machine == "x86" else "avx2")
+    with pytest.raises(ValueError, match="this CPU can run"):
+        isa.current.__wrapped__()
+
+
+def test_the_ladder(no_isa: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isa.current.__wrapped__() is isa.available()[0] and isa.available()[-1].name == "generic"
+    for row in isa.available():
+        monkeypatch.setenv("EDGE_GEMMA_ISA", row.name)
+        assert isa.current.__wrapped__() is row
+
+
+def test_a_kernel_that_calls_out_is_refused() -> None:
+    """An object with a symbol that nothing resolves would end the process when it is loaded."""
+    for symbol in ("llvm.sqrt.v16f32", "sched_yield"):
+        compiler._check_external(symbol, "k")
+    for symbol in ("printf", "NRT_Allocate", "numba_unpickle"):
+        with pytest.raises(RuntimeError, match=symbol):
+            compiler._check_external(symbol, "k")
+
+
+@pytest.mark.parametrize("kernel", [Kernel("activations", "quantize"), Kernel("attention", "append_f16")])
+def test_machine_code_calls_nothing(kernel: Kernel) -> None:
+    """Neither does what the compiler's back end adds by itself, such as memset or a conversion of halves."""
+    text = compiler.assembly(kernel)
+    called = re.findall(r"^[ \t]+(?:callq?|bl|movabsq)[ \t]+\$?([a-zA-Z_]\S*)", text, re.MULTILINE)
+    assert not called
