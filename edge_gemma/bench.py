@@ -185,7 +185,8 @@ def _engine(
         config = GemmaConfig.from_gguf(file)
         weights = Weights.bind(file, config)
         chunk = default_chunk(config)
-        require_budget(config, weights, context, psutil.virtual_memory().available, chunk=chunk, kv_type=kv_type)
+        budget = psutil.virtual_memory().available
+        require_budget(config, weights, context, budget, chunk=chunk, kv_type=kv_type, threads=threads)
         engine = Engine(
             file, config, weights, context=context, chunk=chunk, threads=threads, kv_type=kv_type, progress=progress
         )

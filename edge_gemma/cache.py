@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,8 @@ class LayerCache:
     heads: int
     head_dim: int
     element_bytes: int
-    keys: int
-    values: int
+    keys: int = 0
+    values: int = 0
 
     @property
     def head_bytes(self) -> int:
@@ -51,23 +51,30 @@ class LayerCache:
         return self.heads * self.head_bytes
 
 
+def plan_layers(config: GemmaConfig, context: int, chunk: int, kv_type: str) -> list[LayerCache]:
+    """The cache of each layer, without memory."""
+    return [
+        LayerCache(
+            name=f"cache of layer {i}",
+            capacity=layer_capacity(config, i, context, chunk),
+            heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            element_bytes=ELEMENT_BYTES[kv_type],
+        )
+        for i in range(config.n_layers)
+    ]
+
+
 class KVCache:
-    """One `LayerCache` for each layer. Memory is zeroed and not resident until it is written."""
+    """A `LayerCache` for each layer, with memory: zeroed, and not resident until it is written."""
 
     def __init__(self, config: GemmaConfig, context: int, chunk: int, kv_type: str) -> None:
         self._memory: list[NDArray[np.uint8]] = []
-        self.layers = [self._layer(config, i, context, chunk, ELEMENT_BYTES[kv_type]) for i in range(config.n_layers)]
+        self.layers = [
+            replace(layer, keys=self._allocate(layer.sequence_bytes), values=self._allocate(layer.sequence_bytes))
+            for layer in plan_layers(config, context, chunk, kv_type)
+        ]
 
-    def _layer(self, config: GemmaConfig, layer: int, context: int, chunk: int, size: int) -> LayerCache:
-        capacity = layer_capacity(config, layer, context, chunk)
-        keys, values = (np.zeros(capacity * config.n_kv_heads * config.head_dim * size, np.uint8) for _ in range(2))
-        self._memory += [keys, values]
-        return LayerCache(
-            f"cache of layer {layer}",
-            capacity,
-            config.n_kv_heads,
-            config.head_dim,
-            size,
-            keys.ctypes.data,
-            values.ctypes.data,
-        )
+    def _allocate(self, size: int) -> int:
+        self._memory.append(np.zeros(size, np.uint8))
+        return self._memory[-1].ctypes.data

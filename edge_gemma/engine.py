@@ -13,10 +13,10 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ContextOverflowError, ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.layout import attention_scratch, matmul_scratch
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.threads import Team
 from edge_gemma.model import record, record_logits
+from edge_gemma.plan import scratch_bytes
 from edge_gemma.program import Program, Rows
 from edge_gemma.step import Step
 from edge_gemma.weights import Weights
@@ -59,14 +59,12 @@ class Engine:
         self._file = file
         self._cache = KVCache(config, context, chunk, kv_type)
         program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type)
-        self._x = record(program, config, weights, self._cache)
+        self._x = record(program, config, weights, self._cache.layers)
         self._body = len(program)
         record_logits(program, config, weights, self._x, Rows("logits", config.vocab_size, 0, 4 * config.vocab_size))
         self._program = program
         self._table = program.table(shared().load(program.kernels(), progress))
-        group = config.n_heads // config.n_kv_heads
-        scratch = max(matmul_scratch(chunk), attention_scratch(config.head_dim, group))
-        self._step = Step(config, chunk, threads, -(-scratch // 4096) * 4096)
+        self._step = Step(config, chunk, threads, scratch_bytes(config, chunk))
         self._team = Team(threads)
 
     def close(self) -> None:

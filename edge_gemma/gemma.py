@@ -122,7 +122,7 @@ class Gemma:
             rows = chunk or default_chunk(self.config)
             budget = psutil.virtual_memory().available
             self.plan: MemoryPlan = require_budget(
-                self.config, weights, self.context, budget, chunk=rows, kv_type=kv_type
+                self.config, weights, self.context, budget, chunk=rows, kv_type=kv_type, threads=self.threads
             )
             self.tokenizer = Tokenizer.from_gguf(self._file)
             self._engine = Engine(

@@ -7,7 +7,7 @@ V: vocabulary.
 
 from __future__ import annotations
 
-from edge_gemma.cache import KVCache, LayerCache
+from edge_gemma.cache import LayerCache
 from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf import Tensor
 from edge_gemma.program import Program, Rows
@@ -17,11 +17,11 @@ EVERYTHING = 2**40
 """The window of a global layer."""
 
 
-def record(p: Program, config: GemmaConfig, weights: Weights, cache: KVCache) -> Rows:
+def record(p: Program, config: GemmaConfig, weights: Weights, caches: list[LayerCache]) -> Rows:
     """Tokens to the last layer's output, (T, D)."""
     x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
     for i, w in enumerate(weights.layers):
-        attended = attention(p, config, w, cache.layers[i], x, local=config.local_layers[i])
+        attended = attention(p, config, w, caches[i], x, local=config.local_layers[i])
         residual(p, config, x, attended, w.post_attention_norm)
         residual(p, config, x, feed_forward(p, config, w, x), w.post_ffw_norm)
     return x

@@ -8,14 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from edge_gemma.cache import ELEMENT_BYTES, layer_capacity
+from edge_gemma.cache import LayerCache, plan_layers
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
+from edge_gemma.kernels.layout import attention_scratch, matmul_scratch
+from edge_gemma.model import record, record_logits
+from edge_gemma.program import Program, Rows
 from edge_gemma.weights import Weights
 
 KvType: TypeAlias = Literal["f16", "f32"]
 
 DEFAULT_CHUNK = 256
+PAGE = 4096
 BUFFER_LIMIT = 40 * 2**20
 """A smaller chunk is taken where the activations of DEFAULT_CHUNK rows would exceed this."""
 
@@ -35,35 +39,46 @@ class MemoryPlan:
 
 
 def memory_plan(
-    config: GemmaConfig, weights: Weights, context: int, *, chunk: int = DEFAULT_CHUNK, kv_type: KvType = "f16"
+    config: GemmaConfig,
+    weights: Weights,
+    context: int,
+    *,
+    chunk: int = DEFAULT_CHUNK,
+    kv_type: KvType = "f16",
+    threads: int = 1,
 ) -> MemoryPlan:
     """The plan for `context` positions. Raises ContextOverflowError outside 1..the model's trained context."""
     if not 1 <= context <= config.context_length:
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
+    layers = plan_layers(config, context, chunk, kv_type)
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in weights.tensors()),
-        kv_cache=kv_cache_bytes(config, context, chunk, ELEMENT_BYTES[kv_type]),
-        buffers=buffer_bytes(config, chunk),
+        kv_cache=sum(2 * layer.sequence_bytes for layer in layers),
+        buffers=buffer_bytes(config, weights, layers, chunk, kv_type) + threads * scratch_bytes(config, chunk),
     )
 
 
-def kv_cache_bytes(config: GemmaConfig, context: int, chunk: int, element_bytes: int) -> int:
-    """Keys and values of all layers."""
-    position_bytes = 2 * config.n_kv_heads * config.head_dim * element_bytes
-    return position_bytes * sum(layer_capacity(config, i, context, chunk) for i in range(config.n_layers))
+def buffer_bytes(config: GemmaConfig, weights: Weights, layers: list[LayerCache], chunk: int, kv_type: KvType) -> int:
+    """What the operations of `chunk` rows work in: known exactly, from recording them without memory."""
+    program = Program(chunk, lambda _tensor: 0, kv_type, allocate=False)
+    x = record(program, config, weights, layers)
+    record_logits(program, config, weights, x, Rows("logits", config.vocab_size, 0, 0))
+    return program.buffer_bytes()
 
 
-def buffer_bytes(config: GemmaConfig, chunk: int) -> int:
-    """Activations of `chunk` rows: float32 rows, and 2 bytes a value where they are quantized for a product."""
-    q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    floats = 3 * config.d_model + 2 * q_width + 2 * kv_width + 2 * config.d_ff
-    return chunk * (4 * floats + 2 * (config.d_model + q_width + config.d_ff))
+def scratch_bytes(config: GemmaConfig, chunk: int) -> int:
+    """What each thread works in: the larger of a product's and of attention's needs, in whole pages."""
+    need = max(matmul_scratch(chunk), attention_scratch(config.head_dim, config.n_heads // config.n_kv_heads))
+    return -(-need // PAGE) * PAGE
 
 
 def default_chunk(config: GemmaConfig) -> int:
     """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK."""
+    q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    floats = 3 * config.d_model + 2 * q_width + 2 * kv_width + 2 * config.d_ff
+    row_bytes = 4 * floats + 2 * (config.d_model + q_width + config.d_ff)  # 2 for a value that is also quantized
     chunk = DEFAULT_CHUNK
-    while chunk > 32 and buffer_bytes(config, chunk) > BUFFER_LIMIT:
+    while chunk > 32 and chunk * row_bytes > BUFFER_LIMIT:
         chunk //= 2
     return chunk
 
@@ -76,6 +91,7 @@ def require_budget(
     *,
     chunk: int = DEFAULT_CHUNK,
     kv_type: KvType = "f16",
+    threads: int = 1,
 ) -> MemoryPlan:
     """The plan, if cache and buffers fit `budget` bytes of our own memory.
 
@@ -83,11 +99,11 @@ def require_budget(
     """
 
     def own(positions: int) -> int:
-        return buffer_bytes(config, chunk) + kv_cache_bytes(config, positions, chunk, ELEMENT_BYTES[kv_type])
+        plan = memory_plan(config, weights, positions, chunk=chunk, kv_type=kv_type, threads=threads)
+        return plan.kv_cache + plan.buffers
 
-    plan = memory_plan(config, weights, context, chunk=chunk, kv_type=kv_type)
     if own(context) <= budget:
-        return plan
+        return memory_plan(config, weights, context, chunk=chunk, kv_type=kv_type, threads=threads)
     fits, too_many = 0, context
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

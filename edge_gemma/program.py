@@ -43,13 +43,18 @@ def aligned_bytes(size: int) -> NDArray[np.uint8]:
 class Program:
     """The table of one model: operations in order, with the memory they work in.
 
-    `max_rows` bounds the rows of a step; `address_of` gives the address of a tensor's data.
+    `max_rows` bounds the rows of a step; `address_of` gives the address of a tensor's data. With `allocate` false the
+    buffers are only counted, and the table cannot be run.
     """
 
-    def __init__(self, max_rows: int, address_of: Callable[[Tensor], int], kv_type: str) -> None:
+    def __init__(
+        self, max_rows: int, address_of: Callable[[Tensor], int], kv_type: str, *, allocate: bool = True
+    ) -> None:
         self.max_rows = max_rows
         self.kv_type = kv_type
         self._address_of = address_of
+        self._allocate_memory = allocate
+        self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
         self._rows: list[list[int]] = []
         self._kernels: list[tuple[Kernel, Kernel]] = []
@@ -62,7 +67,7 @@ class Program:
 
     def buffer_bytes(self) -> int:
         """Memory of all buffers."""
-        return sum(memory.nbytes for memory in self._memory.values())
+        return sum(self._sizes.values())
 
     def kernels(self) -> set[Kernel]:
         """All kernels the table calls."""
@@ -254,10 +259,12 @@ class Program:
 
     def _room(self, name: str, size: int) -> int:
         """Address of the memory called `name`, of at least `size` bytes."""
-        if name not in self._memory:
-            self._memory[name] = aligned_bytes(size)
-        assert self._memory[name].nbytes >= size, f"{name} was recorded smaller"
-        return self._memory[name].ctypes.data
+        if name not in self._sizes:
+            self._sizes[name] = size
+            if self._allocate_memory:
+                self._memory[name] = aligned_bytes(size)
+        assert self._sizes[name] >= size, f"{name} was recorded smaller"
+        return self._memory[name].ctypes.data if self._allocate_memory else 0
 
 
 def _real(value: float) -> int:

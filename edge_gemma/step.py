@@ -31,6 +31,7 @@ class Step:
         ):
             self.words[word] = array.ctypes.data
         self.words[ops.STEP_SCRATCH_BYTES] = scratch_bytes
+        self.scratch_bytes = self._scratch.nbytes
 
     def prepare(self, tokens: NDArray[np.int64], position: int) -> None:
         """Rows of one sequence, `tokens` (T,), at positions position, position + 1, ..."""
