@@ -44,8 +44,9 @@ environment:
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the whole usage in front of it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, **options: Any) -> None:
+        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         """Print `message` and exit with 2."""
@@ -59,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; its result has the subcommand's function as `run`."""
-    top = Parser("edge-gemma", description="Run Google's Gemma models on an ordinary CPU.", epilog=EPILOG)
+    top = Parser(prog="edge-gemma", description="Run Google's Gemma models on an ordinary CPU.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"edge-gemma {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
