@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from edge_gemma.config import GemmaConfig
+from edge_gemma.cores import default_threads
 from edge_gemma.gguf import GgufFile, Tensor
-from edge_gemma.plan import DEFAULT_CHUNK, KvType, memory_plan
+from edge_gemma.plan import KvType, default_chunk, memory_plan
 from edge_gemma.weights import Weights
 
 DEFAULT_CONTEXT = 4096
@@ -18,19 +19,26 @@ MARGIN = "  "
 
 
 def describe(
-    path: str | os.PathLike[str], context: int | None = None, *, chunk: int = DEFAULT_CHUNK, kv_type: KvType = "f16"
+    path: str | os.PathLike[str],
+    context: int | None = None,
+    *,
+    chunk: int | None = None,
+    threads: int | None = None,
+    kv_type: KvType = "f16",
 ) -> dict[str, Any]:
     """All facts about the model in `path`, ready for JSON; sizes in bytes.
 
-    `context` (default: 4096, or the model's limit if lower) is what the memory section is computed for. Raises what
-    `GgufFile.open`, `GemmaConfig.from_gguf`, `Weights.bind` and `memory_plan` raise.
+    `context` (default: 4096, or the model's limit if lower) is what the memory section is computed for; chunk, threads
+    and cache are those of `Gemma`, with the same defaults. Raises what `GgufFile.open`, `GemmaConfig.from_gguf`,
+    `Weights.bind` and `memory_plan` raise.
     """
     with GgufFile.open(path) as file:
         config = GemmaConfig.from_gguf(file)
         weights = Weights.bind(file, config)
         if context is None:
             context = min(DEFAULT_CONTEXT, config.context_length)
-        plan = memory_plan(config, weights, context, chunk=chunk, kv_type=kv_type)
+        run = {"chunk": chunk or default_chunk(config), "threads": threads or default_threads()}
+        plan = memory_plan(config, weights, context, **run, kv_type=kv_type)
         tensors = list(weights.tensors())
         return {
             "path": str(file.path),
@@ -43,7 +51,7 @@ def describe(
             "tied_output": weights.output is weights.token_embd,
             "hyper_parameters": asdict(config),
             "types": _types(tensors),
-            "memory": {"context": context, "kv_type": kv_type, "chunk": chunk, **asdict(plan), "total": plan.total},
+            "memory": {"context": context, "kv_type": kv_type, **run, **asdict(plan), "total": plan.total},
             "tensors": [_tensor_row(t) for t in tensors],
         }
 

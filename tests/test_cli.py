@@ -338,7 +338,10 @@ def _chunks(fd: int) -> Iterator[bytes]:
 
 def test_info_as_json_and_as_text(model: Path) -> None:
     done = cli("info", model, "--json", "--context", "100", "--kv-type", "f32")
-    assert json.loads(done.stdout) == json.loads(json.dumps(describe(model, 100, kv_type="f32")))
+    info = json.loads(done.stdout)
+    assert info == json.loads(json.dumps(describe(model, 100, kv_type="f32")))
+    with Gemma(model, 100, kv_type="f32") as opened:
+        assert info["memory"]["total"] == opened.plan.total
     text = cli("info", model).stdout
     assert "architecture" in text and "blk.0.attn_q.weight" in text and "Memory at a context of 1,024" in text
 

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_model(parser)
     parser.add_argument("-c", "--context", type=int, metavar="N", help="tokens to plan memory for; default: 4096")
+    options.add_threads(parser)
     options.add_kv_type(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
 
@@ -24,6 +25,6 @@ def run(args: argparse.Namespace) -> int:
     """Print the description."""
     from edge_gemma.info import describe, render
 
-    info = describe(args.model, args.context, kv_type=args.kv_type)
+    info = describe(args.model, args.context, threads=args.threads, kv_type=args.kv_type)
     terminal.write((json.dumps(info, indent=2, ensure_ascii=False) if args.json else render(info)) + "\n")
     return 0

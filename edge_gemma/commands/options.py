@@ -18,7 +18,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse._ActionsContainer) -> None:
     """--threads."""
     parser.add_argument(
-        "-t", "--threads", type=int, metavar="N", help="threads; default: one for each fast physical core"
+        "-t", "--threads", type=positive, metavar="N", help="threads; default: one for each fast physical core"
     )
 
 
@@ -27,6 +27,13 @@ def add_kv_type(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--kv-type", choices=("f16", "f32"), default="f16", help="precision of the key-value cache; default: f16"
     )
+
+
+def positive(text: str) -> int:
+    """A count. argparse names the argument."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
 
 
 def read_text(name: str) -> str:
