@@ -1,0 +1,170 @@
+"""Importance matrices as files: ours, llama.cpp's, its older ones, and broken ones."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_gemma.errors import ModelFormatError
+from edge_gemma.quantize import imatrix
+
+SUMS = {"blk.1.ffn_down.weight": np.arange(96.0), "blk.0.attn_q.weight": np.linspace(1e-6, 1e6, 64)}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    options = {"datasets": ["a.txt"], "chunks": 3, "chunk_size": 512} | changes
+    imatrix.write(path, SUMS, 1536, **options)
+    return path
+
+
+def gguf_imatrix(path: Path, tensors: dict[str, Any], **keys: Any) -> Path:
+    """A file by the gguf package, as llama.cpp writes it, but for `keys`."""
+    keys = {"general.type": "imatrix", "imatrix.datasets": ["wiki.txt"], "imatrix.chunk_count": 7} | keys
+    writer = gguf.GGUFWriter(path, "")
+    writer.kv_data[0].clear()  # llama.cpp writes no architecture
+    for key, value in keys.items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_uint32(key, value)
+    for name, array in tensors.items():
+        writer.add_tensor(name, np.asarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def pair(sums: Any, counts: Any, name: str = "blk.0.attn_q.weight") -> dict[str, Any]:
+    return {f"{name}.in_sum2": np.float32(sums), f"{name}.counts": np.float32(counts)}
+
+
+def legacy(entries: list[tuple[str, int, Any]], tail: bytes = b"") -> bytes:
+    parts = [struct.pack("<i", len(entries))]
+    for name, calls, values in entries:
+        parts += [struct.pack("<i", len(name)), name.encode(), struct.pack("<ii", calls, len(values))]
+        parts.append(np.asarray(values, "<f4").tobytes())
+    return b"".join(parts) + tail
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    read = imatrix.load(write(tmp_path / "i.gguf"))
+    assert (read.datasets, read.chunks) == (("a.txt",), 3)
+    assert read.means.keys() == SUMS.keys()
+    for name, sums in SUMS.items():
+        assert read.means[name].dtype == np.float32
+        np.testing.assert_allclose(read.means[name], sums / 1536, rtol=1e-6)
+
+
+def test_the_file_is_llama_cpps(tmp_path: Path) -> None:
+    """Keys, their types, names, shapes and order as common/imatrix-loader.cpp expects and tools/imatrix writes them."""
+    reader = gguf.GGUFReader(write(tmp_path / "i.gguf"))
+    fields = {name: (f.types, f.contents()) for name, f in reader.fields.items() if not name.startswith("GGUF.")}
+    kind = gguf.GGUFValueType
+    assert fields == {
+        "general.type": ([kind.STRING], "imatrix"),
+        "imatrix.datasets": ([kind.ARRAY, kind.STRING], ["a.txt"]),
+        "imatrix.chunk_count": ([kind.UINT32], 3),
+        "imatrix.chunk_size": ([kind.UINT32], 512),
+    }
+    tensors = {t.name: (t.tensor_type.name, t.data.tolist()) for t in reader.tensors}
+    expected = {}
+    for name in sorted(SUMS):
+        expected[f"{name}.in_sum2"] = ("F32", SUMS[name].astype(np.float32).tolist())
+        expected[f"{name}.counts"] = ("F32", [1536.0])
+    assert tensors == expected and list(tensors) == list(expected)
+
+
+def test_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.gguf").read_bytes()
+    imatrix.write(tmp_path / "b", dict(reversed(SUMS.items())), 1536, datasets=["a.txt"], chunks=3, chunk_size=512)
+    assert (tmp_path / "b").read_bytes() == a
+
+
+def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
+    path = write(tmp_path / "i.gguf")
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="--force"):
+        write(path, chunks=4)
+    assert path.read_bytes() == before
+    write(path, chunks=4, force=True)
+    assert imatrix.load(path).chunks == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["i.gguf"]
+
+
+def test_llama_cpps_file_is_read(tmp_path: Path) -> None:
+    """Two dimensions, as older versions write; sums of the values themselves, as newer ones add; no chunk size."""
+    tensors = pair([[2, 4, 6]], [[2]]) | {"blk.0.attn_q.weight.in_sum": np.float32([[1, -1, 1]])}
+    read = imatrix.load(gguf_imatrix(tmp_path / "i.gguf", tensors))
+    assert {k: v.tolist() for k, v in read.means.items()} == {"blk.0.attn_q.weight": [1, 2, 3]}
+    assert (read.datasets, read.chunks) == (("wiki.txt",), 7)
+
+
+def test_a_matrix_that_saw_nothing_has_ones(tmp_path: Path) -> None:
+    read = imatrix.read(gguf_imatrix(tmp_path / "i.gguf", pair([0, 0], [0])))
+    assert read["blk.0.attn_q.weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "keys", "message"),
+    [
+        ({}, {}, "has no entries"),
+        (pair([1, 2], [1]), {"general.type": "model"}, "general.type.*no importance matrix"),
+        ({"blk.0.attn_q.weight.in_sum2": np.float32([1])}, {}, r"attn_q\.weight\.counts: is missing"),
+        (pair([1, np.nan], [1]), {}, "blk.0.attn_q.weight: .*NaN"),
+        (pair([1, np.inf], [1]), {}, "infinite"),
+        (pair([1, -1], [1]), {}, "negative"),
+        (pair([1, 1], [-1]), {}, "count of -1"),
+        (pair([1, 1], [np.inf]), {}, "count of inf"),
+        (pair([[1, 1], [2, 2]], [[1], [1]]), {}, "2 counts.*experts"),
+        (pair([1, 1], [1]) | {"blk.0.attn_q.weight.counts": np.float16([1])}, {}, "is F16, expected F32"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path: Path, tensors: dict[str, Any], keys: dict[str, Any], message: str) -> None:
+    path = gguf_imatrix(tmp_path / "i.gguf", tensors, **keys)
+    with pytest.raises(ModelFormatError, match=message) as error:
+        imatrix.read(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("tail", [b"", struct.pack("<i", 9), struct.pack("<ii", 9, 5) + b"a.txt"])
+def test_the_older_format_is_read(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(legacy([("blk.0.attn_k.weight", 4, [4, 8]), ("output.weight", 1, [3])], tail))
+    read = imatrix.load(path)
+    assert {k: v.tolist() for k, v in read.means.items()} == {"blk.0.attn_k.weight": [1, 2], "output.weight": [3]}
+    assert read.chunks == (9 if tail else 0)
+    assert read.datasets == (("a.txt",) if len(tail) > 4 else ())
+
+
+def test_every_cut_of_the_older_format_is_refused_or_whole(tmp_path: Path) -> None:
+    whole, path = legacy([("blk.0.attn_k.weight", 4, [4, 8])]), tmp_path / "imatrix.dat"
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ModelFormatError, match="cut off"):
+            imatrix.read(path)
+
+
+@given(raw=st.binary(max_size=200))
+def test_any_bytes_are_an_error_or_an_importance_matrix(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    path = tmp_path_factory.mktemp("any") / "imatrix.dat"
+    path.write_bytes(raw)
+    try:
+        means = imatrix.read(path)
+    except ModelFormatError as error:
+        assert str(path) in str(error)
+    else:
+        assert all((values >= 0).all() for values in means.values())
+
+
+def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        imatrix.read(tmp_path / "none")
