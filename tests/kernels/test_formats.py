@@ -11,7 +11,7 @@ import pytest
 from numba import njit
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import formats, reference, simd
+from edge_gemma.kernels import formats, reference_formats, simd
 from edge_gemma.kernels.formats import INT_FORMATS
 from edge_gemma.kernels.layout import LANES, ZEROS
 from tests.kernels.harness import FLOAT_NAMES, INT_NAMES, Array, assert_same_bits, random_rows, scale_offsets
@@ -39,7 +39,7 @@ def test_the_definition_dequantizes_as_gguf_does(name: str) -> None:
     fmt = FORMATS[name]
     rows = np.random.default_rng(0).integers(0, 256, (9, 512 // fmt.block * fmt.nbytes), dtype=np.uint8)
     with np.errstate(all="ignore"):  # random scales: infinities and NaN too
-        assert_same_bits(reference.dequantize(name, rows), by_gguf(name, rows))
+        assert_same_bits(reference_formats.dequantize(name, rows), by_gguf(name, rows))
 
 
 @cache

@@ -293,6 +293,7 @@ def test_another_cpu_gives_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- processes ---------------------------------------------------------------------------------------------------
 
+
 def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
     """A process that loads the kernel, runs it, and says what it saw."""
     code = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import reference
+from edge_gemma.kernels import reference, reference_formats
 from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, matmul_scratch
 from edge_gemma.kernels.operations import MATMUL, QUANTIZE
 from tests.kernels.harness import (
@@ -154,9 +154,9 @@ def test_float_products_are_the_definition(name: str) -> None:
 def test_float_products_are_near_the_truth(name: str) -> None:
     columns = 4096
     weights, x = random_rows(name, 8, columns, 0), random_inputs(2, columns, 1)
-    exact = x.astype(np.float64) @ reference.dequantize(name, weights).astype(np.float64).T
+    exact = x.astype(np.float64) @ reference_formats.dequantize(name, weights).astype(np.float64).T
     # A chain of n / LANES sums errs by at most that many half-ulps of the sum of magnitudes, and the fold by 5 more.
-    bound = (columns / LANES + 5) * 2**-24 * (np.abs(x) @ np.abs(reference.dequantize(name, weights)).T)
+    bound = (columns / LANES + 5) * 2**-24 * (np.abs(x) @ np.abs(reference_formats.dequantize(name, weights)).T)
     assert (np.abs(multiply(name, weights, x, columns) - exact) <= bound).all()
 
 
@@ -165,7 +165,7 @@ def test_products_are_near_the_dequantized_truth() -> None:
     for name in INT_NAMES:
         columns = 1024
         weights, x = random_rows(name, LANES, columns, 2), random_inputs(4, columns, 3)
-        values = reference.dequantize(name, weights).astype(np.float64)
+        values = reference_formats.dequantize(name, weights).astype(np.float64)
         exact = x.astype(np.float64) @ values.T
         got = reference.matmul(name, weights, reference.quantize(x, ZEROS.get(name, 0)))
         # Each input errs by half a step of its block, at most max|x| / 254.

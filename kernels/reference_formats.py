@@ -1,0 +1,163 @@
+"""The block formats in NumPy: what the bytes of a row mean. The slow twin of `formats`, and its definition.
+
+Knows no operation and no Numba.    R rows of weights   B blocks of 32 columns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.formats import FORMATS
+from edge_gemma.kernels.layout import ZEROS
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+
+f32 = np.float32
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Blocks of 32 as integers and what they are worth: scale * subscale * value + minimum, halves of 16 apart."""
+
+    values: Ints  # (R, B, 2, 16), zero subtracted
+    scale: Floats  # (R, B)
+    subscales: Ints | None = None  # (R, B, 2)
+    minimum: Floats | None = None  # (R, B, 1), or (R, B, 2) beside subscales
+
+
+def _fields(data: Bytes, groups: int, bits: int) -> Ints:
+    """Bit fields of bytes: of each of `groups` runs, the lowest fields of all its bytes, then the next ones."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    fields = (data.reshape(len(data), groups, 1, -1) >> shifts) & np.uint8((1 << bits) - 1)
+    return fields.reshape(len(data), -1).astype(np.int32)
+
+
+def _half(blocks: Bytes, at: int) -> Floats:
+    """The float16 at byte `at` of each block, as a column."""
+    return blocks[:, at : at + 2].copy().view(np.float16).astype(f32)
+
+
+def _four_bits(blocks: Bytes, at: int) -> Ints:
+    return _fields(blocks[:, at : at + 16], 1, 4)
+
+
+def _five_bits(blocks: Bytes, at: int) -> Ints:
+    return _four_bits(blocks, at + 4) | _fields(blocks[:, at : at + 4], 4, 1) << 4
+
+
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
+"""The sixteen values of IQ4_NL and IQ4_XS (ggml-common.h, kvalues_iq4nl)."""
+
+Parts = tuple[Ints, Floats, Ints | None, Floats | None]  # unsigned values, scale, subscales, minimum
+
+
+def _q4_0(b: Bytes) -> Parts:
+    return _four_bits(b, 2), _half(b, 0), None, None
+
+
+def _q4_1(b: Bytes) -> Parts:
+    return _four_bits(b, 4), _half(b, 0), None, _half(b, 2)
+
+
+def _q5_0(b: Bytes) -> Parts:
+    return _five_bits(b, 2), _half(b, 0), None, None
+
+
+def _q5_1(b: Bytes) -> Parts:
+    return _five_bits(b, 4), _half(b, 0), None, _half(b, 2)
+
+
+def _q8_0(b: Bytes) -> Parts:
+    return (b[:, 2:] ^ 0x80).astype(np.int32), _half(b, 0), None, None
+
+
+def _iq4_nl(b: Bytes) -> Parts:
+    return LEVELS[_four_bits(b, 2)] + 128, _half(b, 0), None, None
+
+
+def _iq4_xs(b: Bytes) -> Parts:
+    scales = _fields(b[:, 4:8], 4, 4) | _fields(b[:, 2:4], 2, 2) << 4
+    return LEVELS[_fields(b[:, 8:], 8, 4)] + 128, _half(b, 0) * (scales - 32).astype(f32), None, None
+
+
+def _q2_k(b: Bytes) -> Parts:
+    pairs = b[:, :16].astype(np.int32)
+    return _fields(b[:, 16:80], 2, 2), _half(b, 80), pairs & 15, -_half(b, 82) * (pairs >> 4).astype(f32)
+
+
+def _q3_k(b: Bytes) -> Parts:
+    scales = _fields(b[:, 96:104], 1, 4) | _fields(b[:, 104:108], 1, 2) << 4
+    return _fields(b[:, 32:96], 2, 2) | _fields(b[:, :32], 1, 1) << 2, _half(b, 108), scales - 32, None
+
+
+def _six_bits(b: Bytes) -> tuple[Floats, Floats]:
+    """Scales and minima of Q4_K and Q5_K, 8 each in 12 bytes."""
+    low, other, shared = (b[:, at : at + 4].astype(np.int32) for at in (4, 8, 12))
+    scales = np.hstack([low & 63, shared & 15 | low >> 6 << 4])
+    minima = np.hstack([other & 63, shared >> 4 | other >> 6 << 4])
+    return _half(b, 0) * scales.astype(f32), -(_half(b, 2) * minima.astype(f32))
+
+
+def _q4_k(b: Bytes) -> Parts:
+    scale, minimum = _six_bits(b)
+    return _fields(b[:, 16:], 4, 4), scale, None, minimum
+
+
+def _q5_k(b: Bytes) -> Parts:
+    scale, minimum = _six_bits(b)
+    return _fields(b[:, 48:], 4, 4) | _fields(b[:, 16:48], 1, 1) << 4, scale, None, minimum
+
+
+def _q6_k(b: Bytes) -> Parts:
+    values = _fields(b[:, :128], 2, 4) | _fields(b[:, 128:192], 2, 2) << 4
+    return values, _half(b, 208), b[:, 192:208].view(np.int8).astype(np.int32), None
+
+
+_PARTS: dict[str, Callable[[Bytes], Parts]] = {
+    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
+    "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
+}  # fmt: skip
+
+
+def unpack(name: str, rows: Bytes) -> Weights:
+    """Rows of the bytes of a quantized format, (R, row bytes)."""
+    blocks = rows.reshape(-1, FORMATS[name].nbytes)
+    count, per_block = len(rows), FORMATS[name].block // 32
+    values, scale, subscales, minimum = _PARTS[name](blocks)
+    return Weights(
+        (values - ZEROS.get(name, 0)).reshape(count, -1, 2, 16),
+        np.broadcast_to(scale, (len(blocks), per_block)).reshape(count, -1),
+        None if subscales is None else subscales.reshape(count, -1, 2),
+        None if minimum is None else minimum.reshape(count, -1, 1 if subscales is None else 2),
+    )
+
+
+def unpack_floats(name: str, rows: Bytes) -> Floats:
+    """Rows of the bytes of F32, F16 or BF16."""
+    if name == "BF16":
+        return (rows.view(np.uint16).astype(np.uint32) << 16).view(f32)
+    return rows.view(np.float16 if name == "F16" else f32).astype(f32)
+
+
+def factors(w: Weights) -> tuple[Floats, Floats]:
+    """What a unit of each half's values is worth, and what is added: (R, B, 2, 1)."""
+    scale = w.scale[:, :, None] * (f32(1) if w.subscales is None else w.subscales.astype(f32))
+    halves = (*w.scale.shape, 2)
+    offset = f32(0) if w.minimum is None else w.minimum
+    return np.broadcast_to(scale, halves)[..., None], np.broadcast_to(offset, halves)[..., None]
+
+
+def dequantize(name: str, rows: Bytes) -> Floats:
+    """(R, row bytes) of any format to (R, columns), rounded as ggml does: after the product, and after the sum."""
+    if FORMATS[name].is_float:
+        return unpack_floats(name, rows)
+    w = unpack(name, rows)
+    factor, offset = factors(w)
+    y = w.values.astype(f32) * factor
+    return (y if w.minimum is None else y + offset).reshape(len(rows), -1)
