@@ -18,9 +18,9 @@ from edge_gemma.quantize.metadata import (
     usual_pattern,
 )
 from edge_gemma.quantize.names import EMBEDDING, HF_OUTPUT, OUTPUT, Target, targets, text_names
-from edge_gemma.quantize.safetensors import StoredTensor
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.special_tokens import read_special_tokens
+from edge_gemma.quantize.stored_tensor import StoredTensor
 from edge_gemma.quantize.vocab import Vocabulary, read_vocabulary
 
 

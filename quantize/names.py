@@ -22,6 +22,17 @@ _PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|languag
 _VISION = re.compile(r"^(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
 _BUFFER = re.compile(r"rotary_emb\.inv_freq$")  # saved by old transformers, recomputed by everyone
 
+MATRICES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Linear modules of a layer -> their GGUF names, the same in every Gemma."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -52,15 +63,16 @@ def targets(model: Hyperparameters) -> dict[str, Target]:
 def _matrices(model: Hyperparameters) -> dict[str, Target]:
     width, hidden = model.hidden_size, model.intermediate_size
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    return {
-        "self_attn.q_proj": Target("attn_q", (q, width)),
-        "self_attn.k_proj": Target("attn_k", (kv, width)),
-        "self_attn.v_proj": Target("attn_v", (kv, width)),
-        "self_attn.o_proj": Target("attn_output", (width, q)),
-        "mlp.gate_proj": Target("ffn_gate", (hidden, width)),
-        "mlp.up_proj": Target("ffn_up", (hidden, width)),
-        "mlp.down_proj": Target("ffn_down", (width, hidden)),
+    shapes = {
+        "attn_q": (q, width),
+        "attn_k": (kv, width),
+        "attn_v": (kv, width),
+        "attn_output": (width, q),
+        "ffn_gate": (hidden, width),
+        "ffn_up": (hidden, width),
+        "ffn_down": (width, hidden),
     }
+    return {hf_name: Target(name, shapes[name]) for hf_name, name in MATRICES.items()}
 
 
 def _norms(model: Hyperparameters) -> dict[str, Target]:
@@ -79,6 +91,16 @@ def _norms(model: Hyperparameters) -> dict[str, Target]:
     return norms
 
 
+def without_prefix(name: str) -> str:
+    """The name of a tensor or module within the text model, whichever class wraps it."""
+    return _PREFIX.sub("", name)
+
+
+def is_vision(name: str) -> bool:
+    """Whether a tensor or module belongs to the vision tower of a multimodal model."""
+    return _VISION.match(name) is not None
+
+
 def text_names(names: list[str], model: Hyperparameters) -> tuple[dict[str, str], int]:
     """Names without prefix -> names in the checkpoint, and how many tensors of the vision tower were left out.
 
@@ -87,10 +109,10 @@ def text_names(names: list[str], model: Hyperparameters) -> tuple[dict[str, str]
     found: dict[str, str] = {}
     vision = 0
     for name in names:
-        if model.multimodal and _VISION.match(name):
+        if model.multimodal and is_vision(name):
             vision += 1
         elif not _BUFFER.search(name):
-            short = _PREFIX.sub("", name)
+            short = without_prefix(name)
             if short in found:
                 raise CheckpointError(f"tensors {found[short]!r} and {name!r} are the same tensor of the model")
             found[short] = name

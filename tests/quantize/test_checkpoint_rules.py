@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize import quantize
-from edge_gemma.quantize.checkpoint import INDEX, CheckpointFolder
+from edge_gemma.quantize.checkpoint import SAFETENSORS, CheckpointFolder
 from edge_gemma.quantize.hf_source import open_folder
 from edge_gemma.quantize.safetensors import read_safetensors
 from tests.quantize import tiny_checkpoint as tiny
 
+INDEX = SAFETENSORS.index
 GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
 
@@ -158,16 +159,17 @@ def test_malformed_index(tmp_path: Path, name: str) -> None:
         CheckpointFolder(tmp_path).tensors()
 
 
-def test_pickles_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}.")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: pickled weights can run code"):
+@pytest.mark.parametrize("name", ["model.ckpt", "weights.pkl", "a.npz", "flax_model.msgpack", "tf_model.h5"])
+def test_other_kinds_of_weights_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x02}.")
+    with pytest.raises(CheckpointError, match=rf"{name}: files of this kind are not read"):
         CheckpointFolder(tmp_path).tensors()
 
 
 def test_several_files_need_an_index(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path, shards=2)
     (tmp_path / INDEX).unlink()
-    with pytest.raises(CheckpointError, match="2 safetensors files need"):
+    with pytest.raises(CheckpointError, match="2 files of .safetensors need model.safetensors.index.json"):
         CheckpointFolder(tmp_path).tensors()
 
 
