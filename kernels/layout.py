@@ -36,15 +36,17 @@ def activation_bytes(columns: int) -> int:
 
 PANEL = 2
 """Tiles of LANES rows of weights in a panel: each activation loaded serves two products."""
-STRETCH = 1024
+PANELS = 2
+"""Panels that a thread claims at a time: they share each stretch of activations in its second-level cache."""
+STRETCH = 512
 """Columns unpacked at a time: the panel fits the first-level cache beside the activations."""
 PANEL_VECTORS = 13
 """At most, for a 32-block of LANES rows: 8 of weights, a scale, 2 integer scales, 2 minima."""
 
 
 def matmul_scratch(rows: int) -> int:
-    """Bytes a thread needs for a step of `rows` rows: the panel, and the partial sums."""
-    return PANEL * (STRETCH // 32) * PANEL_VECTORS * VECTOR + rows * PANEL * VECTOR
+    """Bytes a thread needs for a step of `rows` rows: one panel, and the partial sums of all it has claimed."""
+    return PANEL * (STRETCH // 32) * PANEL_VECTORS * VECTOR + rows * PANELS * PANEL * VECTOR
 
 
 # ---- attention ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import (
     LINE,
     PANEL,
+    PANELS,
     S0,
     S1,
     STRETCH,
@@ -60,6 +61,7 @@ _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 TOKENS = 4 if LANES == 16 else 2
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
 BLOCKS_OF_STRETCH = STRETCH // 32
+CLAIM = PANEL * PANELS
 
 
 class Entry:
@@ -197,17 +199,22 @@ def make_matmul(fmt: IntFormat) -> Any:
         rows, row_bytes, blocks = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
         tokens, x, x_stride = word(step, STEP_ROWS), word(op, _X), word(op, _X_STRIDE)
         panel = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
-        sums = panel + SUMS
-        tile = take(op, PANEL)
+        sums, sums_bytes = panel + SUMS, tokens * PANEL * VECTOR
+        tile = take(op, CLAIM)
         while LANES * tile < rows:
-            for t in range(tokens * PANEL):
-                store(sums + t * VECTOR, splat(0.0))
+            end = min(tile + CLAIM, (rows + LANES - 1) // LANES)
+            for at in range(sums, sums + PANELS * sums_bytes, VECTOR):
+                store(at, splat(0.0))
             for first in range(0, blocks, BLOCKS_OF_STRETCH):
                 count = min(BLOCKS_OF_STRETCH, blocks - first)
-                unpack(word(op, _W), row_bytes, rows, tile, first, count, panel)
-                stretch(panel, count, x + first * LINE, x_stride, tokens, sums)
-            _write(sums, tokens, rows, tile, word(op, _Y), word(op, _Y_STRIDE))
-            tile = take(op, PANEL)
+                for t in range(tile, end, PANEL):
+                    unpack(word(op, _W), row_bytes, rows, t, first, count, panel)
+                    partial = sums + (t - tile) // PANEL * sums_bytes
+                    stretch(panel, count, x + first * LINE, x_stride, tokens, partial)
+            for t in range(tile, end, PANEL):
+                partial = sums + (t - tile) // PANEL * sums_bytes
+                _write(partial, tokens, rows, t, word(op, _Y), word(op, _Y_STRIDE))
+            tile = take(op, CLAIM)
 
     return matmul
 

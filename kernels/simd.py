@@ -201,12 +201,12 @@ def store_scalar_int(builder: Any, address: Any, value: Any) -> None:
     _store(builder, address, value)
 
 
-_PREFETCH = {"x86": "prefetcht1 ($0)", "arm": "prfm pldl2keep, [$0]"}
+_PREFETCH = {"x86": "prefetcht0 ($0)", "arm": "prfm pldl1keep, [$0]"}
 
 
 @_op(types.void, types.intp)
 def prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at `address`, for reading, into the second-level cache. Never faults.
+    """Ask for the cache line at `address`, for reading, into the first-level cache. Never faults.
 
     As assembly, because LLVM's own operation counts as a write, so that loads before and after it are not shared, and
     because it gathers them: more at a time than the core has line buffers, and everything waits.
