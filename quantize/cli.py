@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,18 +17,38 @@ from edge_gemma.quantize.recipe import MIXES
 
 DESCRIPTION = """\
 Convert a Gemma checkpoint to a GGUF file that this program and llama.cpp run. SRC is a Hugging Face folder
-(safetensors, config.json, tokenizer) or a GGUF file. OUT appears under its name when it is complete, or not at all."""
+(safetensors or PyTorch files, config.json, tokenizer) or a GGUF file. OUT appears under its name when it is complete,
+or not at all; what a killed run left beside it is removed by the next. Exit status: 0 written, 2 wrong input or
+arguments, 3 OUT could not be written (disk full), 130 interrupted (Ctrl-C, SIGTERM)."""
 EXIT_INPUT, EXIT_OUTPUT, EXIT_INTERRUPTED = 2, 3, 130
 LINE_SECONDS = 5.0  # between lines of progress where there is no terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `quantize` to a parser, the program's own or a subcommand's."""
-    parser.add_argument("source", metavar="SRC", help="a Hugging Face folder (safetensors) or a GGUF file")
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face folder or a GGUF file")
     parser.add_argument("destination", metavar="OUT", help="the GGUF file to write")
     parser.add_argument("--type", "-t", default="Q4_0", type=str.upper, choices=list(MIXES), help="default: Q4_0")
+    parser.add_argument(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        action="append",
+        default=[],
+        type=parse_lora,
+        help="folder of a PEFT LoRA adapter to merge, SCALE times (default 1); repeatable, merged in the order given",
+    )
     parser.add_argument("--force", "-f", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """PATH or PATH:SCALE of the command line; the scale is 1 if it is not given."""
+    path, colon, number = text.rpartition(":")
+    try:
+        scale = float(number)
+    except ValueError:  # the colon of a Windows drive, or none
+        return Path(text), 1.0
+    return (Path(path), scale) if colon and path else (Path(text), 1.0)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from edge_gemma.quantize.convert import quantize
 
     with _terminated_as_interrupted(), progress_display(args.quiet) as progress:
-        report = quantize(args.source, args.destination, args.type, force=args.force, progress=progress)
+        report = quantize(args.source, args.destination, args.type, force=args.force, progress=progress, lora=args.lora)
     if not args.quiet:
         for notice in report.notices:
             print(f"note: {notice}", file=sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from edge_gemma.quantize import blocks
 from edge_gemma.quantize.atomic_file import AtomicFile, check_destination
 from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
+from edge_gemma.quantize.lora import merge, open_adapter
 from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
 from edge_gemma.quantize.recipe import MIXES, Mix, choose
 from edge_gemma.quantize.source import Source, SourceTensor
@@ -56,8 +57,11 @@ def quantize(
     force: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
+    lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> QuantizeReport:
     """Convert `source`, a Hugging Face folder or a GGUF file, into the GGUF file `destination`.
+
+    `lora`: folders of PEFT adapters, each with its scale, merged in this order before anything is quantized.
 
     `type`: F32, F16, BF16, Q8_0 or Q4_0; `recipe.py` has the table of what each tensor gets (norms stay F32, the
     embedding of a Q4_0 file is Q8_0). `threads`: default one per core this process may use, at most 8.
@@ -69,7 +73,7 @@ def quantize(
     if type not in MIXES:
         raise CheckpointError(f"type {type!r} is not written; one of {', '.join(MIXES)}")
     target = Path(destination)
-    opened = _open(Path(source))
+    opened = merge(_open(Path(source)), [open_adapter(Path(path), scale) for path, scale in lora])
     check_destination(target, force=force, sources=opened.files)
     infos = [_info(MIXES[type], tensor) for tensor in opened.tensors]
     header = encode_header(_metadata(opened, MIXES[type]), infos)

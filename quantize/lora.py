@@ -64,16 +64,6 @@ class Adapter:
     notices: list[str]
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """PATH or PATH:SCALE of the command line; the scale is 1 if it is not given."""
-    path, colon, number = text.rpartition(":")
-    try:
-        scale = float(number)
-    except ValueError:  # the colon of a Windows drive, or none
-        return Path(text), 1.0
-    return (Path(path), scale) if colon and path else (Path(text), 1.0)
-
-
 def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
     """The adapter in folder `path`, times `scale`. Raises CheckpointError naming the file, tensor or key at fault."""
     if not math.isfinite(scale):
