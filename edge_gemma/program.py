@@ -44,16 +44,25 @@ class Program:
     """The table of one model: operations in order, with the memory they work in.
 
     `max_rows` bounds the rows of a step; `address_of` gives the address of a tensor's data. With `allocate` false the
-    buffers are only counted, and the table cannot be run.
+    buffers are only counted, and the table cannot be run. With `observe`, the inputs of all products are observed.
     """
 
     def __init__(
-        self, max_rows: int, address_of: Callable[[Tensor], int], kv_type: str, *, allocate: bool = True
+        self,
+        max_rows: int,
+        address_of: Callable[[Tensor], int],
+        kv_type: str,
+        *,
+        allocate: bool = True,
+        observe: bool = False,
     ) -> None:
         self.max_rows = max_rows
         self.kv_type = kv_type
         self._address_of = address_of
         self._allocate_memory = allocate
+        self._observe_products = observe
+        self.squares: dict[str, NDArray[np.float32]] = {}
+        """Name of a matrix -> of each input column, the sum of squares over the last step's rows. See `observe`."""
         self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
         self._rows: list[list[int]] = []
@@ -61,6 +70,7 @@ class Program:
         self._read: set[str] = set()
         self._written: set[str] = set()
         self._quantized: dict[tuple[str, int], Rows] = {}
+        self._observed: dict[str, NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -130,6 +140,8 @@ class Program:
     def matmul(self, x: Rows, weight: Tensor, *, out: str, rows: Rows | None = None) -> Rows:
         """out = x weight^T. Quantized weights take x as int8 blocks, made once for each x. `rows`: where to write."""
         y = rows or self._buffer(out, weight.shape[0])
+        if self._observe_products:
+            self.observe(x, weight)
         if weight.format.is_float:
             one = many = Kernel("matmul_float", weight.format.name)
         else:
@@ -157,6 +169,21 @@ class Program:
             )
             self._quantized[x.name, zero] = q
         return self._quantized[x.name, zero]
+
+    def observe(self, x: Rows, weight: Tensor) -> None:
+        """Have each step write the sums of squares of x's columns, the input of `weight`, into `squares`."""
+        if x.name not in self._observed:
+            name = f"squares of {weight.name}'s input"
+            address = self._room(name, 4 * x.columns)
+            self._emit(
+                ops.SQUARES,
+                Kernel("statistics", "squares"),
+                (x.name,),
+                (name,),
+                *(x.address, x.stride, x.columns, address),
+            )
+            self._observed[x.name] = self._memory[name].view(np.float32)
+        self.squares[weight.name] = self._observed[x.name]
 
     def rotate(self, x: Rows, head_dim: int, *, norm: Tensor | None, epsilon: float, scale: float, local: bool) -> Rows:
         """Heads of x in place: RMS norm if there is one, rotary embedding, scale."""
@@ -247,6 +274,7 @@ class Program:
         self._read |= set(reads)
         self._written |= set(writes)
         self._quantized = {key: q for key, q in self._quantized.items() if key[0] not in writes}
+        self._observed = {name: sums for name, sums in self._observed.items() if name not in writes}
         self._rows.append([int(barrier), *arguments])
         self._kernels.append((kernel, many or kernel))
 

@@ -63,9 +63,10 @@ def _operation(name: str, arguments: str) -> Operation:
     return operation
 
 
-# x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise.
+# x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise. q: rows of int8 blocks, made from y with
+# `zero`; null for none. Where there is q, y may be null: nobody needs the floats.
 EMBED = _operation("embed", "table row_bytes columns y y_stride scale")
-NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y y_stride")
+NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y y_stride q q_stride zero")
 QUANTIZE = _operation("quantize", "x x_stride columns zero q q_stride")
 MATMUL = _operation("matmul", "weights row_bytes rows columns x x_stride y y_stride")
 ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
@@ -73,9 +74,10 @@ APPEND = _operation("append", "k v stride heads head_dim k_cache v_cache sequenc
 ATTEND = _operation(
     "attend",
     "q q_stride y y_stride heads kv_heads head_dim k_cache v_cache sequence_bytes head_bytes"
-    " capacity window softcap partial",
+    " capacity window softcap partial q_out q_out_stride zero",
 )
-MERGE = _operation("merge", "y heads head_dim window capacity partial")
-GATE = _operation("gate", "gate up stride columns y y_stride")
+MERGE = _operation("merge", "y heads head_dim window capacity partial q zero")
+GATE = _operation("gate", "gate up stride columns y y_stride q q_stride zero")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")
+SQUARES = _operation("squares", "x x_stride columns sums")

@@ -1,0 +1,37 @@
+"""Sums of squares of the columns of a step's rows: what an importance matrix is made of. Knows no model.
+
+    sums[c] = x[0, c]^2 + x[1, c]^2 + ...        one fused multiply-add a row, in the order of the rows
+
+Threads take pieces of columns, so the bits do not depend on their number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_gemma.kernels.atomics import take, word
+from edge_gemma.kernels.operations import SQUARES, STEP_ROWS
+from edge_gemma.kernels.simd import LANES, fma, load, splat, store
+
+_X, _X_STRIDE, _COLUMNS, _SUMS = SQUARES.slots
+PIECE = 64
+"""Columns that a thread takes at a time."""
+
+
+def squares(op: Any, step: Any, _thread: Any) -> None:
+    """Write the sums of this step's rows, float32 (columns,)."""
+    columns, stride = word(op, _COLUMNS), word(op, _X_STRIDE)
+    first = take(op, 1) * PIECE
+    while first < columns:
+        for c in range(first, min(first + PIECE, columns), LANES):
+            total = splat(0.0)
+            for row in range(word(step, STEP_ROWS)):
+                v = load(word(op, _X) + row * stride + 4 * c)
+                total = fma(v, v, total)
+            store(word(op, _SUMS) + 4 * c, total)
+        first = take(op, 1) * PIECE
+
+
+def kernels() -> dict[str, Any]:
+    """The functions of this module to compile, by name."""
+    return {"squares": squares}
