@@ -147,7 +147,7 @@ class _Legacy:
         calls = self.int32(f"calls of {name}", 0, 2**31 - 1)
         size = self.int32(f"values of {name}", 1, 2**31 - 1)
         sums = np.frombuffer(self._take(4 * size, name), "<f4")
-        return name, sums / np.float32(max(calls, 1))
+        return name, (sums / np.float32(max(calls, 1))).astype(np.float32, copy=False)
 
     def text(self, what: str) -> str:
         """A string behind its length."""
