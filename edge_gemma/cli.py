@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 def report(error: BaseException) -> int:
     """Print `error` as one line, or as a traceback where EDGE_GEMMA_DEBUG is set. Returns the exit status for it."""
     terminal.discard_output()
+    terminal.Status().clear()
     status = exit_status(error)
     if status == EXIT_PIPE:
         return status

@@ -285,7 +285,7 @@ def test_ctrl_c_ends_generation_with_its_speed(real_model: Path) -> None:
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
     out, err = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 30  # far from the end, also on a busy machine
     assert process.returncode == 130
     assert (first + out).endswith(b"\n")
     assert err.decode().splitlines()[-1].startswith("prompt ") and b"Traceback" not in err

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         repeats=args.repetitions,
         kv_type=args.kv_type,
-        kernel_progress=terminal.kernel_progress(status),
-        notice=lambda text: status.show("measuring", text),
+        kernel_progress=terminal.kernel_progress(),
+        notice=lambda text: status.show(f"measuring {text}"),
     )
     if args.json:
         listed = list(rows)

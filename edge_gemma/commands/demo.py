@@ -29,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from edge_gemma.gemma import Gemma
     from edge_gemma.sampler import SamplingParams
 
-    progress = terminal.kernel_progress(terminal.Status())
-    with Gemma(path, threads=args.threads, progress=progress) as model:
+    with Gemma(path, threads=args.threads, progress=terminal.kernel_progress()) as model:
         terminal.write(args.prompt)
         answer, interrupted = print_stream(
             model, model.tokenize(args.prompt), args.max_tokens, SamplingParams(seed=SEED), stop=[]

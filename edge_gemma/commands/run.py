@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
     params = _sampling(args)  # what can be checked without the model is, before it is opened
     from edge_gemma.gemma import Gemma
 
-    status, start = terminal.Status(), time.perf_counter()
-    progress = terminal.kernel_progress(status)
+    start, progress = time.perf_counter(), terminal.kernel_progress()
     with Gemma(args.model, args.context, args.threads, args.kv_type, progress=progress) as model:
         opened = time.perf_counter() - start
         if args.echo:
@@ -95,7 +94,7 @@ def print_stream(
     """Print the continuation of `prompt` as it is made; the whole of it, and whether Ctrl-C ended it."""
     from dataclasses import asdict
 
-    reading = terminal.prompt_progress(terminal.Status())
+    reading = terminal.prompt_progress()
 
     def on_progress(done: int, total: int) -> None:
         reading(done, total)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from edge_gemma.errors import OutputError
 
@@ -98,48 +98,49 @@ def _to_stderr(text: str) -> None:
 
 
 class Status:
-    """A line on stderr that changes and at last disappears. Without a terminal, `note` alone prints, once a text."""
+    """A line on stderr that changes and at last disappears, where stderr is a terminal."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._live = (stream or sys.stderr).isatty()
-        self._notes: set[str] = set()
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
 
-    def show(self, note: str, detail: str = "") -> None:
-        """Show `note` with `detail`, which changes."""
-        if self._live:
-            _to_stderr(CLEAR_LINE + f"{note} {detail}".rstrip())
-        elif note not in self._notes:
-            self._notes.add(note)
-            say(note)
+    def show(self, text: str) -> None:
+        """Show `text` in place of what was there."""
+        if self.live:
+            _to_stderr(CLEAR_LINE + text)
 
     def clear(self) -> None:
         """Take the line away."""
-        if self._live:
+        if self.live:
             _to_stderr(CLEAR_LINE)
 
 
-def kernel_progress(status: Status) -> Callable[[int, int, str], None]:
-    """A `progress` for `Gemma`: one line while kernels are compiled."""
+def kernel_progress() -> Callable[[int, int, str], None]:
+    """A `progress` for `Gemma`: one line while kernels are compiled, in a log a line that they are."""
+    status = Status()
 
     def progress(done: int, total: int, name: str) -> None:
         from edge_gemma.kernels.isa import target
 
+        note = f"compiling kernels for {target()[0]}, once"
         if done == total:
             status.clear()
-        else:
-            status.show(f"compiling kernels for {target()[0]}, once", f"({done} of {total}, {name})")
+        elif status.live:
+            status.show(f"{note} ({done} of {total}, {name})")
+        elif done == 0:
+            say(note)
 
     return progress
 
 
-def prompt_progress(status: Status) -> Callable[[int, int], None]:
+def prompt_progress() -> Callable[[int, int], None]:
     """An `on_progress` for `stream`: how much of a long prompt has been read, on a terminal."""
+    status = Status()
 
     def progress(done: int, total: int) -> None:
         if done == total:
             status.clear()
         elif done:
-            status.show("reading the prompt", f"({done} of {total} tokens)")
+            status.show(f"reading the prompt ({done} of {total} tokens)")
 
     return progress
 
