@@ -112,7 +112,7 @@ class Gemma:
         self._owner: int | None = None
         self._engine: Engine | None = None
         self._closing = False
-        self._streams: weakref.WeakSet[Generator[str]] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
         self._file = GgufFile.open(path, load=load)
         try:
             self.config = GemmaConfig.from_gguf(self._file)
@@ -198,6 +198,17 @@ class Gemma:
             except Cancelled:
                 raise EdgeGemmaError("cancelled") from None
 
+    def logits_chunks(self, ids: Sequence[int], rows: int) -> Iterator[NDArray[np.float32]]:
+        """What `logits` gives, `rows` positions at a time, (at most rows, vocabulary): for texts of any length.
+
+        The model is busy with it from the first chunk to the last, or until it is dropped. Raises as `logits` does.
+        """
+        _check_range("rows", rows, 1, 4096)
+        checked = self._opened().check(_token_ids("ids", ids)).tolist()
+        chunks = self._logits_chunks(checked, rows)
+        self._streams.add(chunks)
+        return chunks
+
     def cancel(self) -> None:
         """End the generation in progress, if there is one, soon. From any thread."""
         engine = self._engine
@@ -251,6 +262,15 @@ class Gemma:
                 yield from generation
             except Cancelled:
                 generation.finish_reason = "cancelled"
+
+    def _logits_chunks(self, ids: list[int], rows: int) -> Generator[NDArray[np.float32]]:
+        with self._exclusive() as engine:
+            engine.reset()
+            try:
+                for start in range(0, len(ids), rows):
+                    yield engine.logits(ids[start : start + rows])
+            except Cancelled:
+                raise EdgeGemmaError("cancelled") from None
 
     @contextmanager
     def _exclusive(self) -> Iterator[Engine]:
