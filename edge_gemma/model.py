@@ -29,7 +29,7 @@ def record(p: Program, config: GemmaConfig, weights: Weights, caches: list[Layer
 
 def record_logits(p: Program, config: GemmaConfig, weights: Weights, x: Rows, logits: Rows) -> None:
     """The last layer's output to logits, (T, V), written to `logits`."""
-    h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h")  # (T, D)
+    h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
     p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
     if config.final_softcap is not None:
         p.softcap(logits, config.final_softcap)
@@ -38,7 +38,7 @@ def record_logits(p: Program, config: GemmaConfig, weights: Weights, x: Rows, lo
 def attention(p: Program, config: GemmaConfig, w: LayerWeights, cache: LayerCache, x: Rows, *, local: bool) -> Rows:
     """Grouped-query attention, over the window on local layers."""
     eps = config.rms_eps
-    h = p.rms_norm(x, w.attn_norm, eps, out="h")  # (T, D)
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
     q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
     k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
     v = p.matmul(h, w.attn_v, out="v")  # (T, K d)
@@ -46,16 +46,17 @@ def attention(p: Program, config: GemmaConfig, w: LayerWeights, cache: LayerCach
     p.rotate(k, config.head_dim, norm=w.attn_k_norm, epsilon=eps, scale=1.0, local=local)
     p.append(cache, k, v)
     window = config.window if local and config.window is not None else EVERYTHING
-    a = p.attend(cache, q, window=window, softcap=config.attn_softcap, out="a")  # (T, H d)
+    a = p.attend(cache, q, window=window, softcap=config.attn_softcap, out="a", takers=(w.attn_output,))  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 
 def feed_forward(p: Program, config: GemmaConfig, w: LayerWeights, x: Rows) -> Rows:
     """GeGLU."""
-    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h")  # (T, D)
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
     gate = p.matmul(h, w.ffn_gate, out="gate")  # (T, F)
     up = p.matmul(h, w.ffn_up, out="up")  # (T, F)
-    return p.matmul(p.gelu_gate(gate, up), w.ffn_down, out="o")  # (T, D)
+    gated = p.gelu_gate(gate, up, out="gated", takers=(w.ffn_down,))  # (T, F)
+    return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
 def residual(p: Program, config: GemmaConfig, x: Rows, y: Rows, post_norm: Tensor | None) -> Rows:

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from edge_gemma.cache import LayerCache, plan_layers
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
-from edge_gemma.kernels.layout import attention_scratch, matmul_scratch
+from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
 from edge_gemma.model import record, record_logits
 from edge_gemma.program import Program, Rows
 from edge_gemma.weights import Weights
@@ -67,8 +67,9 @@ def buffer_bytes(config: GemmaConfig, weights: Weights, layers: list[LayerCache]
 
 
 def scratch_bytes(config: GemmaConfig, chunk: int) -> int:
-    """What each thread works in: the larger of a product's and of attention's needs, in whole pages."""
-    need = max(matmul_scratch(chunk), attention_scratch(config.head_dim, config.n_heads // config.n_kv_heads))
+    """What each thread works in, by the operation that needs the most, in whole pages."""
+    group = config.n_heads // config.n_kv_heads
+    need = max(matmul_scratch(chunk), attention_scratch(config.head_dim, group), row_scratch(config.d_model))
     return -(-need // PAGE) * PAGE
 
 

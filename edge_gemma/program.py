@@ -33,6 +33,34 @@ class Rows:
     stride: int
 
 
+Takers = tuple[Tensor, ...]
+"""The weights that a result is multiplied with."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """A result as float32 rows (address 0 if nobody needs them) and as int8 blocks."""
+
+    y: Rows
+    q: Rows | None = None
+    zero: int = 0
+
+    @property
+    def int8(self) -> tuple[int, int, int]:
+        """The last three arguments of operations that make int8 blocks."""
+        return (self.q.address, self.q.stride, self.zero) if self.q else (0, 0, 0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is written."""
+        return (self.y.name, self.q.name) if self.q else (self.y.name,)
+
+
+def zero_of(weight: Tensor) -> int:
+    """The zero of the unsigned numbers that a quantized matrix is multiplied as."""
+    return ZEROS.get(weight.format.name, 0)
+
+
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
     """Zeroed memory that begins a cache line. Pages are not resident until they are touched."""
     memory = np.zeros(size + ALIGNMENT, np.uint8)
@@ -105,26 +133,25 @@ class Program:
         )
         return y
 
-    def rms_norm(self, x: Rows, weight: Tensor, epsilon: float, *, out: str) -> Rows:
-        """out = x / rms(x) * weight."""
-        return self._norm(x, weight, epsilon, out, base=None)
+    def rms_norm(self, x: Rows, weight: Tensor, epsilon: float, *, out: str, takers: Takers) -> Rows:
+        """out = x / rms(x) * weight, in the form that the products with `takers` want."""
+        return self._norm(x, weight, epsilon, self._forms(out, x.columns, takers), base=None)
 
     def add_norm(self, base: Rows, x: Rows, weight: Tensor, epsilon: float) -> Rows:
         """base = base + x / rms(x) * weight."""
-        return self._norm(x, weight, epsilon, base.name, base=base)
+        return self._norm(x, weight, epsilon, Forms(base), base=base)
 
-    def _norm(self, x: Rows, weight: Tensor, epsilon: float, out: str, base: Rows | None) -> Rows:
-        y = self._buffer(out, x.columns)
+    def _norm(self, x: Rows, weight: Tensor, epsilon: float, out: Forms, base: Rows | None) -> Rows:
         self._emit(
             ops.NORM,
             Kernel("elementwise", "norm"),
-            (x.name, out) if base else (x.name,),
-            (out,),
+            (x.name, base.name) if base else (x.name,),
+            out.names,
             *(x.address, x.stride, self._address_of(weight), x.columns, _real(epsilon)),
             *((base.address, base.stride) if base else (0, 0)),
-            *(y.address, y.stride),
+            *(out.y.address, out.y.stride, *out.int8),
         )
-        return y
+        return self._keep(out)
 
     def add(self, base: Rows, x: Rows) -> Rows:
         """base = base + x."""
@@ -146,7 +173,7 @@ class Program:
             one = many = Kernel("matmul_float", weight.format.name)
         else:
             one, many = Kernel("matvec", weight.format.name), Kernel("matmul", weight.format.name)
-            x = self._quantize(x, ZEROS.get(weight.format.name, 0))
+            x = self._quantize(x, zero_of(weight))
         self._emit(
             ops.MATMUL,
             one,
@@ -159,7 +186,8 @@ class Program:
 
     def _quantize(self, x: Rows, zero: int) -> Rows:
         if (x.name, zero) not in self._quantized:
-            q = self._allocate(f"{x.name} as int8, zero {zero}", x.columns, activation_bytes(x.columns))
+            assert x.address or not self._allocate_memory, f"{x.name} was not recorded for all that take it"
+            q = self._int8(x.name, x.columns, zero)
             self._emit(
                 ops.QUANTIZE,
                 Kernel("activations", "quantize"),
@@ -209,9 +237,11 @@ class Program:
             *(cache.sequence_bytes, cache.head_bytes, cache.capacity),
         )
 
-    def attend(self, cache: LayerCache, q: Rows, *, window: int, softcap: float | None, out: str) -> Rows:
-        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1."""
-        y = self._buffer(out, q.columns)
+    def attend(
+        self, cache: LayerCache, q: Rows, *, window: int, softcap: float | None, out: str, takers: Takers
+    ) -> Rows:
+        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want."""
+        a = self._forms(out, q.columns, takers)
         heads, head_dim = q.columns // cache.head_dim, cache.head_dim
         spans = f"spans of {cache.capacity}"
         partial = self._room(spans, partial_bytes(heads, head_dim, cache.capacity))
@@ -219,31 +249,33 @@ class Program:
             ops.ATTEND,
             Kernel("attention", f"attend_one_{self.kv_type}"),
             (q.name, cache.name),
-            (out, spans),
-            *(q.address, q.stride, y.address, y.stride, heads, cache.heads, head_dim, cache.keys, cache.values),
+            (*a.names, spans),
+            *(q.address, q.stride, a.y.address, a.y.stride, heads, cache.heads, head_dim, cache.keys, cache.values),
             *(cache.sequence_bytes, cache.head_bytes, cache.capacity, window, _real(softcap or 0.0), partial),
+            *a.int8,
             many=Kernel("attention", f"attend_{self.kv_type}"),
         )
         self._emit(
             ops.MERGE,
             Kernel("attention", "merge"),
             (spans,),
-            (out,),
-            *(y.address, heads, head_dim, window, cache.capacity, partial),
+            a.names,
+            *(a.y.address, heads, head_dim, window, cache.capacity, partial, a.int8[0], a.int8[2]),
             many=Kernel("attention", "nothing"),
         )
-        return y
+        return self._keep(a)
 
-    def gelu_gate(self, gate: Rows, up: Rows) -> Rows:
-        """gate = gelu(gate) * up."""
+    def gelu_gate(self, gate: Rows, up: Rows, *, out: str, takers: Takers) -> Rows:
+        """out = gelu(gate) * up, in the form that `takers` want."""
+        y = self._forms(out, gate.columns, takers)
         self._emit(
             ops.GATE,
             Kernel("elementwise", "gate"),
             (gate.name, up.name),
-            (gate.name,),
-            *(gate.address, up.address, gate.stride, gate.columns, gate.address, gate.stride),
+            y.names,
+            *(gate.address, up.address, gate.stride, gate.columns, y.y.address, y.y.stride, *y.int8),
         )
-        return gate
+        return self._keep(y)
 
     def softcap(self, x: Rows, cap: float) -> Rows:
         """x = cap * tanh(x / cap)."""
@@ -255,6 +287,24 @@ class Program:
             *(x.address, x.stride, x.columns, _real(cap)),
         )
         return x
+
+    # ---- forms of a result ---------------------------------------------------------------------------------------
+
+    def _forms(self, name: str, columns: int, takers: Takers) -> Forms:
+        """Floats if somebody needs them; int8 blocks with the first zero that somebody wants (others are made later)."""
+        zeros = list(dict.fromkeys(zero_of(t) for t in takers if not t.format.is_float))
+        floats = len(zeros) != 1 or self._observe_products or any(t.format.is_float for t in takers)
+        y = self._buffer(name, columns) if floats else Rows(name, columns, 0, 0)
+        return Forms(y, self._int8(name, columns, zeros[0]), zeros[0]) if zeros else Forms(y)
+
+    def _int8(self, name: str, columns: int, zero: int) -> Rows:
+        return self._allocate(f"{name} as int8, zero {zero}", columns, activation_bytes(columns))
+
+    def _keep(self, forms: Forms) -> Rows:
+        """After the operation that makes them has been recorded."""
+        if forms.q:
+            self._quantized[forms.y.name, forms.zero] = forms.q
+        return forms.y
 
     # ---- the table -----------------------------------------------------------------------------------------------
 

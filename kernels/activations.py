@@ -68,6 +68,13 @@ def quantize_block(x: Any, zero: Any, q: Any) -> Any:
     store_scalar(q + S, d * np.float32(a + b))
 
 
+@inlined
+def quantize_row(x: Any, columns: Any, zero: Any, q: Any) -> None:
+    """`columns` float32 at x to lines at q."""
+    for block in range(columns // 32):
+        quantize_block(x + 128 * block, zero, q + LINE * block)
+
+
 def quantize(op: Any, step: Any, _thread: Any) -> None:
     """Rows of float32 to rows of lines."""
     blocks = word(op, _COLUMNS) // 32

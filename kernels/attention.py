@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from edge_gemma.kernels.activations import quantize_row
 from edge_gemma.kernels.atomics import real, take, word
 from edge_gemma.kernels.functions import exp, softcap
 from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, VECTOR
+from edge_gemma.kernels.layout import LINE, QUERY_ROWS, SPAN, VECTOR
 from edge_gemma.kernels.operations import (
     APPEND,
     ATTEND,
@@ -130,10 +131,20 @@ def _fold(state: Any, partial: Any, head_dim: Any) -> None:
 
 
 @inlined
-def _finish(state: Any, head_dim: Any, y: Any) -> None:
+def _finish(state: Any, head_dim: Any, head: Any, y: Any, q: Any, zero: Any) -> None:
+    """o / l of a head, to its place in the row at y, or in the row of int8 blocks at q; either may be null."""
+    out = state + _V if y == 0 else y + 4 * head_dim * head
     total = splat(load_scalar(state + 4))
     for d in range(0, 4 * head_dim, _V):
-        store(y + d, load(state + _V + d) / total)
+        store(out + d, load(state + _V + d) / total)
+    if q != 0:
+        quantize_row(out, head_dim, zero, q + head_dim // 32 * LINE * head)
+
+
+@inlined
+def _row_of(base: Any, stride: Any, row: Any) -> Any:
+    """The address of a row; null of null."""
+    return 0 if base == 0 else base + row * stride
 
 
 # ---- one span ----------------------------------------------------------------------------------------------------
@@ -288,7 +299,7 @@ def make_attend(kind: str) -> Any:
     def attend(op: Any, step: Any, thread: Any) -> None:
         (
             Q, Q_STRIDE, Y, Y_STRIDE, HEADS, KV_HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES,
-            CAPACITY, WINDOW, SOFTCAP, _,
+            CAPACITY, WINDOW, SOFTCAP, _, OUT, OUT_STRIDE, ZERO,
         ) = _ATTEND  # fmt: skip
         kv_heads, head_dim, window, cap = word(op, KV_HEADS), word(op, HEAD_DIM), word(op, WINDOW), real(op, SOFTCAP)
         group, record = word(op, HEADS) // kv_heads, _V + 4 * head_dim
@@ -314,8 +325,9 @@ def make_attend(kind: str) -> Any:
                 for i in range(count):
                     _fold(state + i * record, partial + i * record, head_dim)
             for i in range(count):
-                y = word(op, Y) + (row + i) * word(op, Y_STRIDE) + 4 * head_dim * head
-                _finish(state + i * record, head_dim, y)
+                y = _row_of(word(op, Y), word(op, Y_STRIDE), row + i)
+                out = _row_of(word(op, OUT), word(op, OUT_STRIDE), row + i)
+                _finish(state + i * record, head_dim, head, y, out, word(op, ZERO))
             piece = take(op, 1)
 
     return attend
@@ -334,7 +346,7 @@ def make_attend_one(kind: str) -> Any:
     def attend_one(op: Any, step: Any, thread: Any) -> None:
         (
             Q, _, _, _, HEADS, KV_HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES,
-            CAPACITY, WINDOW, SOFTCAP, PARTIAL,
+            CAPACITY, WINDOW, SOFTCAP, PARTIAL, _, _, _,
         ) = _ATTEND  # fmt: skip
         kv_heads, head_dim, window, cap = word(op, KV_HEADS), word(op, HEAD_DIM), word(op, WINDOW), real(op, SOFTCAP)
         group, capacity = word(op, HEADS) // kv_heads, word(op, CAPACITY)
@@ -364,7 +376,7 @@ def make_attend_one(kind: str) -> Any:
 
 def merge(op: Any, step: Any, thread: Any) -> None:
     """Fold the records of `attend_one` in order of spans."""
-    Y, HEADS, HEAD_DIM, WINDOW, CAPACITY, PARTIAL = _MERGE
+    Y, HEADS, HEAD_DIM, WINDOW, CAPACITY, PARTIAL, Q, ZERO = _MERGE
     head_dim = word(op, HEAD_DIM)
     position = word(word(step, STEP_POSITIONS), 0)
     spans = position // SPAN - max(0, position - word(op, WINDOW) + 1) // SPAN + 1
@@ -374,7 +386,7 @@ def merge(op: Any, step: Any, thread: Any) -> None:
         _reset(state)
         for number in range(spans):
             _fold(state, _record_of(word(op, PARTIAL), head, number, word(op, CAPACITY), head_dim), head_dim)
-        _finish(state, head_dim, word(op, Y) + 4 * head_dim * head)
+        _finish(state, head_dim, head, word(op, Y), word(op, Q), word(op, ZERO))
         head = take(op, 1)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from edge_gemma.kernels import formats
+from edge_gemma.kernels.activations import quantize_row
 from edge_gemma.kernels.atomics import real, take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
 from edge_gemma.kernels.functions import gelu, softcap
 from edge_gemma.kernels.jit import inlined
+from edge_gemma.kernels.layout import LINE, PIECE
 from edge_gemma.kernels.operations import (
     ADD,
     EMBED,
@@ -22,6 +24,8 @@ from edge_gemma.kernels.operations import (
     ROTATE,
     SOFTCAP,
     STEP_ROWS,
+    STEP_SCRATCH,
+    STEP_SCRATCH_BYTES,
     STEP_TOKENS,
 )
 from edge_gemma.kernels.simd import (
@@ -44,8 +48,6 @@ from edge_gemma.kernels.simd import (
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
 _EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
 _VECTOR = 4 * LANES
-PIECE = 512
-"""Values of a row that a thread takes at a time where a row can be cut."""
 
 
 # ---- embedding ---------------------------------------------------------------------------------------------------
@@ -123,14 +125,22 @@ def inverse_rms(x: Any, columns: Any, epsilon: Any) -> Any:
     return np.float32(1.0) / first_lane(square_root(mean))
 
 
-def norm(op: Any, step: Any, _thread: Any) -> None:
+@inlined
+def _output(op: Any, step: Any, thread: Any, y: Any, y_stride: Any, row: Any, first: Any) -> Any:
+    """Where to write values first.. of row `row` of y: the thread's scratch memory if y is null."""
+    if word(op, y) == 0:
+        return word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
+    return word(op, y) + row * word(op, y_stride) + 4 * first
+
+
+def norm(op: Any, step: Any, thread: Any) -> None:
     """y = rms_norm(x) * weight (+ base, if that is no null address). arXiv:1910.07467; weights include Gemma's + 1."""
-    X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, Y, Y_STRIDE = _NORM
+    X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _NORM
     columns, weight = word(op, COLUMNS), word(op, WEIGHT)
     row = take(op, 1)
     while row < word(step, STEP_ROWS):
         x = word(op, X) + row * word(op, X_STRIDE)
-        y = word(op, Y) + row * word(op, Y_STRIDE)
+        y = _output(op, step, thread, Y, Y_STRIDE, row, 0)
         scale = splat(inverse_rms(x, columns, real(op, EPSILON)))
         if word(op, BASE) == 0:
             for c in range(0, 4 * columns, _VECTOR):
@@ -139,6 +149,8 @@ def norm(op: Any, step: Any, _thread: Any) -> None:
             base = word(op, BASE) + row * word(op, BASE_STRIDE)
             for c in range(0, 4 * columns, _VECTOR):
                 store(y + c, load(base + c) + load(x + c) * scale * load(weight + c))
+        if word(op, Q) != 0:
+            quantize_row(y, columns, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE))
         row = take(op, 1)
 
 
@@ -186,15 +198,18 @@ def _piece(op: Any, step: Any, columns: Any, number: Any) -> Any:
     return row, first, min(first + PIECE, columns)
 
 
-def gate(op: Any, step: Any, _thread: Any) -> None:
+def gate(op: Any, step: Any, thread: Any) -> None:
     """y = gelu(gate) * up. arXiv:2002.05202 (GeGLU)."""
-    GATE_, UP, STRIDE, COLUMNS, Y, Y_STRIDE = _GATE
+    GATE_, UP, STRIDE, COLUMNS, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
     row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
     while row >= 0:
         g, u = word(op, GATE_) + row * word(op, STRIDE), word(op, UP) + row * word(op, STRIDE)
-        y = word(op, Y) + row * word(op, Y_STRIDE)
+        y = _output(op, step, thread, Y, Y_STRIDE, row, first)
         for c in range(4 * first, 4 * end, _VECTOR):
-            store(y + c, gelu(load(g + c)) * load(u + c))
+            store(y + c - 4 * first, gelu(load(g + c)) * load(u + c))
+        if word(op, Q) != 0:
+            q = word(op, Q) + row * word(op, Q_STRIDE) + first // 32 * LINE
+            quantize_row(y, end - first, word(op, ZERO), q)
         row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
 
 

@@ -32,6 +32,17 @@ def activation_bytes(columns: int) -> int:
     return columns // 32 * LINE
 
 
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+PIECE = 512
+"""Values of a row that a thread takes at a time where a row can be cut."""
+
+
+def row_scratch(columns: int) -> int:
+    """Bytes a thread needs for a row of float32 that only its int8 blocks are wanted of."""
+    return 4 * max(columns, PIECE)
+
+
 # ---- products of several rows ------------------------------------------------------------------------------------
 
 PANEL = 2

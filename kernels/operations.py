@@ -63,8 +63,8 @@ def _operation(name: str, arguments: str) -> Operation:
     return operation
 
 
-# x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise. q: rows of int8 blocks, made from y with
-# `zero`; null for none. Where there is q, y may be null: nobody needs the floats.
+# x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise. q: rows of int8 blocks, made from y
+# with `zero`; null for none. Where there is q, y may be null: nobody needs the floats.
 EMBED = _operation("embed", "table row_bytes columns y y_stride scale")
 NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y y_stride q q_stride zero")
 QUANTIZE = _operation("quantize", "x x_stride columns zero q q_stride")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,8 +21,13 @@ from edge_gemma.kernels.threads import Team
 Array = NDArray[Any]
 NOTHING = Kernel("attention", "nothing")
 
+BRIEF = "EDGE_GEMMA_BRIEF_TESTS" in os.environ
+"""Whether to compile fewer kernels: each loop nest, and not each with every format. The formats are tested anyway."""
+
 INT_NAMES = [name for name, fmt in FORMATS.items() if not fmt.is_float]
 FLOAT_NAMES = [name for name, fmt in FORMATS.items() if fmt.is_float]
+PRODUCT_NAMES = ["Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K"] if BRIEF else INT_NAMES
+CACHE_TYPES = ["f16"] if BRIEF else ["f16", "f32"]
 
 
 @dataclass
@@ -47,13 +53,17 @@ class Step:
     tiles: list[tuple[int, int]] = field(default_factory=list)
 
 
+_INT8 = ("q", "q_stride", "zero", "q_out", "q_out_stride")
+
+
 @cache
 def team(threads: int) -> Team:
     return Team(threads)
 
 
 def row(operation: Operation, kernel: str, many: str | None = None, **arguments: Array | int | float) -> Row:
-    """`kernel` and `many` as "module.name"; `many` is the same kernel if not said."""
+    """`kernel` and `many` as "module.name"; `many` is the same kernel if not said. No int8 blocks if not said."""
+    arguments |= {name: 0 for name in operation.arguments if name in _INT8 and name not in arguments}
     assert tuple(arguments) == operation.arguments, f"{operation.name} takes {operation.arguments}"
     one, several = (Kernel(*name.split(".")) for name in (kernel, many or kernel))
     return Row(operation, one, several, arguments)
