@@ -53,7 +53,8 @@ class _Span:
     stop: int
 
 
-def _content(file: MappedFile, span: _Span) -> bytes:
+def _content(file: MappedFile, entry: zipfile.ZipInfo) -> bytes:
+    span = _span(file, entry)
     return file.view(span.start, span.stop).tobytes()
 
 
@@ -75,22 +76,23 @@ class _BoundedFile(io.FileIO):
         return super().read(MAX_DIRECTORY if size is None or size < 0 else size)
 
 
-def _members(file: MappedFile) -> dict[str, _Span]:
-    """Where the content of each member lies."""
+def _members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
+    """The archive's table of contents."""
     try:
         with _BoundedFile(file.path) as raw, zipfile.ZipFile(raw) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
         raise CheckpointError(f"{file.path}: the archive is damaged or cut off: {error}") from None
-    members: dict[str, _Span] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
         if entry.orig_filename in members:
             raise CheckpointError(f"{file.path}: member {entry.orig_filename!r} appears twice")
-        members[entry.orig_filename] = _span(file, entry)
+        members[entry.orig_filename] = entry
     return members
 
 
 def _span(file: MappedFile, entry: zipfile.ZipInfo) -> _Span:
+    """Where the content of a member lies."""
     where = f"{file.path}: member {entry.orig_filename!r}"
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
         raise CheckpointError(f"{where} is compressed or encrypted; torch.save does neither")
@@ -104,25 +106,26 @@ def _span(file: MappedFile, entry: zipfile.ZipInfo) -> _Span:
     return _Span(start, start + entry.file_size)
 
 
-def _root(path: Path, members: dict[str, _Span]) -> str:
+def _root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
     roots = [name.removesuffix(LIST) for name in members if name == LIST or name.endswith("/" + LIST)]
     if len(roots) != 1:
         raise CheckpointError(f"{path}: {len(roots)} members {LIST} in the archive; torch.save writes one")
     return roots[0]
 
 
-def _tensor(file: MappedFile, name: str, record: TensorRecord, member: _Span | None) -> StoredTensor:
+def _tensor(file: MappedFile, name: str, record: TensorRecord, member: zipfile.ZipInfo | None) -> StoredTensor:
     where, storage = f"{file.path}: tensor {name!r}", record.storage
     if storage.dtype not in DTYPES:
         raise CheckpointError(f"{where} has a {storage.dtype}; F32, F16 and BF16 are read")
     form = FORMATS[DTYPES[storage.dtype]]
     if member is None:
         raise CheckpointError(f"{where}: its storage {storage.key[:80]!r} is not in the archive")
-    if member.stop - member.start != storage.length * form.nbytes:
-        size = member.stop - member.start
+    span = _span(file, member)
+    size = span.stop - span.start
+    if size != storage.length * form.nbytes:
         raise CheckpointError(f"{where}: its storage has {size} bytes, not {storage.length} values of {form.name}")
     _check_layout(record, where)
-    return StoredTensor(name, file, form, record.shape, member.start + record.offset * form.nbytes)
+    return StoredTensor(name, file, form, record.shape, span.start + record.offset * form.nbytes)
 
 
 def _check_layout(record: TensorRecord, where: str) -> None:

@@ -18,6 +18,7 @@ from edge_gemma.quantize.stored_tensor import check_shape
 
 MAX_INSTRUCTIONS = 1 << 20  # a model of a thousand tensors has 50,000
 MAX_BYTES = 64 << 20
+MAX_ITEMS = 16  # of a tuple: arguments, dimensions
 
 DTYPES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
 """Storage classes of `torch` to format names; others are named in the error when a tensor has one."""
@@ -185,11 +186,13 @@ class _Machine:
             if type(key) not in (str, int):
                 raise self._error("a key that is no text")
             if key in target:
-                raise self._error(f"{key!r} appears twice")
+                raise self._error(f"{str(key)[:80]!r} appears twice")
             target[key] = value
 
     def _tuple(self, items: list[Any]) -> None:
-        """Tuples hold tuples of numbers and no deeper: nothing here is ever walked recursively."""
+        """Tuples are short and hold tuples of numbers at most: walking them costs nothing."""
+        if len(items) > MAX_ITEMS:
+            raise self._error(f"a tuple of {len(items)} values, where those of a tensor have a few")
         if any(isinstance(item, tuple) and any(isinstance(inner, tuple) for inner in item) for item in items):
             raise self._error("tuples nested deeper than those of a tensor")
         self.stack.append(tuple(items))

@@ -169,7 +169,7 @@ def test_other_kinds_of_weights_are_refused(tmp_path: Path, name: str) -> None:
 def test_several_files_need_an_index(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path, shards=2)
     (tmp_path / INDEX).unlink()
-    with pytest.raises(CheckpointError, match="2 files of .safetensors need model.safetensors.index.json"):
+    with pytest.raises(CheckpointError, match=r"2 files of \.safetensors need model\.safetensors\.index\.json"):
         CheckpointFolder(tmp_path).tensors()
 
 
