@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Philox  # here, not at the first token: it takes a while
 from numpy.typing import NDArray
 
 from edge_gemma.errors import NumericalError
@@ -101,7 +102,7 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self.seed: int = secrets.randbits(32) if params.seed is None else int(params.seed)
-        self._bits = np.random.Philox(key=self.seed)
+        self._bits = Philox(key=self.seed)
 
     def sample(self, logits: Logits, history: Sequence[int] = ()) -> int:
         """The id of the next token; `logits` (vocab,) float32 are not changed, `history` is the text so far as ids.
