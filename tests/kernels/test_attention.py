@@ -14,7 +14,7 @@ import pytest
 from edge_gemma.kernels import reference
 from edge_gemma.kernels.layout import LANES, QUERY_ROWS, attention_scratch, partial_bytes
 from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE
-from tests.kernels.harness import NOTHING, Array, Step, aligned, assert_same_bits, row, run
+from tests.kernels.harness import CACHE_TYPES, NOTHING, Array, Step, aligned, assert_same_bits, row, run
 
 GLOBAL = 1 << 20
 """A window that nothing is outside of."""
@@ -102,7 +102,7 @@ def check(shape: Shape, sequences: Sequence[int], positions: Sequence[int], wind
         assert_same_bits(attend(shape, caches, q[i : i + 1], alone, window, cap, threads=1 + i % 2), want[i : i + 1])
 
 
-@pytest.mark.parametrize("kind", ["f16", "f32"])
+@pytest.mark.parametrize("kind", CACHE_TYPES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size"), [(4, 4, 32), (4, 2, 64), (3, 1, 96), (4, 1, 256), (8, 1, 64), (16, 2, 32)]
 )
@@ -131,7 +131,7 @@ def test_windows_and_rings(window: int, capacity: int, first: int, rows: int, ca
     check(shape, [0] * rows, range(first, first + rows), window, cap)
 
 
-@pytest.mark.parametrize("kind", ["f16", "f32"])
+@pytest.mark.parametrize("kind", CACHE_TYPES)
 def test_tiles_do_not_matter(kind: str) -> None:
     shape = Shape(kind, 2, 1, 64, sequences=1)
     positions = range(250, 250 + QUERY_ROWS)
@@ -143,7 +143,7 @@ def test_tiles_do_not_matter(kind: str) -> None:
         assert_same_bits(attend(shape, caches, q, step, 100, 0.0, threads=1 + count % 2), want)
 
 
-@pytest.mark.parametrize("kind", ["f16", "f32"])
+@pytest.mark.parametrize("kind", CACHE_TYPES)
 @pytest.mark.parametrize("size", [32, 96])
 def test_append(kind: str, size: int) -> None:
     """Rows of several sequences, round the ring, rounded to the cache's type; every other slot stays as it was."""

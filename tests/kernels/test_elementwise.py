@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import reference
 from edge_gemma.kernels.operations import ADD, EMBED, GATE, NORM, ROTATE, SOFTCAP, STEP_ANGLES_LOCAL
-from tests.kernels.harness import Array, Row, Step, assert_same_bits, random_rows, row, run
+from tests.kernels.harness import FLOAT_NAMES, PRODUCT_NAMES, Array, Row, Step, assert_same_bits, random_rows, row, run
 
 ROWS, THREADS = [1, 2, 5], [1, 2]
 
@@ -30,7 +29,7 @@ def run_checked(operation: Row, step: Step, threads: int, *outputs: Array) -> No
 
 
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*PRODUCT_NAMES, *FLOAT_NAMES])
 def test_embed(name: str, threads: int) -> None:
     columns = 512
     table, tokens = random_rows(name, 7, columns, 1), [6, 0, 3, 3, 6]

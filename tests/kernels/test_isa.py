@@ -31,7 +31,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / f) for f in files)]
         with (folder / name).open("wb") as log:
             process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, "EDGE_GEMMA_ISA": name}, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=ROOT,
+                env={**os.environ, "EDGE_GEMMA_ISA": name, "EDGE_GEMMA_BRIEF_TESTS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         started[name] = process, folder / name
     yield started

@@ -13,7 +13,7 @@ from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, matmul_scratc
 from edge_gemma.kernels.operations import MATMUL, QUANTIZE
 from tests.kernels.harness import (
     FLOAT_NAMES,
-    INT_NAMES,
+    PRODUCT_NAMES,
     Array,
     Row,
     Step,
@@ -103,7 +103,7 @@ def shapes(name: str) -> list[tuple[int, int]]:
     return [(LANES, block), (LANES + 1, 2 * block), (3 * LANES - 1, 3 * block), (4 * LANES + 5, STRETCH + block)]
 
 
-@pytest.mark.parametrize("name", INT_NAMES)
+@pytest.mark.parametrize("name", PRODUCT_NAMES)
 def test_products_are_the_definition(name: str) -> None:
     for rows, columns in shapes(name):
         weights, lines = example(name, rows, columns)
@@ -113,7 +113,23 @@ def test_products_are_the_definition(name: str) -> None:
             assert_same_bits(multiply(name, weights, lines[:tokens], columns), want[:tokens])
 
 
-@pytest.mark.parametrize("name", INT_NAMES)
+@pytest.mark.parametrize("name", [*PRODUCT_NAMES, *FLOAT_NAMES])
+def test_any_number_of_blocks(name: str) -> None:
+    """From none to twice the most that a loop takes at once."""
+    rows = 2 * LANES + 1
+    for count in range(9):
+        columns = count * max(FORMATS[name].block, 32)
+        weights, x = random_rows(name, rows, columns, count), random_inputs(5, columns, count)
+        if FORMATS[name].is_float:
+            want = reference.matmul_float(name, weights, x) if count else np.zeros((5, rows), np.float32)
+        else:
+            x = quantize(x, ZEROS.get(name, 0))
+            want = reference.matmul(name, weights, x) if count else np.zeros((5, rows), np.float32)
+        for tokens in (1, 5):
+            assert_same_bits(multiply(name, weights, x[:tokens], columns), want[:tokens])
+
+
+@pytest.mark.parametrize("name", PRODUCT_NAMES)
 def test_one_row_gives_the_same_bits_alone_and_in_company_for_any_number_of_threads(name: str) -> None:
     columns = 2 * STRETCH
     weights, lines = example(name, 5 * LANES + 3, columns)
@@ -124,7 +140,7 @@ def test_one_row_gives_the_same_bits_alone_and_in_company_for_any_number_of_thre
             assert_same_bits(multiply(name, weights, lines[t : t + 1], columns, threads), together[t : t + 1])
 
 
-@pytest.mark.parametrize("name", INT_NAMES)
+@pytest.mark.parametrize("name", PRODUCT_NAMES)
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
 def test_extreme_bytes_do_not_overflow(name: str, byte: int) -> None:
     columns = 512
@@ -162,7 +178,7 @@ def test_float_products_are_near_the_truth(name: str) -> None:
 
 def test_products_are_near_the_dequantized_truth() -> None:
     """What int8 activations cost: the definition itself, against float64 products of what the bytes mean."""
-    for name in INT_NAMES:
+    for name in PRODUCT_NAMES:
         columns = 1024
         weights, x = random_rows(name, LANES, columns, 2), random_inputs(4, columns, 3)
         values = reference_formats.dequantize(name, weights).astype(np.float64)
