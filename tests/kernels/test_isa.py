@@ -23,7 +23,7 @@ Run = tuple["subprocess.Popen[bytes]", Path]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
-    """One process per instruction set, started together: compiling keeps only one core busy."""
+    """One process per instruction set, started together, as each keeps one core busy."""
     folder = tmp_path_factory.mktemp("isa")
     started: dict[str, Run] = {}
     for name in LOWER:
