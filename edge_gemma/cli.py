@@ -25,6 +25,9 @@ COMMANDS = {
     "info": ("edge_gemma.commands.info", "describe a model file, and the memory it will take"),
     "tokenize": ("edge_gemma.commands.tokenize", "show the tokens of a text"),
     "bench": ("edge_gemma.commands.bench", "measure prompt and generation speed"),
+    "perplexity": ("edge_gemma.commands.perplexity", "measure how well a model predicts a text"),
+    "compare": ("edge_gemma.commands.compare", "measure how far a model is from another, usually its original"),
+    "imatrix": ("edge_gemma.commands.imatrix", "collect an importance matrix from a text, for better quantizing"),
 }
 EPILOG = """\
 examples:

@@ -36,6 +36,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_windows(parser: argparse._ActionsContainer) -> None:
+    """The positional TEXT, --context and --windows."""
+    parser.add_argument("text", metavar="TEXT", help="a UTF-8 text file, or - for stdin")
+    parser.add_argument("-c", "--context", type=int, default=512, metavar="N", help="tokens of a window; default: 512")
+    parser.add_argument("--windows", type=int, metavar="N", help="use the first N windows; default: the whole text")
+
+
 def read_text(name: str) -> str:
     """The UTF-8 text in file `name`, or of stdin for "-", exactly. Raises OSError, or ValueError naming the byte."""
     if name == "-":

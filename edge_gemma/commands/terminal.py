@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from typing import Any
 from edge_gemma.errors import OutputError
 
 CLEAR_LINE = "\r\x1b[K"
+LOG_SECONDS = 10.0
 
 
 def prepare() -> None:
@@ -141,6 +143,24 @@ def prompt_progress() -> Callable[[int, int], None]:
             status.clear()
         elif done:
             status.show(f"reading the prompt ({done} of {total} tokens)")
+
+    return progress
+
+
+def token_progress(note: str) -> Callable[[int, int], None]:
+    """A progress(done, total) that counts tokens; in a log a line every LOG_SECONDS."""
+    status, shown = Status(), time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        text = f"{note} ({done} of {total} tokens)"
+        if done == total:
+            status.clear()
+        elif status.live:
+            status.show(text)
+        elif time.monotonic() - shown >= LOG_SECONDS:
+            shown = time.monotonic()
+            say(text)
 
     return progress
 
