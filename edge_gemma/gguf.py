@@ -137,9 +137,9 @@ class GgufFile:
         return self._bytes
 
     def _close_fd(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1  # forgotten first: Ctrl-C between the two must not lead to closing it twice
+        if fd >= 0:
+            os.close(fd)
 
 
 def _refuse_split(metadata: Metadata) -> None:
