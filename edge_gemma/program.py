@@ -94,7 +94,7 @@ class Program:
         self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
         self._rows: list[list[int]] = []
-        self._kernels: list[tuple[Kernel, Kernel]] = []
+        self._kernels: list[tuple[Kernel, Kernel, Kernel]] = []
         self._read: set[str] = set()
         self._written: set[str] = set()
         self._quantized: dict[tuple[str, int], Rows] = {}
@@ -109,14 +109,14 @@ class Program:
 
     def kernels(self) -> set[Kernel]:
         """All kernels the table calls."""
-        return {kernel for pair in self._kernels for kernel in pair}
+        return {kernel for kernels in self._kernels for kernel in kernels}
 
     def table(self, addresses: dict[Kernel, int]) -> NDArray[np.int64]:
         """The table, int64 (operations, ROW_WORDS), with the kernels' addresses filled in."""
         table = np.zeros((len(self._rows), ops.ROW_WORDS), np.int64)
-        for row, words, (one, many) in zip(table, self._rows, self._kernels, strict=True):
+        for row, words, kernels in zip(table, self._rows, self._kernels, strict=True):
             row[ops.BARRIER : ops.BARRIER + len(words)] = words
-            row[ops.ONE], row[ops.MANY] = addresses[one], addresses[many]
+            row[ops.ONE], row[ops.FEW], row[ops.MANY] = (addresses[kernel] for kernel in kernels)
         return table
 
     # ---- operations ----------------------------------------------------------------------------------------------
@@ -170,9 +170,10 @@ class Program:
         if self._observe_products:
             self.observe(x, weight)
         if weight.format.is_float:
-            one = many = Kernel("matmul_float", weight.format.name)
+            one = few = many = Kernel("matmul_float", weight.format.name)
         else:
             one, many = Kernel("matvec", weight.format.name), Kernel("matmul", weight.format.name)
+            few = Kernel("matvec", f"{weight.format.name}_few")
             x = self._quantize(x, zero_of(weight))
         self._emit(
             ops.MATMUL,
@@ -180,6 +181,7 @@ class Program:
             (x.name,),
             (out,),
             *(self._address_of(weight), weight.row_bytes, *weight.shape, x.address, x.stride, y.address, y.stride),
+            few=few,
             many=many,
         )
         return y
@@ -291,7 +293,7 @@ class Program:
     # ---- forms of a result ---------------------------------------------------------------------------------------
 
     def _forms(self, name: str, columns: int, takers: Takers) -> Forms:
-        """Floats if somebody needs them; int8 blocks with the first zero that somebody wants (others are made later)."""
+        """Floats if somebody needs them; int8 blocks with the first zero that is wanted (others are made later)."""
         zeros = list(dict.fromkeys(zero_of(t) for t in takers if not t.format.is_float))
         floats = len(zeros) != 1 or self._observe_products or any(t.format.is_float for t in takers)
         y = self._buffer(name, columns) if floats else Rows(name, columns, 0, 0)
@@ -315,6 +317,7 @@ class Program:
         reads: tuple[str, ...],
         writes: tuple[str, ...],
         *arguments: int,
+        few: Kernel | None = None,
         many: Kernel | None = None,
     ) -> None:
         assert len(arguments) == len(operation.arguments), operation
@@ -326,7 +329,7 @@ class Program:
         self._quantized = {key: q for key, q in self._quantized.items() if key[0] not in writes}
         self._observed = {name: sums for name, sums in self._observed.items() if name not in writes}
         self._rows.append([int(barrier), *arguments])
-        self._kernels.append((kernel, many or kernel))
+        self._kernels.append((kernel, few or many or kernel, many or kernel))
 
     def _buffer(self, name: str, columns: int) -> Rows:
         return self._allocate(name, columns, 4 * columns)

@@ -15,6 +15,8 @@ from edge_gemma.kernels.atomics import (
 from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.operations import (
     BARRIER,
+    FEW,
+    FEW_ROWS,
     MANY,
     ONE,
     ROW_WORDS,
@@ -49,7 +51,8 @@ def meet(step: Any) -> Any:
 
 def execute(program: Any, operations: Any, step: Any, thread: Any) -> Any:
     """Run the rows of the table at `program`. 0 when done, 1 when cancelled at a barrier."""
-    which = ONE if word(step, STEP_ROWS) == 1 else MANY
+    rows = word(step, STEP_ROWS)
+    which = ONE if rows == 1 else FEW if rows <= FEW_ROWS else MANY
     for i in range(operations):
         row = program + i * (8 * ROW_WORDS)
         if word(row, BARRIER) != 0 and meet(step) != 0:

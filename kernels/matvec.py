@@ -1,4 +1,4 @@
-"""y = W x for one row of activations: decode. Knows no format and no instruction set.
+"""Y = X W^T for one row of activations, and for a few: decode. Knows no format and no instruction set.
 
 W's rows lie in the file as blocks; a tile of LANES rows is read block by block, lane = row, and never leaves the
 registers. Per 32-block and row, with exact integers in brackets,
@@ -17,8 +17,8 @@ from edge_gemma.kernels import formats
 from edge_gemma.kernels.atomics import take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
 from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import LINE, S0, S1, Z0, Z1, D, S, Z
-from edge_gemma.kernels.operations import MATMUL
+from edge_gemma.kernels.layout import LINE, S0, S1, VECTOR, Z0, Z1, D, S, Z
+from edge_gemma.kernels.operations import MATMUL, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
 from edge_gemma.kernels.simd import (
     LANES,
     broadcast,
@@ -26,6 +26,7 @@ from edge_gemma.kernels.simd import (
     dot4,
     dot4_wide,
     fma,
+    load,
     prefetch,
     splat,
     store,
@@ -38,7 +39,7 @@ GRAIN_BYTES = 1 << 16
 """Weights claimed at a time by a thread: long enough to stream, short enough to even out unequal cores."""
 
 
-def _make_dot(wide: bool) -> Any:
+def _make_half(wide: bool) -> Any:
     dot = dot4_wide if wide else dot4
 
     @inlined
@@ -52,74 +53,124 @@ def _make_dot(wide: bool) -> Any:
     return half
 
 
-def make_matvec(fmt: IntFormat) -> Any:
-    """The kernel of one format."""
-    BLOCKS, GROUP, SUBS, MINS, NBYTES = fmt.blocks, fmt.group, fmt.subs, fmt.mins, fmt.layout.nbytes
-    SHARE = LANES * NBYTES // BLOCKS
-    half = _make_dot(fmt.wide)
+def _make_block(fmt: IntFormat) -> tuple[Any, Any]:
+    """A 32-block of LANES rows in registers: how it is read, and how its products are added."""
+    SUBS, MINS = fmt.subs, fmt.mins
+    half = _make_half(fmt.wide)
 
     @inlined
-    def block(y: Any, at: Any, stride: Any, i: Any, x: Any) -> Any:
-        """y + the products of 32-block i of the file block at `at` with the line at x."""
+    def read(at: Any, stride: Any, i: Any) -> Any:
+        """32-block i of the file block at `at`: weights, scale, subscales, minima; what a format lacks is not used."""
         w = formats.weights(fmt, at, stride, i)
-        scale = formats.scale(fmt, at, stride, i) * broadcast(x + D)
+        s = formats.subscales(fmt, at, stride, i) if SUBS == 2 else (w[0], w[0])
+        scale = formats.scale(fmt, at, stride, i)
+        m = formats.minimum(fmt, at, stride, i) if MINS else (scale, scale)
+        return w, scale, s, m
+
+    @inlined
+    def add(y: Any, block: Any, x: Any) -> Any:
+        """y + the products of the block with the line at x."""
+        w, scale, s, m = block
         if SUBS == 1:
             total = half(broadcast_int(x + Z), w[0], w[1], w[2], w[3], x)
             total = half(total, w[4], w[5], w[6], w[7], x + 16)
         else:
-            s = formats.subscales(fmt, at, stride, i)
             total = s[0] * half(broadcast_int(x + Z0), w[0], w[1], w[2], w[3], x)
             total = total + s[1] * half(broadcast_int(x + Z1), w[4], w[5], w[6], w[7], x + 16)
-        y = fma(to_float(total), scale, y)
-        if MINS:
-            m = formats.minimum(fmt, at, stride, i)
-            if SUBS == 1:
-                y = fma(m[0], broadcast(x + S), y)
-            else:
-                y = fma(m[1], broadcast(x + S1), fma(m[0], broadcast(x + S0), y))
+        y = fma(to_float(total), scale * broadcast(x + D), y)
+        if MINS and SUBS == 1:
+            y = fma(m[0], broadcast(x + S), y)
+        if MINS and SUBS == 2:
+            y = fma(m[1], broadcast(x + S1), fma(m[0], broadcast(x + S0), y))
         return y
 
+    return read, add
+
+
+def _make_ask(fmt: IntFormat) -> Any:
+    SHARE = LANES * fmt.layout.nbytes // fmt.blocks
+
     @inlined
-    def step(y: Any, at: Any, stride: Any, i: Any, x: Any, ahead: Any) -> Any:
-        """`block`, after asking for as many bytes of the next tile as it reads itself."""
+    def ask(ahead: Any, i: Any) -> None:
+        """Prefetch of the next tile what 32-block i of this one takes: the pace in which it is read."""
         for line in range(0, SHARE, 64):
             prefetch(ahead + i * SHARE + line)
-        return block(y, at, stride, i, x + i * LINE)
 
-    @inlined
-    def tile(weights: Any, row_bytes: Any, columns: Any, x: Any, ahead: Any) -> Any:
-        """LANES outputs; `ahead` is this thread's next tile."""
-        y = splat(0.0)
-        for b in range(columns // (32 * BLOCKS)):
-            at = weights + b * NBYTES
-            line, next_tile = x + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
-            for g in range(0, BLOCKS, GROUP):
-                y = step(y, at, row_bytes, g, line, next_tile)
-                if GROUP > 1:
-                    y = step(y, at, row_bytes, g + 1, line, next_tile)
-                if GROUP > 2:
-                    y = step(y, at, row_bytes, g + 2, line, next_tile)
-                    y = step(y, at, row_bytes, g + 3, line, next_tile)
-        return y
+    return ask
 
-    def matvec(op: Any, _step: Any, _thread: Any) -> None:
-        rows, row_bytes, columns = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS)
+
+def _make_stream(tile: Any) -> Any:
+    """The loop over tiles: claims of GRAIN_BYTES, each made one ahead so that its first tile is prefetched too."""
+
+    def stream(op: Any, step: Any, thread: Any) -> None:
+        rows, row_bytes = word(op, _ROWS), word(op, _ROW_BYTES)
         tiles = (rows + LANES - 1) // LANES
         grain = max(1, GRAIN_BYTES // (LANES * row_bytes))
         t = take(op, grain)
-        end, following = t + grain, take(op, grain)  # one claim ahead, so that its first tile is prefetched too
+        end, following = t + grain, take(op, grain)
         while t < tiles:
             row = min(LANES * t, rows - LANES)  # the last tile may overlap the one before
             t += 1
             if t == end:
                 t, end, following = following, following + grain, take(op, grain)
-            ahead = word(op, _W) + min(LANES * t, rows - LANES) * row_bytes
-            y = tile(word(op, _W) + row * row_bytes, row_bytes, columns, word(op, _X), ahead)
-            store(word(op, _Y) + 4 * row, y)
+            tile(op, step, thread, row, word(op, _W) + min(LANES * t, rows - LANES) * row_bytes)
 
-    return matvec
+    return stream
+
+
+def make_matvec(fmt: IntFormat) -> Any:
+    """y = W x for one row of activations: decode."""
+    BLOCKS, GROUP, NBYTES = fmt.blocks, fmt.group, fmt.layout.nbytes
+    (read, add), ask = _make_block(fmt), _make_ask(fmt)
+
+    @inlined
+    def advance(y: Any, at: Any, stride: Any, i: Any, x: Any, ahead: Any) -> Any:
+        ask(ahead, i)
+        return add(y, read(at, stride, i), x + i * LINE)
+
+    @inlined
+    def tile(op: Any, _step: Any, _thread: Any, row: Any, ahead: Any) -> None:
+        row_bytes, x, y = word(op, _ROW_BYTES), word(op, _X), splat(0.0)
+        for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
+            at = word(op, _W) + row * row_bytes + b * NBYTES
+            line, next_tile = x + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
+            for g in range(0, BLOCKS, GROUP):
+                y = advance(y, at, row_bytes, g, line, next_tile)
+                if GROUP > 1:
+                    y = advance(y, at, row_bytes, g + 1, line, next_tile)
+                if GROUP > 2:
+                    y = advance(y, at, row_bytes, g + 2, line, next_tile)
+                    y = advance(y, at, row_bytes, g + 3, line, next_tile)
+        store(word(op, _Y) + 4 * row, y)
+
+    return _make_stream(tile)
+
+
+def make_few(fmt: IntFormat) -> Any:
+    """The same for a few rows of activations: a block read once is multiplied with all; the sums rest in scratch."""
+    BLOCKS, NBYTES = fmt.blocks, fmt.layout.nbytes
+    (read, add), ask = _make_block(fmt), _make_ask(fmt)
+
+    @inlined
+    def tile(op: Any, step: Any, thread: Any, row: Any, ahead: Any) -> None:
+        row_bytes, x_stride, tokens = word(op, _ROW_BYTES), word(op, _X_STRIDE), word(step, STEP_ROWS)
+        sums = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
+        for t in range(tokens):
+            store(sums + t * VECTOR, splat(0.0))
+        for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
+            at = word(op, _W) + row * row_bytes + b * NBYTES
+            for i in range(BLOCKS):
+                ask(ahead + b * LANES * NBYTES, i)
+                block, line = read(at, row_bytes, i), word(op, _X) + (b * BLOCKS + i) * LINE
+                for t in range(tokens):
+                    store(sums + t * VECTOR, add(load(sums + t * VECTOR), block, line + t * x_stride))
+        for t in range(tokens):
+            store(word(op, _Y) + t * word(op, _Y_STRIDE) + 4 * row, load(sums + t * VECTOR))
+
+    return _make_stream(tile)
 
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {name: make_matvec(fmt) for name, fmt in INT_FORMATS.items()}
+    table = {name: make_matvec(fmt) for name, fmt in INT_FORMATS.items()}
+    return table | {f"{name}_few": make_few(fmt) for name, fmt in INT_FORMATS.items()}

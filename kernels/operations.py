@@ -2,11 +2,12 @@
 
 Knows no Numba and no model: recording a program needs neither. A program is a table of rows of ROW_WORDS 64-bit words,
 
-    | one | many | barrier | arguments ...                                        | counter |  ...
-      0     1      2         3                                                      24
+    | one | few | many | barrier | arguments ...                                  | counter |  ...
+      0     1     2      3         4                                                24
 
-`one` and `many` are the addresses of the kernels for a step of one row and of several, `barrier` says that all
-threads meet before the operation, and `counter` hands out its pieces of work (alone on its cache line).
+`one`, `few` and `many` are the addresses of the kernels for a step of 1, of 2..FEW_ROWS, and of more rows;
+`barrier` says that all threads meet before the operation, and `counter` hands out its pieces of work (alone on its
+cache line).
 A step is described by `STEP_WORDS` words; those that threads write while others read have cache lines of their own.
 """
 
@@ -15,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ROW_WORDS = 32
-ONE, MANY, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 3, 24
+ONE, FEW, MANY, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 3, 4, 24
+FEW_ROWS = 16
 
 STEP_WORDS = 72
 STEP_ROWS = 0  # rows of this step

@@ -32,10 +32,11 @@ CACHE_TYPES = ["f16"] if BRIEF else ["f16", "f32"]
 
 @dataclass
 class Row:
-    """One operation: its kernels for one row and for several, and its arguments: arrays, ints or floats."""
+    """One operation: its kernels for one row, a few and many, and its arguments: arrays, ints or floats."""
 
     operation: Operation
     one: Kernel
+    few: Kernel
     many: Kernel
     arguments: dict[str, Array | int | float]
 
@@ -61,20 +62,27 @@ def team(threads: int) -> Team:
     return Team(threads)
 
 
-def row(operation: Operation, kernel: str, many: str | None = None, **arguments: Array | int | float) -> Row:
-    """`kernel` and `many` as "module.name"; `many` is the same kernel if not said. No int8 blocks if not said."""
+def row(
+    operation: Operation,
+    kernel: str,
+    many: str | None = None,
+    few: str | None = None,
+    **arguments: Array | int | float,
+) -> Row:
+    """Kernels as "module.name"; `many` is `kernel` if not said, `few` is `many`. No int8 blocks if not said."""
     arguments |= {name: 0 for name in operation.arguments if name in _INT8 and name not in arguments}
     assert tuple(arguments) == operation.arguments, f"{operation.name} takes {operation.arguments}"
-    one, several = (Kernel(*name.split(".")) for name in (kernel, many or kernel))
-    return Row(operation, one, several, arguments)
+    one, some, several = (Kernel(*name.split(".")) for name in (kernel, few or many or kernel, many or kernel))
+    return Row(operation, one, some, several, arguments)
 
 
 def run(rows: list[Row], step: Step, threads: int = 1) -> None:
     """Execute the rows, a barrier before each."""
-    addresses = shared().load({kernel for r in rows for kernel in (r.one, r.many)})
+    addresses = shared().load({kernel for r in rows for kernel in (r.one, r.few, r.many)})
     table = aligned((len(rows), ops.ROW_WORDS), np.int64)
     for words, r in zip(table, rows, strict=True):
-        words[[ops.ONE, ops.MANY, ops.BARRIER]] = addresses[r.one], addresses[r.many], 1
+        words[[ops.ONE, ops.FEW, ops.MANY]] = [addresses[kernel] for kernel in (r.one, r.few, r.many)]
+        words[ops.BARRIER] = 1
         words[list(r.operation.slots)] = [_word(value) for value in r.arguments.values()]
     words, kept = _step_words(step, threads)
     assert team(threads).run(table, words)

@@ -42,10 +42,12 @@ def quantize(x: Array, zero: int, threads: int = 1) -> Array:
 
 def product(name: str, weights: Array, x: Array, columns: int, y: Array) -> Row:
     """x: lines for a quantized format, else float32 rows. y: (T, rows), whose stride it keeps."""
-    modules = ("matmul_float", "matmul_float") if FORMATS[name].is_float else ("matvec", "matmul")
-    one, many = (f"{module}.{name}" for module in modules)
+    if FORMATS[name].is_float:
+        one = few = many = f"matmul_float.{name}"
+    else:
+        one, few, many = f"matvec.{name}", f"matvec.{name}_few", f"matmul.{name}"
     return row(
-        MATMUL, one, many, weights=weights, row_bytes=weights.strides[0], rows=len(weights), columns=columns,
+        MATMUL, one, many, few, weights=weights, row_bytes=weights.strides[0], rows=len(weights), columns=columns,
         x=x, x_stride=x.strides[0], y=y, y_stride=y.strides[0],
     )  # fmt: skip
 
