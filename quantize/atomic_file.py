@@ -55,10 +55,21 @@ class AtomicFile:
         free = shutil.disk_usage(self.path.parent).free
         if free < self._size + HEADROOM:
             raise OutputError(f"{self.path}: needs {self._size + HEADROOM} bytes of disk, {free} are free")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        self._fd = os.open(self.partial, flags, 0o666)
+        self._fd = self._create()
         _in_progress.add(self.partial)
         return self
+
+    def _create(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            return os.open(self.partial, flags, 0o666)
+        except FileExistsError:  # another thread writes the same name
+            raise
+        except OSError as error:
+            raise self._failed(error) from error
+        except BaseException:  # Ctrl-C, when the file may be there already
+            self.partial.unlink(missing_ok=True)
+            raise
 
     def write(self, data: bytes | memoryview) -> None:
         """Append all of `data`. Raises OutputError, naming the file, when the disk takes no more."""
@@ -68,6 +79,12 @@ class AtomicFile:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
             raise self._failed(error) from error
+
+    def rewrite_start(self, data: bytes) -> None:
+        """Write `data` over the first bytes of the file; the next `write` appends again. Raises as `write`."""
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self.write(data)
+        os.lseek(self._fd, 0, os.SEEK_END)
 
     def flush(self) -> None:
         """Wait until everything written is on the disk."""
