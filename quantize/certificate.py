@@ -1,0 +1,136 @@
+"""What a written file says of its own making, as metadata: where from, how exact, which bytes. Knows no kernel.
+
+| key | value |
+|---|---|
+| edge_gemma.version | of this package |
+| edge_gemma.source.sha256 | SHA-256 of the data of the source's tensors, in the order of this file |
+| edge_gemma.tensors | names, in the order of the next two |
+| edge_gemma.sha256 | SHA-256 of each tensor's bytes |
+| edge_gemma.error | RMS(tensor - source) / RMS(source) of each, over the rows of `sampled` |
+| edge_gemma.certified.* | with `--certify`: the fields of `Quality` |
+
+Every value has its size before it is known, so the header is written once with zeros and at last over itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma import __version__
+from edge_gemma.quantize import blocks
+from edge_gemma.quantize.metadata import Metadata, Value, f32, string, strings, u32
+from edge_gemma.quantize.writer import TensorInfo
+
+VERSION = "edge_gemma.version"
+SOURCE = "edge_gemma.source.sha256"
+TENSORS, HASHES, ERRORS = "edge_gemma.tensors", "edge_gemma.sha256", "edge_gemma.error"
+CERTIFIED = "edge_gemma.certified."
+
+SAMPLE_VALUES = 2**18
+"""About so many values of a tensor are decoded again: they give its error to 0.3%."""
+NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The file beside its source on a text: what `edge-gemma compare` measures."""
+
+    text_sha256: str
+    context: int
+    tokens: int
+    kl_mean: float
+    kl_p99: float
+    top_1: float
+    perplexity_ratio: float
+
+
+Certify = Callable[[Path, Path], Quality]
+"""certify(written file, its source as a file that runs)"""
+
+UNKNOWN = Quality(NO_HASH, 0, 0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass
+class ErrorSum:
+    """Sums of squares of a tensor's errors and values, over some of its rows."""
+
+    error: float = 0.0
+    power: float = 0.0
+
+    def add(self, other: ErrorSum) -> None:
+        """More rows of the same tensor."""
+        self.error += other.error
+        self.power += other.power
+
+    @property
+    def relative(self) -> float:
+        """RMS of the errors over RMS of the values; of zeros kept as zeros it is 0."""
+        if self.power == 0:
+            return 0.0 if self.error == 0 else math.inf
+        return math.sqrt(self.error / self.power)
+
+
+def sampled(rows: int, columns: int) -> int:
+    """The error is measured on every so many-th row of a tensor, the first one included."""
+    return max(1, rows * columns // SAMPLE_VALUES)
+
+
+def measure(values: NDArray[np.float32], data: NDArray[np.uint8], info: TensorInfo, start: int) -> ErrorSum:
+    """Errors of `data`, rows of a tensor from row `start` on, as decoded, from the `values` they were made of."""
+    step = sampled(math.prod(info.shape[:-1]), info.shape[-1])
+    first = -start % step
+    exact = values[first::step].astype(np.float64)
+    if not len(exact):
+        return ErrorSum()
+    decoded = blocks.decode(np.ascontiguousarray(data[first::step]), info.format.name).reshape(exact.shape)
+    return ErrorSum(float(((decoded - exact) ** 2).sum()), float((exact**2).sum()))
+
+
+class Certificate:
+    """Gathers what is known of a file while it is written: `add` every stretch of rows, in the file's order."""
+
+    def __init__(self, infos: Sequence[TensorInfo], *, certified: bool = False) -> None:
+        """`certified`: leave room for a `Quality`."""
+        self._names = [info.name for info in infos]
+        self._hashes = {name: hashlib.sha256() for name in self._names}
+        self._errors = {name: ErrorSum() for name in self._names}
+        self._source = hashlib.sha256()
+        self.quality = UNKNOWN if certified else None
+
+    def add(self, name: str, raw: NDArray[np.uint8], data: NDArray[np.uint8], error: ErrorSum) -> None:
+        """Rows as they were in the source, as they are written, and what `measure` says of them."""
+        self._source.update(np.ascontiguousarray(raw).data)
+        self._hashes[name].update(np.ascontiguousarray(data).data)
+        self._errors[name].add(error)
+
+    def metadata(self) -> Metadata:
+        """All that is known so far. The size of its encoding never changes."""
+        errors = np.array([self._errors[name].relative for name in self._names], np.float32)
+        result: Metadata = {
+            VERSION: string(__version__),
+            SOURCE: string(self._source.hexdigest()),
+            TENSORS: strings([name.encode() for name in self._names]),
+            HASHES: strings([self._hashes[name].hexdigest().encode() for name in self._names]),
+            ERRORS: Value("ARRAY[FLOAT32]", errors),
+        }
+        if self.quality is not None:
+            result |= {CERTIFIED + field: _typed(value) for field, value in asdict(self.quality).items()}
+        return result
+
+
+def _typed(value: str | float) -> Value:
+    if isinstance(value, str):
+        return string(value)
+    return u32(value) if isinstance(value, int) else f32(value)
+
+
+def source_copy(target: Path) -> Path:
+    """Where the source of `target` is put for `--certify` if it does not run as it is; removed afterwards."""
+    return target.with_name(f".{target.name}.source")

@@ -1,0 +1,193 @@
+"""Is a file sound, unchanged since it was written, and what its source says? Knows no kernel and no writing.
+
+The certificate it checks is that of `certificate.py`; a file without one is checked for the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.config import GemmaConfig
+from edge_gemma.formats import FORMATS
+from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.quantize import blocks
+from edge_gemma.quantize.certificate import ERRORS, HASHES, SOURCE, TENSORS, ErrorSum, measure, sampled
+from edge_gemma.quantize.source import Source, SourceTensor
+from edge_gemma.quantize.writer import TensorInfo
+from edge_gemma.weights import VISION_PREFIXES, Weights
+
+SLAB_BYTES = 4 << 20
+UNRELATED = 0.7
+"""A relative error that no format makes of Gemma's weights: the tensor is another one. Q2_K makes 0.3."""
+SAME = 1e-3
+"""How far, relatively, a measured error may be from the certified one: float32 and other CPUs' sums."""
+
+FLOAT16_AT = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
+"""Where in a block its float16 scales and minima are: the only bytes of it that could be no finite number."""
+
+Progress = Callable[[int, int, str], None]
+"""progress(bytes of tensor data done, of how many, name of the tensor)"""
+
+
+@dataclass
+class Verification:
+    """`problems`: one line each, none if all is well. `errors`: relative error of each tensor from the source."""
+
+    tensors: int
+    certified: bool
+    problems: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """No problem."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class _Certificate:
+    """What the file says of its tensors, by name."""
+
+    hashes: dict[str, str]
+    errors: dict[str, float]
+    source: str
+
+
+def verify(path: Path, against: Source | None = None, progress: Progress | None = None) -> Verification:
+    """Check the model file `path`, and with `against` compare it with the source it was made of.
+
+    Raises ModelFormatError for a file that does not run at all, OSError if it cannot be read.
+    """
+    with GgufFile.open(path, strict=True) as file:
+        Weights.bind(file, GemmaConfig.from_gguf(file))
+        certificate = _certificate(file)
+        result = Verification(len(file.tensors), certificate is not None)
+        _check_names(file, certificate, result)
+        total, done = sum(tensor.nbytes for tensor in file.tensors.values()), 0
+        for tensor in file.tensors.values():
+            _check_data(file, tensor, certificate, result)
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total, tensor.name)
+        if against is not None:
+            _check_source(file, against, certificate, result)
+    return result
+
+
+def _certificate(file: GgufFile) -> _Certificate | None:
+    """The file's own, None if it has none. Raises ModelFormatError for one that is broken."""
+    keys = file.metadata
+    if HASHES not in keys:
+        return None
+    names = [name.decode("ascii", "replace") for name in keys.strings(TENSORS)]
+    hashes = [digest.decode("ascii", "replace") for digest in keys.strings(HASHES)]
+    errors = keys.float_array(ERRORS, len(names))
+    if len(hashes) != len(names):
+        raise keys.error(HASHES, f"has {len(hashes)} entries, expected {len(names)}")
+    by_name = dict(zip(names, hashes, strict=True))
+    return _Certificate(by_name, dict(zip(names, errors.tolist(), strict=True)), keys.string(SOURCE))
+
+
+def _check_names(file: GgufFile, certificate: _Certificate | None, result: Verification) -> None:
+    if certificate is None:
+        return
+    for name in certificate.hashes.keys() - file.tensors.keys():
+        result.problems.append(f"{name}: is in the certificate and not in the file")
+    for name in file.tensors.keys() - certificate.hashes.keys():
+        result.problems.append(f"{name}: is in the file and not in the certificate")
+
+
+# ---- the file alone ----------------------------------------------------------------------------------------------
+
+
+def _check_data(file: GgufFile, tensor: Tensor, certificate: _Certificate | None, result: Verification) -> None:
+    """Finite numbers, and the bytes that were written."""
+    data, digest, bad = file.data(tensor), hashlib.sha256(), 0
+    for start, stop in _slabs(len(data), tensor.row_bytes):
+        digest.update(data[start:stop].data)
+        bad += count_not_finite(data[start:stop], tensor.format.name)
+    if bad:
+        what = "values" if tensor.format.is_float else "scales"
+        result.problems.append(f"{tensor.name}: {bad} {what} are NaN or infinite")
+    expected = certificate.hashes.get(tensor.name) if certificate else None
+    if expected is not None and digest.hexdigest() != expected:
+        result.problems.append(f"{tensor.name}: was changed after it was written (SHA-256 is not the certificate's)")
+
+
+def count_not_finite(data: NDArray[np.uint8], name: str) -> int:
+    """How many float values, or scales and minima of blocks, in rows of a format are no finite numbers."""
+    if name == "F32":
+        return int((~np.isfinite(data.view("<f4"))).sum())
+    if name == "BF16":
+        return int(((data.view("<u2") & 0x7F80) == 0x7F80).sum())
+    if name == "F16":
+        return int(((data.view("<u2") & 0x7C00) == 0x7C00).sum())
+    block = data.reshape(-1, FORMATS[name].nbytes)
+    return sum(int(((block[:, at + 1] & 0x7C) == 0x7C).sum()) for at in FLOAT16_AT[name])
+
+
+def _slabs(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    step = max(1, SLAB_BYTES // row_bytes)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+# ---- the file and its source -------------------------------------------------------------------------------------
+
+
+def _check_source(file: GgufFile, source: Source, certificate: _Certificate | None, result: Verification) -> None:
+    """The same tensors, each as far from the source's as certified, and the source itself as certified."""
+    theirs = {tensor.name: tensor for tensor in source.tensors}
+    ours = {name: t for name, t in file.tensors.items() if not name.startswith(VISION_PREFIXES)}
+    for name in sorted(theirs.keys() ^ ours.keys()):
+        result.problems.append(f"{name}: is not in the {'file' if name in theirs else 'source'}")
+    for name in (name for name in ours if name in theirs):
+        _check_error(file, ours[name], theirs[name], certificate, result)
+    if certificate is not None and source_sha256(source) != certificate.source:
+        result.problems.append("the source is not the one the file was made of (SHA-256 is not the certificate's)")
+
+
+def _check_error(
+    file: GgufFile, tensor: Tensor, source: SourceTensor, certificate: _Certificate | None, result: Verification
+) -> None:
+    if tensor.shape != source.shape:
+        result.problems.append(f"{tensor.name}: has shape {tensor.shape}, in the source {source.shape}")
+        return
+    error = relative_error(file, tensor, source)
+    result.errors[tensor.name] = error
+    certified = certificate.errors.get(tensor.name) if certificate else None
+    if not error <= UNRELATED:
+        result.problems.append(f"{tensor.name}: relative error {error:.3g}: this is not the source's tensor, rounded")
+    elif certified is not None and not math.isclose(error, certified, rel_tol=SAME, abs_tol=1e-9):
+        result.problems.append(f"{tensor.name}: relative error {error:.6g}, certified {certified:.6g}")
+
+
+def relative_error(file: GgufFile, tensor: Tensor, source: SourceTensor) -> float:
+    """RMS(tensor - source) / RMS(source) over the sampled rows; NaN if the tensor has NaNs."""
+    info = TensorInfo(tensor.name, tensor.shape, tensor.format, tensor.nbytes)
+    data, total = file.data(tensor), ErrorSum()
+    with np.errstate(invalid="ignore", over="ignore"):
+        for row in range(0, source.rows, sampled(source.rows, source.columns)):
+            values = blocks.decode(np.ascontiguousarray(source.raw(row, row + 1)), source.format.name)
+            values = values.reshape(1, -1) + np.float32(source.shift)
+            total.add(measure(values, data[row : row + 1], info, row))
+        return total.relative
+
+
+def source_sha256(source: Source) -> str:
+    """As `edge_gemma.source.sha256` has it."""
+    digest = hashlib.sha256()
+    for tensor in source.tensors:
+        for start, stop in _slabs(tensor.rows, tensor.row_bytes):
+            digest.update(np.ascontiguousarray(tensor.raw(start, stop)).data)
+    return digest.hexdigest()
