@@ -168,7 +168,8 @@ def cache_key() -> str:
     """Digest of all that the machine code depends on."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for source in [*sorted(here.glob("*.py")), here / "../edge_gemma/formats.py", here / "../formats.py"]:
+    sources = sorted(path for path in here.glob("*.py") if not path.name.startswith("reference"))
+    for source in [*sources, here / "../edge_gemma/formats.py", here / "../formats.py"]:
         if source.is_file():
             digest.update(source.read_bytes())
     for package in ("numba", "llvmlite", "numpy"):

@@ -47,6 +47,7 @@ from edge_gemma.kernels.simd import (
     outer_dot4_wide,
     outer_fma,
     outer_scale,
+    prefetch_far,
     splat,
     store,
     store_int,
@@ -62,6 +63,7 @@ TOKENS = 4 if LANES == 16 else 2
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
 BLOCKS_OF_STRETCH = STRETCH // 32
 CLAIM = PANEL * PANELS
+PANEL_ROWS = PANEL * LANES
 
 
 class Entry:
@@ -181,14 +183,25 @@ def _write(sums: Any, tokens: Any, rows: Any, tile: Any, y: Any, y_stride: Any) 
 
 def make_matmul(fmt: IntFormat) -> Any:
     """The kernel of one format."""
-    SUMS = PANEL * Entry(fmt).tile
+    SUMS, NBYTES, BLOCKS = PANEL * Entry(fmt).tile, fmt.layout.nbytes, fmt.blocks
+    STRETCH_BYTES = BLOCKS_OF_STRETCH // BLOCKS * NBYTES
     unpack, product, product_one = make_unpack(fmt), make_product(fmt, TOKENS), make_product(fmt, 1)
 
     @inlined
-    def stretch(panel: Any, blocks: Any, x: Any, stride: Any, tokens: Any, sums: Any) -> None:
-        """The panel with all rows of X."""
+    def ask(ahead: Any, row_bytes: Any, first: Any, end: Any) -> None:
+        """Prefetch rows first..end of the next panel's stretch."""
+        for row in range(first, end):
+            for line in range(0, STRETCH_BYTES + 63, 64):
+                prefetch_far(ahead + row * row_bytes + line)
+
+    @inlined
+    def stretch(
+        panel: Any, blocks: Any, x: Any, stride: Any, tokens: Any, sums: Any, ahead: Any, row_bytes: Any
+    ) -> None:
+        """The panel with all rows of X, asking for the next one meanwhile."""
         t = 0
         while t + TOKENS <= tokens:
+            ask(ahead, row_bytes, t * PANEL_ROWS // tokens, (t + TOKENS) * PANEL_ROWS // tokens)
             product(panel, blocks, x + t * stride, stride, sums + t * PANEL * VECTOR)
             t += TOKENS
         while t < tokens:
@@ -196,25 +209,30 @@ def make_matmul(fmt: IntFormat) -> Any:
             t += 1
 
     def matmul(op: Any, step: Any, thread: Any) -> None:
-        rows, row_bytes, blocks = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
+        weights, rows, row_bytes, blocks = word(op, _W), word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
         tokens, x, x_stride = word(step, STEP_ROWS), word(op, _X), word(op, _X_STRIDE)
         panel = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
         sums, sums_bytes = panel + SUMS, tokens * PANEL * VECTOR
-        tile = take(op, CLAIM)
+        tile, following = take(op, CLAIM), take(op, CLAIM)
         while LANES * tile < rows:
-            end = min(tile + CLAIM, (rows + LANES - 1) // LANES)
+            panels = (min(CLAIM, (rows + LANES - 1) // LANES - tile) + PANEL - 1) // PANEL
             for at in range(sums, sums + PANELS * sums_bytes, VECTOR):
                 store(at, splat(0.0))
-            for first in range(0, blocks, BLOCKS_OF_STRETCH):
+            steps = panels * ((blocks + BLOCKS_OF_STRETCH - 1) // BLOCKS_OF_STRETCH)
+            for k in range(steps):
+                p, first = k % panels, k // panels * BLOCKS_OF_STRETCH
                 count = min(BLOCKS_OF_STRETCH, blocks - first)
-                for t in range(tile, end, PANEL):
-                    unpack(word(op, _W), row_bytes, rows, t, first, count, panel)
-                    partial = sums + (t - tile) // PANEL * sums_bytes
-                    stretch(panel, count, x + first * LINE, x_stride, tokens, partial)
-            for t in range(tile, end, PANEL):
-                partial = sums + (t - tile) // PANEL * sums_bytes
-                _write(partial, tokens, rows, t, word(op, _Y), word(op, _Y_STRIDE))
-            tile = take(op, CLAIM)
+                unpack(weights, row_bytes, rows, tile + p * PANEL, first, count, panel)
+                next_row, next_first = LANES * following, 0
+                if k + 1 < steps:
+                    next_row = LANES * (tile + (k + 1) % panels * PANEL)
+                    next_first = (k + 1) // panels * BLOCKS_OF_STRETCH
+                ahead = weights + min(next_row, rows - LANES) * row_bytes + next_first // BLOCKS * NBYTES
+                partial = sums + p * sums_bytes
+                stretch(panel, count, x + first * LINE, x_stride, tokens, partial, ahead, row_bytes)
+            for p in range(panels):
+                _write(sums + p * sums_bytes, tokens, rows, tile + p * PANEL, word(op, _Y), word(op, _Y_STRIDE))
+            tile, following = following, take(op, CLAIM)
 
     return matmul
 

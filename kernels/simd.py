@@ -201,21 +201,32 @@ def store_scalar_int(builder: Any, address: Any, value: Any) -> None:
     _store(builder, address, value)
 
 
-_PREFETCH = {"x86": "prefetcht0 ($0)", "arm": "prfm pldl1keep, [$0]"}
+_PREFETCH = {
+    "x86": ("prefetcht0 ($0)", "prefetcht1 ($0)"),
+    "arm": ("prfm pldl1keep, [$0]", "prfm pldl2keep, [$0]"),
+}
+
+
+def _ask(builder: Any, address: Any, level: int) -> None:
+    """As assembly, because LLVM's own operation counts as a write, so that loads before and after it are not shared,
+    and because it gathers them: more at a time than the core has line buffers, and everything waits.
+    """
+    if ISA.machine in _PREFETCH:
+        function_type = ir.FunctionType(ir.VoidType(), [_i64])
+        instruction = ir.InlineAsm(function_type, _PREFETCH[ISA.machine][level], "r", side_effect=True)
+        builder.call(instruction, [address], attrs=("readonly", "nounwind"))
 
 
 @_op(types.void, types.intp)
 def prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at `address`, for reading, into the first-level cache. Never faults.
+    """Ask for the cache line at `address`, for reading, into the first-level cache. Never faults."""
+    _ask(builder, address, 0)
 
-    As assembly, because LLVM's own operation counts as a write, so that loads before and after it are not shared, and
-    because it gathers them: more at a time than the core has line buffers, and everything waits.
-    """
-    if ISA.machine not in _PREFETCH:
-        return
-    function_type = ir.FunctionType(ir.VoidType(), [_i64])
-    instruction = ir.InlineAsm(function_type, _PREFETCH[ISA.machine], "r", side_effect=True)
-    builder.call(instruction, [address], attrs=("readonly", "nounwind"))
+
+@_op(types.void, types.intp)
+def prefetch_far(builder: Any, address: Any) -> None:
+    """Ask for the cache line at `address`, for reading, into the second-level cache. Never faults."""
+    _ask(builder, address, 1)
 
 
 # ---- one row of a matrix per lane --------------------------------------------------------------------------------

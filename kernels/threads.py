@@ -32,7 +32,8 @@ EXECUTE = Kernel("execute", "execute")
 _PROTOTYPE = ctypes.CFUNCTYPE(
     ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
 )
-_Job = tuple[int, int, int] | None
+_Job = tuple[int, tuple[int, int, int]] | None
+"""Serial number, and what `execute` takes."""
 
 
 class Team:
@@ -41,12 +42,17 @@ class Team:
     def __init__(self, size: int) -> None:
         self.size = size
         self._process = os.getpid()
+        self._serial = 0
+        self._finished = [0] * size  # the last serial number each thread is done with
         self._jobs: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(size)]
-        self._done: SimpleQueue[int] = SimpleQueue()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         execute = _PROTOTYPE(shared().load([EXECUTE])[EXECUTE])
         self._threads = [
             threading.Thread(
-                target=_work, args=(execute, i, self._jobs[i], self._done), name=f"edge-gemma-{i}", daemon=True
+                target=_work,
+                args=(execute, i, self._jobs[i], self._finished, self._wake),
+                name=f"edge-gemma-{i}",
+                daemon=True,
             )
             for i in range(size)
         ]
@@ -63,23 +69,30 @@ class Team:
         assert table.shape[1] == ROW_WORDS and table.flags.c_contiguous
         table[:, COUNTER] = 0
         step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED]] = self.size, 0, 0
-        for jobs in self._jobs:
-            jobs.put((table.ctypes.data, len(table), step.ctypes.data))
-        self._wait(step)
+        self._serial += 1
+        job = self._serial, (table.ctypes.data, len(table), step.ctypes.data)
+        try:
+            self._give(job)
+        except BaseException:
+            self._abandon(job, step)
+            raise
         return bool(step[STEP_STOPPED] == 0)
 
-    def _wait(self, step: np.ndarray) -> None:
-        """Until every thread is done. An exception here, such as KeyboardInterrupt, first ends the program."""
-        waiting = self.size
-        try:
-            while waiting:
-                self._done.get()
-                waiting -= 1
-        except BaseException:
-            step[STEP_CANCEL] = 1
-            for _ in range(waiting):
-                self._done.get()
-            raise
+    def _give(self, job: _Job) -> None:
+        """Hand out `job`, and wait until every thread is done. Can be repeated after an exception at any point."""
+        for jobs in self._jobs:
+            jobs.put(job)
+        while min(self._finished) < self._serial:
+            self._wake.get()
+
+    def _abandon(self, job: _Job, step: np.ndarray) -> None:
+        """End a program that an exception such as KeyboardInterrupt broke into; its memory is in use until then."""
+        while True:
+            try:
+                step[STEP_CANCEL] = 1
+                return self._give(job)
+            except BaseException:  # another Ctrl-C; the first one is raised soon
+                continue
 
     def close(self) -> None:
         """End the threads. Idempotent."""
@@ -90,8 +103,13 @@ class Team:
                 thread.join()
 
 
-def _work(execute: Callable[..., int], number: int, jobs: SimpleQueue[_Job], done: SimpleQueue[int]) -> None:
+def _work(
+    execute: Callable[..., int], number: int, jobs: SimpleQueue[_Job], finished: list[int], wake: SimpleQueue[None]
+) -> None:
     result, exception = ctypes.c_int64(), ctypes.c_void_p()
     while (job := jobs.get()) is not None:
-        execute(ctypes.addressof(result), ctypes.addressof(exception), *job, number)
-        done.put(number)
+        serial, arguments = job
+        if serial > finished[number]:  # else it was given again
+            execute(ctypes.addressof(result), ctypes.addressof(exception), *arguments, number)
+            finished[number] = serial
+            wake.put(None)

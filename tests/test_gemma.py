@@ -300,6 +300,29 @@ def test_an_error_in_a_callback_ends_only_that_call(model: Gemma, expected: Comp
     assert answer(model) == as_tuple(expected)
 
 
+def test_keyboard_interrupts_leave_it_usable(path: Path, expected: Completion) -> None:
+    """Signals at many times of a generation, in a process of its own; then the answer of a fresh model."""
+    done = python(f"""
+import os, signal, threading, time
+from edge_gemma import Gemma
+
+with Gemma({str(path)!r}, threads=2, chunk=16) as model:
+    for i in range(40):
+        interrupted = False
+        timer = threading.Timer(0.001 * i, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            model.generate([2] * 200, max_tokens=100, temperature=0.0)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            interrupted = True
+        assert interrupted
+        timer.join()
+    print(model.generate({PROMPT!r}, max_tokens=24, temperature=0.0).token_ids)
+""")
+    assert (done.stdout, done.stderr) == (f"{expected.token_ids}\n", "")
+
+
 # ---- threads ---------------------------------------------------------------------------------------------------------
 
 
