@@ -26,7 +26,14 @@ class Quantize(Protocol):
     """The quantizer, which the runtime does not import."""
 
     def __call__(
-        self, source: Path, destination: Path, type: str, *, force: bool, progress: QuantizeProgress | None
+        self,
+        source: Path,
+        destination: Path,
+        type: str,
+        *,
+        requantize: bool,
+        force: bool,
+        progress: QuantizeProgress | None,
     ) -> object:
         """Write `destination`."""
 
@@ -76,7 +83,7 @@ def assemble(source: Path) -> None:
 def quantize(quantize: Quantize, made: DemoFiles, progress: QuantizeProgress | None) -> None:
     """Make `made.quantized` from `made.source`, and note its digest beside it."""
     _stamp(made.quantized).unlink(missing_ok=True)
-    quantize(made.source, made.quantized, TYPE, force=True, progress=progress)
+    quantize(made.source, made.quantized, TYPE, requantize=True, force=True, progress=progress)
     try:
         _stamp(made.quantized).write_text(_digest(made.quantized), "ascii")
     except OSError as error:

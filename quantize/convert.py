@@ -21,13 +21,15 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
 from edge_gemma.quantize.atomic_file import AtomicFile, check_destination
+from edge_gemma.quantize.certificate import Certificate, ErrorSum, measure
 from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
+from edge_gemma.quantize.imatrix import read as read_imatrix
 from edge_gemma.quantize.lora import merge, open_adapter
-from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
-from edge_gemma.quantize.recipe import MIXES, Mix, choose
+from edge_gemma.quantize.plan import Importance, Plan, check_source, column_weights, formats_used, make_plan
+from edge_gemma.quantize.recipe import Overrides
 from edge_gemma.quantize.source import Source, SourceTensor
-from edge_gemma.quantize.writer import TensorInfo, encode_header
+from edge_gemma.quantize.writer import TensorInfo
 from edge_gemma.weights import Weights
 
 SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB
@@ -35,6 +37,7 @@ MAX_THREADS = 8  # beyond that the memory for slabs grows and the disk is the li
 
 Progress = Callable[[int, int, str], None]
 """progress(bytes of the source done, of how many, name of the tensor)"""
+KernelProgress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -54,47 +57,73 @@ def quantize(
     destination: str | os.PathLike[str],
     type: str = "Q4_0",
     *,
+    overrides: Overrides | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
+    lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    requantize: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    kernel_progress: KernelProgress | None = None,
     threads: int | None = None,
-    lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> QuantizeReport:
     """Convert `source`, a Hugging Face folder or a GGUF file, into the GGUF file `destination`.
 
-    `lora`: folders of PEFT adapters, each with its scale, merged in this order before anything is quantized.
-
-    `type`: F32, F16, BF16, Q8_0 or Q4_0; `recipe.py` has the table of what each tensor gets (norms stay F32, the
-    embedding of a Q4_0 file is Q8_0). `threads`: default one per core this process may use, at most 8.
+    `type`: one of `plan.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
+    matrices, which weigh the errors of columns. `lora`: adapters to merge, each with a factor. `requantize`: accept a
+    source that is quantized already. `threads`: default one per core this process may use, at most 8.
+    `kernel_progress(done, total, name)` is called while kernels are compiled, once on a machine.
 
     Raises CheckpointError or ModelFormatError for a source that cannot be converted, OutputError when the file cannot
     be written, OSError for paths that cannot be used. After any of them the destination is as it was before.
     """
     started = time.perf_counter()
-    if type not in MIXES:
-        raise CheckpointError(f"type {type!r} is not written; one of {', '.join(MIXES)}")
     target = Path(destination)
-    opened = merge(_open(Path(source)), [open_adapter(Path(path), scale) for path, scale in lora])
-    check_destination(target, force=force, sources=opened.files)
-    infos = [_info(MIXES[type], tensor) for tensor in opened.tensors]
-    header = encode_header(_metadata(opened, MIXES[type]), infos)
-    size = len(header) + sum(info.padded for info in infos)
+    importance = None if imatrix is None else read_imatrix(imatrix)
+    made = make_plan(_open(Path(source), lora), type, overrides or Overrides(), importance)
+    if not requantize:
+        check_source(made)
+    check_destination(target, force=force, sources=made.source.files)
+    stored = {tensor.format.name for tensor in made.source.tensors}
+    blocks.prepare(formats_used(made.infos), stored, kernel_progress, weighted=importance is not None)
+    certificate = Certificate(made.infos)
+    header = made.header(certificate.metadata())
+    size = len(header) + made.nbytes
     with AtomicFile(target, size, force=force) as file:
         file.write(header)
-        _write_tensors(file, opened.tensors, infos, progress, threads or _default_threads())
+        _write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
+        file.rewrite_start(made.header(certificate.metadata()))
         file.flush()
         _verify(file.partial)
-    weights = sum(tensor.rows * tensor.columns for tensor in opened.tensors)
     return QuantizeReport(
-        tensors=len(infos),
-        bytes_in=sum(tensor.nbytes for tensor in opened.tensors),
+        tensors=len(made.infos),
+        bytes_in=sum(tensor.nbytes for tensor in made.source.tensors),
         bytes_out=size,
-        bits_per_weight=8 * sum(info.nbytes for info in infos) / weights,
+        bits_per_weight=made.bits_per_weight,
         seconds=time.perf_counter() - started,
-        notices=tuple(opened.notices),
+        notices=tuple(made.source.notices),
     )
 
 
-def _open(source: Path) -> Source:
+def plan(
+    source: str | os.PathLike[str],
+    type: str = "Q4_0",
+    *,
+    overrides: Overrides | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
+    lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
+) -> Plan:
+    """What `quantize` would write: the format and size of every tensor. Writes nothing; raises as `quantize` does."""
+    importance = None if imatrix is None else read_imatrix(imatrix)
+    return make_plan(_open(Path(source), lora), type, overrides or Overrides(), importance)
+
+
+def _open(source: Path, lora: Sequence[tuple[str | os.PathLike[str], float]]) -> Source:
+    opened = open_source(source)
+    return merge(opened, [open_adapter(Path(path), scale) for path, scale in lora]) if lora else opened
+
+
+def open_source(source: Path) -> Source:
+    """The checkpoint `source`: a Hugging Face folder or a GGUF file. Raises CheckpointError or OSError."""
     if source.is_dir():
         return open_folder(source)
     if not source.exists():
@@ -102,16 +131,6 @@ def _open(source: Path) -> Source:
     if source.suffix in (".safetensors", ".json"):
         raise CheckpointError(f"{source}: name the folder of the checkpoint, not a file in it")
     return open_gguf(source)
-
-
-def _info(mix: Mix, tensor: SourceTensor) -> TensorInfo:
-    chosen = choose(mix, tensor.name, tensor.shape)
-    return TensorInfo(tensor.name, tensor.shape, chosen, tensor.rows * chosen.row_bytes(tensor.columns))
-
-
-def _metadata(source: Source, mix: Mix) -> Metadata:
-    own = {"general.file_type": u32(mix.file_type), "general.quantization_version": u32(QUANTIZATION_VERSION)}
-    return {"general.architecture": string("")} | source.metadata | own
 
 
 def _default_threads() -> int:
@@ -127,29 +146,37 @@ def _verify(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Slab:
-    """Rows [start, stop) of a tensor, to be written in the format of `info`."""
+    """Rows [start, stop) of a tensor, to be written in the format of `info`, with weights for the columns or none."""
 
     tensor: SourceTensor
     info: TensorInfo
+    weights: NDArray[np.float32] | None
     start: int
     stop: int
 
 
-def _slabs(tensors: list[SourceTensor], infos: list[TensorInfo]) -> Iterator[_Slab]:
-    for tensor, info in zip(tensors, infos, strict=True):
+def _slabs(made: Plan, importance: Importance | None) -> Iterator[_Slab]:
+    for tensor, info in zip(made.source.tensors, made.infos, strict=True):
         step = max(1, SLAB_VALUES // tensor.columns)
+        weights = column_weights(importance, tensor.name)
         for start in range(0, tensor.rows, step):
-            yield _Slab(tensor, info, start, min(start + step, tensor.rows))
+            yield _Slab(tensor, info, weights, start, min(start + step, tensor.rows))
 
 
 def _write_tensors(
-    file: AtomicFile, tensors: list[SourceTensor], infos: list[TensorInfo], progress: Progress | None, threads: int
+    file: AtomicFile,
+    made: Plan,
+    importance: Importance | None,
+    progress: Progress | None,
+    threads: int,
+    certificate: Certificate,
 ) -> None:
-    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    total, done = sum(tensor.nbytes for tensor in made.source.tensors), 0
     pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
     try:
-        for slab, data in _in_order(pool, _slabs(tensors, infos), ahead=threads + 1):
-            file.write(data.data)
+        for slab, rows in _in_order(pool, _slabs(made, importance), ahead=threads + 1):
+            file.write(rows.data.data)
+            certificate.add(slab.info.name, rows.raw, rows.data, rows.error)
             if slab.stop == slab.tensor.rows:
                 file.write(bytes(slab.info.padded - slab.info.nbytes))
             done += (slab.stop - slab.start) * slab.tensor.row_bytes
@@ -159,11 +186,9 @@ def _write_tensors(
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, slabs: Iterator[_Slab], ahead: int
-) -> Iterator[tuple[_Slab, NDArray[np.uint8]]]:
+def _in_order(pool: ThreadPoolExecutor, slabs: Iterator[_Slab], ahead: int) -> Iterator[tuple[_Slab, _Converted]]:
     """Each slab with its bytes, in order; no more than `ahead` are worked on or waiting."""
-    waiting: deque[tuple[_Slab, Future[NDArray[np.uint8]]]] = deque()
+    waiting: deque[tuple[_Slab, Future[_Converted]]] = deque()
     for slab in slabs:
         waiting.append((slab, pool.submit(_convert, slab)))
         if len(waiting) >= ahead:
@@ -174,17 +199,33 @@ def _in_order(
         yield first, future.result()
 
 
-def _convert(slab: _Slab) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class _Converted:
+    """The rows of a slab as stored in the source, as written, and how far these are from those."""
+
+    raw: NDArray[np.uint8]
+    data: NDArray[np.uint8]
+    error: ErrorSum
+
+
+def _convert(slab: _Slab) -> _Converted:
     tensor, info = slab.tensor, slab.info
     raw = tensor.raw(slab.start, slab.stop)
     values = blocks.decode(raw, tensor.format.name)
-    _check_finite(values, slab)
-    if tensor.format == info.format and tensor.shift == 0.0:
-        return np.ascontiguousarray(raw)  # a second rounding of the same blocks could only lose
+    if not blocks.finite(values):
+        raise _not_finite(values, slab)
     if tensor.shift != 0.0:
         values = values + np.float32(tensor.shift)
+    data = _encode(slab, raw, values)
+    return _Converted(raw, data, measure(values, data, info, slab.start))
+
+
+def _encode(slab: _Slab, raw: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    tensor, info = slab.tensor, slab.info
+    if tensor.format == info.format and tensor.shift == 0.0:
+        return np.ascontiguousarray(raw)  # a second rounding of the same blocks could only lose
     try:
-        return blocks.encode(values, info.format.name)
+        return blocks.encode(values, info.format.name, slab.weights)
     except blocks.OutOfRangeError as error:
         row = slab.start + error.row
         largest = float(np.abs(values[error.row]).max())
@@ -192,11 +233,9 @@ def _convert(slab: _Slab) -> NDArray[np.uint8]:
         raise CheckpointError(f"{where}: {largest:.6g} is too large for {info.format.name}") from None
 
 
-def _check_finite(values: NDArray[np.float32], slab: _Slab) -> None:
+def _not_finite(values: NDArray[np.float32], slab: _Slab) -> CheckpointError:
     finite = np.isfinite(values)
-    if finite.all():
-        return
     row = int(np.argmin(finite.all(axis=1)))
     bad, column = int((~finite[row]).sum()), int(np.argmin(finite[row]))
     where = f"{slab.tensor.origin}: row {slab.start + row}"
-    raise CheckpointError(f"{where}: {bad} values are NaN or infinite, the first in column {column}")
+    return CheckpointError(f"{where}: {bad} values are NaN or infinite, the first in column {column}")

@@ -1,32 +1,29 @@
 """Which tensor gets which block format. Knows no bytes and no checkpoint.
 
-| type | matrices | token_embd (and output) | vectors | general.file_type |
-|---|---|---|---|---|
-| F32 | F32 | F32 | F32 | 0 |
-| F16 | F16 | F16 | F32 | 1 |
-| BF16 | BF16 | BF16 | F32 | 32 |
-| Q8_0 | Q8_0 | Q8_0 | F32 | 7 |
-| Q4_0 | Q4_0 | Q8_0 | F32 | 2 |
-
-As llama-quantize chooses, but for one cell: it gives the embedding of a Q4_0 file Q6_K, which this package does not
-write yet; Q8_0 takes 30% more bytes there and loses less. New mixes go into `MIXES`, exceptions by layer into `choose`.
+The named mixes choose as llama-quantize does for gemma, gemma2 and gemma3 (`tests/quantize/data/recipes.json` is its
+own record). `MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer, `_FALLBACK`
+what replaces a format whose block does not divide the rows. Vectors are always F32. `presets.py` has EG4 and EG8.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
+from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS, BlockFormat
 from edge_gemma.quantize.names import EMBEDDING, OUTPUT
 
 
 @dataclass(frozen=True)
 class Mix:
-    """The formats of one file type."""
+    """The formats of one file type. `roles` has those of tensors whose part of the layer differs from `matrix`."""
 
     file_type: int  # llama.cpp's number, written as general.file_type
     matrix: str
-    embedding: str
+    embedding: str  # of a tied embedding, which is the output matrix too, and of a separate output matrix
+    roles: dict[str, str] = field(default_factory=dict)
 
 
 MIXES: dict[str, Mix] = {
@@ -34,16 +31,157 @@ MIXES: dict[str, Mix] = {
     "F16": Mix(1, "F16", "F16"),
     "BF16": Mix(32, "BF16", "BF16"),
     "Q8_0": Mix(7, "Q8_0", "Q8_0"),
-    "Q4_0": Mix(2, "Q4_0", "Q8_0"),
+    "Q4_0": Mix(2, "Q4_0", "Q6_K"),
+    "Q4_1": Mix(3, "Q4_1", "Q6_K"),
+    "Q5_0": Mix(8, "Q5_0", "Q6_K"),
+    "Q5_1": Mix(9, "Q5_1", "Q6_K"),
+    "Q2_K": Mix(10, "Q2_K", "Q6_K", {"attn_v": "Q3_K", "attn_output": "Q3_K", "ffn_down": "Q3_K"}),
+    "Q3_K_S": Mix(11, "Q3_K", "Q6_K"),
+    "Q3_K_M": Mix(12, "Q3_K", "Q6_K", {"attn_v": "Q4_K", "attn_output": "Q4_K", "ffn_down": "Q4_K"}),
+    "Q3_K_L": Mix(13, "Q3_K", "Q6_K", {"attn_v": "Q5_K", "attn_output": "Q5_K", "ffn_down": "Q5_K"}),
+    "Q4_K_S": Mix(14, "Q4_K", "Q6_K"),
+    "Q4_K_M": Mix(15, "Q4_K", "Q6_K"),
+    "Q5_K_S": Mix(16, "Q5_K", "Q6_K"),
+    "Q5_K_M": Mix(17, "Q5_K", "Q6_K"),
+    "Q6_K": Mix(18, "Q6_K", "Q6_K"),
+    "IQ4_NL": Mix(25, "IQ4_NL", "Q6_K"),
+    "IQ4_XS": Mix(30, "IQ4_XS", "Q6_K"),
 }
 
+_FALLBACK = {
+    "Q2_K": "IQ4_NL",
+    "Q3_K": "IQ4_NL",
+    "IQ4_XS": "IQ4_NL",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+"""What takes the place of a format of 256-blocks where 32-blocks fit. Where nothing does, F16."""
 
-def choose(mix: Mix, name: str, shape: tuple[int, ...]) -> BlockFormat:
-    """The format of tensor `name` of row-major `shape`.
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
-    A matrix whose rows the block does not divide is stored as F16, as llama-quantize falls back when nothing fits.
+
+@dataclass(frozen=True)
+class Model:
+    """What a choice depends on beside the tensor. `queries`: query heads per key head."""
+
+    layers: int
+    queries: int
+    importance: bool = False
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user says about single tensors. The first pattern found in a tensor's name decides; then the names."""
+
+    patterns: Sequence[tuple[str, str]] = ()
+    embedding: str | None = None
+    output: str | None = None
+    pure: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises CheckpointError for a pattern that is no regular expression, or a type that is not written."""
+        for pattern, name in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise CheckpointError(f"tensor type {pattern}={name}: no regular expression: {error}") from None
+            known_type(name)
+        for given in (self.embedding, self.output):
+            if given is not None:
+                known_type(given)
+
+    def of(self, name: str, *, tied: bool) -> str | None:
+        """The format said for tensor `name`, if any."""
+        for pattern, chosen in self.patterns:
+            if re.search(pattern, name):
+                return chosen
+        if name == EMBEDDING:
+            return self.embedding or (self.output if tied else None)
+        return self.output if name == OUTPUT else None
+
+
+def known_type(name: str) -> str:
+    """`name`, if it is a format. Raises CheckpointError."""
+    if name not in FORMATS:
+        raise CheckpointError(f"tensor type {name!r} is not written; one of {', '.join(FORMATS)}")
+    return name
+
+
+def choose(
+    mix: Mix, model: Model, name: str, shape: tuple[int, ...], overrides: Overrides, *, tied: bool
+) -> BlockFormat:
+    """The format of tensor `name` of row-major `shape`. `tied`: the embedding is the output matrix too.
+
+    Raises CheckpointError if the format that the user said for it does not divide its rows.
     """
     if len(shape) == 1:
         return FORMATS["F32"]
-    chosen = FORMATS[mix.embedding if name in (EMBEDDING, OUTPUT) else mix.matrix]
-    return chosen if shape[-1] % chosen.block == 0 else FORMATS["F16"]
+    said = overrides.of(name, tied=tied)
+    if said is not None:
+        return _as_said(FORMATS[said], name, shape[-1])
+    if overrides.pure:
+        return fitting(mix.matrix, shape[-1])
+    if name == OUTPUT or (name == EMBEDDING and tied):
+        return fitting(mix.embedding if shape[-1] % FORMATS[mix.matrix].block == 0 else "Q8_0", shape[-1])
+    return fitting(_of_layer(mix, model, name), shape[-1])
+
+
+def fitting(name: str, columns: int) -> BlockFormat:
+    """The format, or what replaces it for rows of `columns` values."""
+    chosen = FORMATS[name]
+    if columns % chosen.block and name in _FALLBACK:
+        chosen = FORMATS[_FALLBACK[name]]
+    return chosen if columns % chosen.block == 0 else FORMATS["F16"]
+
+
+def _as_said(chosen: BlockFormat, name: str, columns: int) -> BlockFormat:
+    if columns % chosen.block:
+        raise CheckpointError(f"{name}: {chosen.name} needs rows of a multiple of {chosen.block} values, not {columns}")
+    return chosen
+
+
+def layer_and_role(name: str) -> tuple[int, str] | None:
+    """(3, "ffn_down") of "blk.3.ffn_down.weight"; None outside the layers."""
+    match = _LAYER.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
+def _of_layer(mix: Mix, model: Model, name: str) -> str:
+    place = layer_and_role(name)
+    if place is None:
+        return mix.matrix
+    layer, role = place
+    for condition, chosen in _exceptions(mix.file_type, model, layer, role):
+        if condition:
+            return chosen
+    return mix.roles.get(role, mix.matrix)
+
+
+def _exceptions(file_type: int, model: Model, i: int, role: str) -> Iterator[tuple[bool, str]]:
+    """Conditions under which a tensor of layer `i` differs from its mix, and how; the first that holds decides."""
+    n, many = model.layers, model.queries >= 4
+    value, down = role == "attn_v", role == "ffn_down"
+    match next(name for name, mix in MIXES.items() if mix.file_type == file_type):
+        case "Q2_K":
+            yield value and many, "Q4_K"
+        case "Q3_K_M":
+            yield value and i < 2, "Q5_K"
+            yield down and i < n // 16, "Q5_K"
+        case "Q4_K_S":
+            yield value and i < 4, "Q5_K"
+            yield down and i < n // 8, "Q5_K"
+        case "Q4_K_M" | "Q5_K_M":
+            yield (value or down) and _use_more_bits(i, n), "Q6_K"
+        case "IQ4_NL" | "IQ4_XS":
+            yield value and many, "Q5_K"
+            yield down and i < n // 8 and not model.importance, "Q5_K"
+        case "Q4_0":
+            yield down and i < n // 8 and model.importance, "Q4_1"
+        case "Q5_0":
+            yield down and i < n // 8 and model.importance, "Q5_1"
+
+
+def _use_more_bits(i: int, n: int) -> bool:
+    """The first and the last eighth of the layers, and every third between them."""
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2

@@ -1,0 +1,225 @@
+"""Scales for 16 groups of values at a time, by least squares. Knows no byte of a format.
+
+A tile is `count` vectors of memory, lane = group: values x, and their weights w in the error  sum w (x - y)^2. Formats
+differ in their levels q and in y: `scale * q`, or `scale * q + offset`. For a given rounding of x to levels the best
+scale (and offset) has a closed form, so a search tries roundings: those of a row of starting scales, and then those
+that the solution itself implies, which can only lower the error. In units of the starting scale with u = (x - offset)
+/ scale, r = u - q, the sums of w r q and w r are small where the fit is good, which keeps float32 precise enough.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from edge_gemma.kernels.encode_lanes import (
+    absolute,
+    if_less,
+    larger,
+    load,
+    nearest,
+    smaller,
+    splat,
+    store_bytes,
+)
+from edge_gemma.kernels.jit import inlined
+
+VECTOR = 64
+"""Bytes of 16 float32."""
+HUGE = 3.0e38
+
+Levels = tuple[int, ...]
+
+
+def make_level(levels: Levels) -> Any:
+    """A function: the nearest of `levels` (ascending) to every lane."""
+    low, high = float(levels[0]), float(levels[-1])
+    if _evenly(levels):
+
+        @inlined
+        def linear(u: Any) -> Any:
+            return nearest(smaller(larger(u, splat(low)), splat(high)))
+
+        return linear
+    bounds = tuple((a + b) / 2 for a, b in pairwise(levels))
+    steps = tuple(float(b - a) for a, b in pairwise(levels))
+    count = len(bounds)
+
+    @inlined
+    def table(u: Any) -> Any:
+        q = splat(low)
+        for k in range(count):
+            q = q + if_less(splat(bounds[k]), u, splat(steps[k]), splat(0.0))
+        return q
+
+    return table
+
+
+@inlined
+def inverse(a: Any) -> Any:
+    """1 / a, and 0 where that is not finite."""
+    b = splat(1.0) / a
+    return if_less(absolute(b), splat(HUGE), b, splat(0.0))
+
+
+@inlined
+def ratio(a: Any, b: Any) -> Any:
+    """a / b, and 0 unless b > 0."""
+    return if_less(splat(0.0), b, a / b, splat(0.0))
+
+
+def make_extremes(count: int) -> Any:
+    """A function: the least and the greatest of a tile."""
+
+    @inlined
+    def extremes(x: Any) -> Any:
+        low = high = load(x)
+        for i in range(1, count):
+            v = load(x + i * VECTOR)
+            low, high = smaller(low, v), larger(high, v)
+        return low, high
+
+    return extremes
+
+
+def make_error(count: int, level: Any) -> Any:
+    """A function: the error of a tile with given scale and offset, as decoded."""
+
+    @inlined
+    def error(x: Any, w: Any, scale: Any, offset: Any) -> Any:
+        inv, total = inverse(scale), splat(0.0)
+        for i in range(count):
+            v = load(x + i * VECTOR)
+            e = v - (scale * level((v - offset) * inv) + offset)
+            total = total + load(w + i * VECTOR) * e * e
+        return total
+
+    return error
+
+
+def make_numbers(count: int, levels: Levels) -> Any:
+    """A function: writes the number of each value's level, counted from 0, as bytes: 16 per vector of the tile."""
+    number = make_level(tuple(range(len(levels)))) if _evenly(levels) else _make_count(levels)
+    low = float(levels[0]) if _evenly(levels) else 0.0
+
+    @inlined
+    def numbers(x: Any, scale: Any, offset: Any, out: Any) -> Any:
+        inv = inverse(scale)
+        for i in range(count):
+            store_bytes(out + i * 16, number((load(x + i * VECTOR) - offset) * inv - splat(low)))
+
+    return numbers
+
+
+def _evenly(levels: Levels) -> bool:
+    return levels == tuple(range(levels[0], levels[-1] + 1))
+
+
+def _make_count(levels: Levels) -> Any:
+    bounds = tuple((a + b) / 2 for a, b in pairwise(levels))
+    total = len(bounds)
+
+    @inlined
+    def passed(u: Any) -> Any:
+        q = splat(0.0)
+        for k in range(total):
+            q = q + if_less(splat(bounds[k]), u, splat(1.0), splat(0.0))
+        return q
+
+    return passed
+
+
+def make_scale_fit(count: int, level: Any, starts: tuple[float, ...], turns: int) -> Any:
+    """A function: the best scale of y = scale * q. `starts` are levels that the peak of a group is put to."""
+    extremes = make_extremes(count)
+    tries = len(starts)
+
+    @inlined
+    def attempt(x: Any, w: Any, scale: Any) -> Any:
+        """The best scale for the rounding that `scale` gives, and its error."""
+        inv = inverse(scale)
+        rr = rq = qq = splat(0.0)
+        for i in range(count):
+            u = load(x + i * VECTOR) * inv
+            q = level(u)
+            r = u - q
+            wr, wq = load(w + i * VECTOR) * r, load(w + i * VECTOR) * q
+            rr, rq, qq = rr + wr * r, rq + wr * q, qq + wq * q
+        a = ratio(rq, qq)
+        return scale + a * scale, (rr - a * rq) * scale * scale
+
+    @inlined
+    def fit(x: Any, w: Any) -> Any:
+        low, high = extremes(x)
+        peak = if_less(splat(0.0) - low, high, high, low)
+        best, error = splat(0.0), splat(HUGE)
+        for k in range(tries):
+            scale, e = attempt(x, w, peak * splat(1 / starts[k]))
+            best, error = if_less(e, error, scale, best), if_less(e, error, e, error)
+        for _ in range(turns):
+            scale, e = attempt(x, w, best)
+            best, error = if_less(e, error, scale, best), if_less(e, error, e, error)
+        return best
+
+    return fit
+
+
+def make_line_fit(count: int, level: Any, starts: tuple[float, ...], top: int, turns: int, *, below_zero: bool) -> Any:
+    """A function: best scale >= 0 and offset of y = scale * q + offset, for levels 0..top; `below_zero`: offset <= 0.
+
+    `starts` are numbers of steps that the range of a group is cut into; where more than `top`, its ends are cut off.
+    """
+    extremes = make_extremes(count)
+    tries = len(starts)
+    ceiling = 0.0 if below_zero else HUGE
+
+    @inlined
+    def attempt(x: Any, w: Any, scale: Any, offset: Any) -> Any:
+        inv = inverse(scale)
+        rr = rq = qq = r1 = q1 = w1 = splat(0.0)
+        for i in range(count):
+            u = (load(x + i * VECTOR) - offset) * inv
+            q = level(u)
+            r, v = u - q, load(w + i * VECTOR)
+            wr, wq = v * r, v * q
+            rr, rq, qq = rr + wr * r, rq + wr * q, qq + wq * q
+            r1, q1, w1 = r1 + wr, q1 + wq, w1 + v
+        det = qq * w1 - q1 * q1
+        a, b = ratio(rq * w1 - q1 * r1, det), ratio(qq * r1 - q1 * rq, det)
+        limit = (splat(ceiling) - offset) * inv  # where the offset would rise above it, the scale is fitted alone
+        a = if_less(limit, b, ratio(rq - limit * q1, qq), a)
+        b = if_less(limit, b, limit, b)
+        e = rr + a * (a * qq + (b + b) * q1 - (rq + rq)) + b * (b * w1 - (r1 + r1))
+        return scale + a * scale, offset + b * scale, e * scale * scale
+
+    @inlined
+    def better(x: Any, w: Any, scale: Any, offset: Any, best: Any, at: Any, error: Any) -> Any:
+        s, o, e = attempt(x, w, scale, offset)
+        return if_less(e, error, s, best), if_less(e, error, o, at), if_less(e, error, e, error)
+
+    @inlined
+    def fit(x: Any, w: Any) -> Any:
+        low, high = extremes(x)
+        if below_zero:
+            low = smaller(low, splat(0.0))
+        width = high - low
+        best, at, error = splat(0.0), low, splat(HUGE)
+        for k in range(tries):
+            scale = width * splat(1 / starts[k])
+            offset = low + width * splat(0.5 * (1 - top / starts[k])) if starts[k] > top else low
+            best, at, error = better(x, w, scale, offset, best, at, error)
+        for _ in range(turns):
+            best, at, error = better(x, w, best, at, best, at, error)
+        return best, at
+
+    return fit
+
+
+def starts(low: float, high: float, count: int) -> tuple[float, ...]:
+    """`count` numbers from `low` to `high`."""
+    return tuple(low + (high - low) * k / max(count - 1, 1) for k in range(count))
+
+
+def both_signs(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    """Each number and its negative: the end with one level more may face either way."""
+    return (*numbers, *(-n for n in numbers))

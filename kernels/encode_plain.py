@@ -1,0 +1,91 @@
+"""Q4_0 and Q8_0 as the reference of the gguf package rounds them, and the widening of float rows. Knows no search.
+
+A block whose scale has no finite reciprocal (largest magnitude under 1e-37) becomes zeros; its float16 scale is 0 too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_gemma.formats import FORMATS
+from edge_gemma.kernels.atomics import word
+from edge_gemma.kernels.encode import WIDEN
+from edge_gemma.kernels.encode_fit import VECTOR, inverse
+from edge_gemma.kernels.encode_lanes import (
+    absolute,
+    if_less,
+    load,
+    load_bfloats,
+    load_halves,
+    real,
+    scatter_byte,
+    scatter_half,
+    shift_left,
+    smaller,
+    splat,
+    store,
+    whole,
+)
+from edge_gemma.kernels.encode_tile import make_loop
+from edge_gemma.kernels.jit import inlined
+
+_SOURCE, _OUT, _COUNT = WIDEN.slots
+
+
+@inlined
+def _peak(x: Any) -> Any:
+    """The value of largest magnitude, the first of several."""
+    peak = load(x)
+    for i in range(1, 32):
+        v = load(x + i * VECTOR)
+        peak = if_less(absolute(peak), absolute(v), v, peak)
+    return peak
+
+
+@inlined
+def _four_bits(x: Any, inv: Any) -> Any:
+    return whole(smaller(load(x) * inv + splat(8.5), splat(15.0)))
+
+
+@inlined
+def _q4_0(x: Any, w: Any, levels: Any, extra: Any, y: Any) -> Any:
+    """| d: f16 | 16 B nibbles |: the peak becomes -8."""
+    scale = _peak(x) / splat(-8.0)
+    scatter_half(y, 18, scale)
+    inv = inverse(scale)
+    for i in range(16):
+        low, high = _four_bits(x + i * VECTOR, inv), _four_bits(x + (i + 16) * VECTOR, inv)
+        scatter_byte(y + 2 + i, 18, low | shift_left(high, 4))
+
+
+@inlined
+def _q8_0(x: Any, w: Any, levels: Any, extra: Any, y: Any) -> Any:
+    """| d: f16 | 32 B signed |: the peak becomes 127 or -127; halves are rounded away from zero."""
+    scale = absolute(_peak(x)) / splat(127.0)
+    scatter_half(y, 34, scale)
+    inv = inverse(scale)
+    for i in range(32):
+        u = load(x + i * VECTOR) * inv
+        n = whole(u)
+        rest = u - real(n)  # exact, in (-1, 1), with the sign of u
+        scatter_byte(y + 2 + i, 34, n + whole(rest + rest))
+
+
+def _make_widen(load16: Any, nbytes: int) -> Any:
+    def widen(op: Any, _step: Any, _thread: Any) -> None:
+        source, out, count = word(op, _SOURCE), word(op, _OUT), word(op, _COUNT)
+        for start in range(0, count, 16):
+            i = min(start, count - 16)
+            store(out + 4 * i, load16(source + i * nbytes))
+
+    return widen
+
+
+def kernels() -> dict[str, Any]:
+    """The functions of this module to compile, by name."""
+    return {
+        "Q4_0": make_loop(32, 1, FORMATS["Q4_0"].nbytes, _q4_0),
+        "Q8_0": make_loop(32, 1, FORMATS["Q8_0"].nbytes, _q8_0),
+        "F16": _make_widen(load_halves, 2),
+        "BF16": _make_widen(load_bfloats, 2),
+    }

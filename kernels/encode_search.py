@@ -1,0 +1,179 @@
+"""Scales as a format can store them, near the best ones. Knows no byte of a format.
+
+Plain blocks store a float16 scale (and offset) per group. In 256-blocks, groups store small integers and share float16
+factors; integers and levels are then searched again for the factors as rounded, and the factors fitted again to them,
+so that each rounding makes up for those before it. What has the least error after all rounding is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_gemma.kernels.encode_fit import HUGE, VECTOR, inverse, ratio
+from edge_gemma.kernels.encode_lanes import (
+    absolute,
+    as_half,
+    if_less,
+    larger,
+    load,
+    make_group_larger,
+    make_group_sum,
+    nearest,
+    next_half,
+    smaller,
+    splat,
+)
+from edge_gemma.kernels.jit import inlined
+
+
+def make_half_scale(error: Any, reach: int) -> Any:
+    """A function: the best float16 scale within `reach` values of the rounded one; the offset stays."""
+
+    @inlined
+    def half_scale(x: Any, w: Any, scale: Any, offset: Any) -> Any:
+        rounded = as_half(scale)
+        best, least = rounded, error(x, w, rounded, offset)
+        for k in range(1, reach + 1):
+            for sign in (-1, 1):
+                s = next_half(rounded, sign * k)
+                e = error(x, w, s, offset)
+                best, least = if_less(e, least, s, best), if_less(e, least, e, least)
+        return best
+
+    return half_scale
+
+
+def make_offset_fit(count: int, level: Any) -> Any:
+    """A function: the best offset for the levels that scale and offset give."""
+
+    @inlined
+    def offset_fit(x: Any, w: Any, scale: Any, offset: Any) -> Any:
+        inv, total, weight = inverse(scale), splat(0.0), splat(0.0)
+        for i in range(count):
+            v, m = load(x + i * VECTOR), load(w + i * VECTOR)
+            y = scale * level((v - offset) * inv) + offset
+            total, weight = total + m * (v - y), weight + m
+        return offset + ratio(total, weight)
+
+    return offset_fit
+
+
+@inlined
+def _limited(a: Any, low: Any, high: Any) -> Any:
+    return nearest(smaller(larger(a, splat(low)), splat(high)))
+
+
+def make_shared_scale(
+    count: int, level: Any, error: Any, group: int, size: int, tops: tuple[float, ...], reach: int, turns: int
+) -> Any:
+    """A function: float16 factor and integers -size..size-1 for y = factor * integer * q, from the ideal scales.
+
+    `tops` are integers (with sign) that the largest scale of a group of lanes is put to.
+    """
+    group_sum, group_larger = make_group_sum(group), make_group_larger(group)
+    low, high, tries = float(-size), float(size - 1), len(tops)
+
+    @inlined
+    def search(x: Any, w: Any, factor: Any, centre: Any) -> Any:
+        """The best integers near `centre`, and their error."""
+        best, least = _limited(centre, low, high), splat(HUGE)
+        middle = best
+        for k in range(-reach, reach + 1):
+            n = _limited(middle + splat(float(k)), low, high)
+            e = error(x, w, factor * n, splat(0.0))
+            best, least = if_less(e, least, n, best), if_less(e, least, e, least)
+        return best, least
+
+    @inlined
+    def refit(x: Any, w: Any, factor: Any, n: Any) -> Any:
+        """The best factor for these integers and the levels they give."""
+        scale = factor * n
+        inv, rq, qq = inverse(scale), splat(0.0), splat(0.0)
+        for i in range(count):
+            v = load(x + i * VECTOR)
+            q = level(v * inv)
+            wq = load(w + i * VECTOR) * q
+            rq, qq = rq + wq * (v - scale * q), qq + wq * q
+        return as_half(factor + ratio(group_sum(rq * n), group_sum(qq * n * n)))
+
+    @inlined
+    def shared(x: Any, w: Any, ideal: Any) -> Any:
+        largest = group_larger(absolute(ideal))
+        best, ints, least = splat(0.0), splat(0.0), splat(HUGE)
+        for k in range(tries):
+            factor = as_half(largest * splat(1 / tops[k]))
+            n, e = search(x, w, factor, ideal * inverse(factor))
+            e = group_sum(e)
+            best, ints = if_less(e, least, factor, best), if_less(e, least, n, ints)
+            least = if_less(e, least, e, least)
+        for _ in range(turns):
+            factor = refit(x, w, best, ints)
+            n, e = search(x, w, factor, ints)
+            e = group_sum(e)
+            best, ints = if_less(e, least, factor, best), if_less(e, least, n, ints)
+            least = if_less(e, least, e, least)
+        return best, ints
+
+    return shared
+
+
+def make_shared_line(
+    count: int, level: Any, error: Any, group: int, size: int, tops: tuple[float, ...], reach: int, turns: int
+) -> Any:
+    """A function: float16 factors and integers 0..size for y = factor * integer * q - offset factor * integer."""
+    group_sum, group_larger = make_group_sum(group), make_group_larger(group)
+    high, tries = float(size), len(tops)
+
+    @inlined
+    def search(x: Any, w: Any, factor: Any, low_factor: Any, centre: Any, low_centre: Any) -> Any:
+        n0, m0 = _limited(centre, 0.0, high), _limited(low_centre, 0.0, high)
+        ints, lows, least = n0, m0, splat(HUGE)
+        for j in range(-reach, reach + 1):
+            for k in range(-reach, reach + 1):
+                n, m = _limited(n0 + splat(float(j)), 0.0, high), _limited(m0 + splat(float(k)), 0.0, high)
+                e = error(x, w, factor * n, splat(0.0) - low_factor * m)
+                ints, lows = if_less(e, least, n, ints), if_less(e, least, m, lows)
+                least = if_less(e, least, e, least)
+        return ints, lows, least
+
+    @inlined
+    def refit(x: Any, w: Any, factor: Any, low_factor: Any, n: Any, m: Any) -> Any:
+        scale, offset = factor * n, splat(0.0) - low_factor * m
+        inv = inverse(scale)
+        rq = qq = r1 = q1 = w1 = splat(0.0)
+        for i in range(count):
+            v, weight = load(x + i * VECTOR), load(w + i * VECTOR)
+            q = level((v - offset) * inv)
+            r, wq = v - (scale * q + offset), weight * q
+            rq, qq, r1, q1, w1 = rq + wq * r, qq + wq * q, r1 + weight * r, q1 + wq, w1 + weight
+        a, b, c = group_sum(qq * n * n), group_sum(q1 * n * m), group_sum(w1 * m * m)
+        u, v = group_sum(rq * n), group_sum(r1 * m)
+        det = a * c - b * b
+        both = if_less(splat(0.0), det, splat(1.0), splat(0.0))
+        more = if_less(splat(0.0), both, ratio(u * c - b * v, det), ratio(u, a))
+        less = ratio(a * v - b * u, det)
+        return as_half(larger(factor + more, splat(0.0))), as_half(larger(low_factor - less, splat(0.0)))
+
+    @inlined
+    def shared(x: Any, w: Any, ideal: Any, offset: Any) -> Any:
+        depth = splat(0.0) - offset
+        largest, deepest = group_larger(ideal), group_larger(depth)
+        best = low_best = ints = lows = splat(0.0)
+        least = splat(HUGE)
+        for k in range(tries):
+            f, g = as_half(largest * splat(1 / tops[k])), as_half(deepest * splat(1 / tops[k]))
+            n, m, e = search(x, w, f, g, ideal * inverse(f), depth * inverse(g))
+            e = group_sum(e)
+            best, low_best = if_less(e, least, f, best), if_less(e, least, g, low_best)
+            ints, lows = if_less(e, least, n, ints), if_less(e, least, m, lows)
+            least = if_less(e, least, e, least)
+        for _ in range(turns):
+            f, g = refit(x, w, best, low_best, ints, lows)
+            n, m, e = search(x, w, f, g, ints, lows)
+            e = group_sum(e)
+            best, low_best = if_less(e, least, f, best), if_less(e, least, g, low_best)
+            ints, lows = if_less(e, least, n, ints), if_less(e, least, m, lows)
+            least = if_less(e, least, e, least)
+        return best, low_best, ints, lows
+
+    return shared

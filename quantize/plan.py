@@ -1,0 +1,118 @@
+"""What a file will hold, known before any of it is made: the format and size of each tensor. Converts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.errors import CheckpointError
+from edge_gemma.formats import BlockFormat
+from edge_gemma.quantize import presets
+from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
+from edge_gemma.quantize.names import OUTPUT
+from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
+from edge_gemma.quantize.source import Source, SourceTensor
+from edge_gemma.quantize.writer import TensorInfo, encode_header
+
+TYPES = (*MIXES, *presets.PRESETS)
+"""What `--type` may be."""
+
+Importance = Mapping[str, NDArray[np.float32]]
+LEAST_IMPORTANCE = 1e-3  # of the mean: a column that the text never used may matter to another
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Metadata of a file to be, and its tensors, in the order of the source's."""
+
+    type: str
+    source: Source
+    infos: tuple[TensorInfo, ...]
+    metadata: Metadata
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, each padded."""
+        return sum(info.padded for info in self.infos)
+
+    def header(self, more: Metadata) -> bytes:
+        """What precedes the tensors, with `more` metadata."""
+        return encode_header(self.metadata | more, self.infos)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the tensors' data."""
+        weights = sum(tensor.rows * tensor.columns for tensor in self.source.tensors)
+        return 8 * sum(info.nbytes for info in self.infos) / weights
+
+
+def make_plan(source: Source, type: str, overrides: Overrides, importance: Importance | None) -> Plan:
+    """The plan of a file of `type` made from `source`. Raises CheckpointError for what cannot be done."""
+    if type not in TYPES:
+        raise CheckpointError(f"type {type!r} is not written; one of {', '.join(TYPES)}")
+    if importance is not None:
+        _check_importance(source, importance)
+    model, tied = _model(source, importance is not None), all(t.name != OUTPUT for t in source.tensors)
+    if type in presets.PRESETS:
+        formats = presets.assign(type, model, source.tensors, overrides, tied=tied)
+        file_type = presets.PRESETS[type].file_type
+    else:
+        formats = [choose(MIXES[type], model, t.name, t.shape, overrides, tied=tied) for t in source.tensors]
+        file_type = MIXES[type].file_type
+    infos = tuple(map(_info, source.tensors, formats))
+    return Plan(type, source, infos, _metadata(source, file_type))
+
+
+def check_source(plan: Plan) -> None:
+    """Raise CheckpointError if a quantized tensor would be quantized again."""
+    for tensor, info in zip(plan.source.tensors, plan.infos, strict=True):
+        if not tensor.format.is_float and tensor.format != info.format:
+            raise CheckpointError(
+                f"{tensor.origin}: is {tensor.format.name} already, and its errors would add to those of "
+                f"{info.format.name}; pass --requantize (requantize=True) to convert it all the same"
+            )
+
+
+def column_weights(importance: Importance | None, name: str) -> NDArray[np.float32] | None:
+    """The weights of the columns of tensor `name`, of mean 1; None if nothing is known of them."""
+    means = None if importance is None else importance.get(name)
+    if means is None:
+        return None
+    mean = float(means.mean(dtype=np.float64))
+    return np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32) if mean > 0 else None
+
+
+def _check_importance(source: Source, importance: Importance) -> None:
+    known = {tensor.name: tensor.columns for tensor in source.tensors}
+    if not known.keys() & importance.keys():
+        raise CheckpointError("the importance matrix names no tensor of this model")
+    for name in sorted(known.keys() & importance.keys()):
+        if len(importance[name]) != known[name]:
+            raise CheckpointError(f"importance matrix: {name} has {len(importance[name])} columns, not {known[name]}")
+
+
+def _model(source: Source, importance: bool) -> Model:
+    architecture = source.metadata["general.architecture"].value
+
+    def number(key: str) -> int:
+        return int(source.metadata[f"{architecture}.{key}"].value)
+
+    heads, key_heads = number("attention.head_count"), number("attention.head_count_kv")
+    return Model(number("block_count"), heads // max(key_heads, 1), importance)
+
+
+def _info(tensor: SourceTensor, chosen: BlockFormat) -> TensorInfo:
+    return TensorInfo(tensor.name, tensor.shape, chosen, tensor.rows * chosen.row_bytes(tensor.columns))
+
+
+def _metadata(source: Source, file_type: int) -> Metadata:
+    own = {"general.file_type": u32(file_type), "general.quantization_version": u32(QUANTIZATION_VERSION)}
+    return {"general.architecture": string("")} | source.metadata | own
+
+
+def formats_used(infos: Sequence[TensorInfo]) -> list[str]:
+    """Names of the formats in a file."""
+    return sorted({info.format.name for info in infos})

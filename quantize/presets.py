@@ -1,0 +1,127 @@
+"""EG4 and EG8: the least error in the bytes of a Q4_0 or a Q8_0 file, from formats that llama.cpp reads.
+
+Each matrix may have any format that fits its rows. The choice minimizes the sum over tensors of
+
+    sensitivity of its role * values * relative squared error of the format
+
+subject to the size of the file of the standard type: the best choice for a price per byte, at the lowest price that
+keeps the size. Then, where bytes are left, tensors are widened in the order of what a byte gains. Both tables were
+measured on Gemma 3 270M (`bench/quality.py --sensitivity`). Knows no bytes inside a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edge_gemma.formats import FORMATS, BlockFormat
+from edge_gemma.quantize.names import EMBEDDING, OUTPUT
+from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose, layer_and_role
+from edge_gemma.quantize.source import SourceTensor
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A type whose file is no larger than one of the mix `like`."""
+
+    file_type: int
+    like: str
+
+
+PRESETS = {"EG4": Preset(15, "Q4_0"), "EG8": Preset(7, "Q8_0")}
+
+ERRORS = {
+    "IQ4_NL": 5.2e-3,
+    "IQ4_XS": 5.4e-3,
+    "Q4_K": 5.6e-3,
+    "Q5_0": 1.9e-3,
+    "Q5_K": 1.4e-3,
+    "Q5_1": 1.3e-3,
+    "Q6_K": 3.3e-4,
+    "Q8_0": 3.0e-5,
+    "F16": 1e-8,
+}
+"""Squared error over squared weights, by format."""
+
+SENSITIVITY = {
+    EMBEDDING: 1.0,
+    OUTPUT: 1.0,
+    "attn_q": 1.0,
+    "attn_k": 1.0,
+    "attn_v": 1.0,
+    "attn_output": 1.0,
+    "ffn_gate": 1.0,
+    "ffn_up": 1.0,
+    "ffn_down": 1.0,
+}
+"""Divergence per value and relative squared error, by role."""
+
+
+@dataclass(frozen=True)
+class _Option:
+    format: BlockFormat
+    nbytes: int
+    cost: float
+
+
+def assign(
+    preset: str, model: Model, tensors: Sequence[SourceTensor], overrides: Overrides, *, tied: bool
+) -> list[BlockFormat]:
+    """The format of each tensor. What the user says for a tensor holds; the others share the remaining bytes."""
+    like = MIXES[PRESETS[preset].like]
+    standard = [choose(like, model, t.name, t.shape, Overrides(), tied=tied) for t in tensors]
+    budget = sum(_nbytes(t, f) for t, f in zip(tensors, standard, strict=True))
+    options = [_options(t, model, overrides, tied=tied) for t in tensors]
+    chosen = _cheapest(options, budget)
+    return [option.format for option in _widened(chosen, options, budget)]
+
+
+def _nbytes(tensor: SourceTensor, chosen: BlockFormat) -> int:
+    return tensor.rows * chosen.row_bytes(tensor.columns)
+
+
+def _options(tensor: SourceTensor, model: Model, overrides: Overrides, *, tied: bool) -> list[_Option]:
+    """Formats for a tensor, smallest first; one alone where there is no choice."""
+    said = overrides.of(tensor.name, tied=tied)
+    if len(tensor.shape) == 1 or said is not None:
+        chosen = choose(MIXES["F32"], model, tensor.name, tensor.shape, overrides, tied=tied)
+        return [_Option(chosen, _nbytes(tensor, chosen), 0.0)]
+    place = layer_and_role(tensor.name)
+    weight = SENSITIVITY.get(place[1] if place else tensor.name, 1.0) * tensor.rows * tensor.columns
+    fitting = [FORMATS[name] for name in ERRORS if tensor.columns % FORMATS[name].block == 0]
+    every = [_Option(f, _nbytes(tensor, f), weight * ERRORS[f.name]) for f in fitting]
+    return sorted(every, key=lambda option: (option.nbytes, option.cost))
+
+
+def _cheapest(options: list[list[_Option]], budget: int) -> list[_Option]:
+    """For each tensor the option of least cost plus price per byte, at the lowest price within the budget."""
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        price = (low + high) / 2
+        low, high = (low, price) if _size(_at(options, price)) <= budget else (price, high)
+    return _at(options, high)
+
+
+def _at(options: list[list[_Option]], price: float) -> list[_Option]:
+    return [min(every, key=lambda option: option.cost + price * option.nbytes) for every in options]
+
+
+def _size(chosen: Sequence[_Option]) -> int:
+    return sum(option.nbytes for option in chosen)
+
+
+def _widened(chosen: list[_Option], options: list[list[_Option]], budget: int) -> list[_Option]:
+    """While any tensor's next better option fits, take the one that gains most per byte."""
+    chosen, left = list(chosen), budget - _size(chosen)
+    while True:
+        best, at, gain = None, -1, 0.0
+        for i, every in enumerate(options):
+            for option in every:
+                more = option.nbytes - chosen[i].nbytes
+                less = chosen[i].cost - option.cost
+                if 0 <= more <= left and less > 0 and less / max(more, 1) > gain:
+                    best, at, gain = option, i, less / max(more, 1)
+        if best is None:
+            return chosen
+        left -= best.nbytes - chosen[at].nbytes
+        chosen[at] = best
