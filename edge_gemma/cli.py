@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": ("edge_gemma.commands.bench", "measure prompt and generation speed"),
     "perplexity": ("edge_gemma.commands.perplexity", "measure how well a model predicts a text"),
     "compare": ("edge_gemma.commands.compare", "measure how far a model is from another, usually its original"),
+    "verify": ("edge_gemma.commands.verify", "check that a model file is sound, unchanged, and what it was made of"),
     "imatrix": ("edge_gemma.commands.imatrix", "collect an importance matrix from a text, for better quantizing"),
 }
 EPILOG = """\

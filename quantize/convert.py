@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
 from edge_gemma.quantize.atomic_file import AtomicFile, check_destination
-from edge_gemma.quantize.certificate import Certificate, ErrorSum, measure
+from edge_gemma.quantize.certificate import Certificate, Certify, ErrorSum, measure, source_copy
 from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
 from edge_gemma.quantize.imatrix import read as read_imatrix
@@ -61,6 +62,7 @@ def quantize(
     imatrix: str | os.PathLike[str] | None = None,
     lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
     requantize: bool = False,
+    certify: Certify | None = None,
     force: bool = False,
     progress: Progress | None = None,
     kernel_progress: KernelProgress | None = None,
@@ -70,7 +72,8 @@ def quantize(
 
     `type`: one of `plan.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
     matrices, which weigh the errors of columns. `lora`: adapters to merge, each with a factor. `requantize`: accept a
-    source that is quantized already. `threads`: default one per core this process may use, at most 8.
+    source that is quantized already. `certify`: measures the file beside its source, for the certificate in it.
+    `threads`: default one per core this process may use, at most 8.
     `kernel_progress(done, total, name)` is called while kernels are compiled, once on a machine.
 
     Raises CheckpointError or ModelFormatError for a source that cannot be converted, OutputError when the file cannot
@@ -85,13 +88,18 @@ def quantize(
     check_destination(target, force=force, sources=made.source.files)
     stored = {tensor.format.name for tensor in made.source.tensors}
     blocks.prepare(formats_used(made.infos), stored, kernel_progress, weighted=importance is not None)
-    certificate = Certificate(made.infos)
+    source_copy(target).unlink(missing_ok=True)  # of a run that was killed
+    certificate = Certificate(made.infos, certified=certify is not None)
     header = made.header(certificate.metadata())
     size = len(header) + made.nbytes
     with AtomicFile(target, size, force=force) as file:
         file.write(header)
         _write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
         file.rewrite_start(made.header(certificate.metadata()))
+        if certify is not None:
+            with _runnable(Path(source), made.source, target, lora) as original:
+                certificate.quality = certify(file.partial, original)
+            file.rewrite_start(made.header(certificate.metadata()))
         file.flush()
         _verify(file.partial)
     return QuantizeReport(
@@ -131,6 +139,23 @@ def open_source(source: Path) -> Source:
     if source.suffix in (".safetensors", ".json"):
         raise CheckpointError(f"{source}: name the folder of the checkpoint, not a file in it")
     return open_gguf(source)
+
+
+@contextmanager
+def _runnable(
+    source: Path, opened: Source, target: Path, lora: Sequence[tuple[str | os.PathLike[str], float]]
+) -> Iterator[Path]:
+    """The source as a file that runs: itself, or an exact copy beside `target`, which is removed afterwards."""
+    if not source.is_dir() and not lora:
+        yield source
+        return
+    stored = {tensor.format.name for tensor in opened.tensors if len(tensor.shape) > 1}
+    copy = source_copy(target)
+    try:
+        quantize(source, copy, stored.pop() if stored in ({"BF16"}, {"F16"}) else "F32", lora=lora, requantize=True)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _default_threads() -> int:
