@@ -27,7 +27,7 @@ from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
 from edge_gemma.quantize.imatrix import read as read_imatrix
 from edge_gemma.quantize.lora import merge, open_adapter
-from edge_gemma.quantize.plan import Importance, Plan, check_source, column_weights, formats_used, make_plan
+from edge_gemma.quantize.plan import Importance, Plan, check_source, check_type, column_weights, formats_used, make_plan
 from edge_gemma.quantize.recipe import Overrides
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo
@@ -80,6 +80,7 @@ def quantize(
     be written, OSError for paths that cannot be used. After any of them the destination is as it was before.
     """
     started = time.perf_counter()
+    check_type(type)
     target = Path(destination)
     importance = None if imatrix is None else read_imatrix(imatrix)
     made = make_plan(_open(Path(source), lora), type, overrides or Overrides(), importance)
@@ -121,6 +122,7 @@ def plan(
     lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Plan:
     """What `quantize` would write: the format and size of every tensor. Writes nothing; raises as `quantize` does."""
+    check_type(type)
     importance = None if imatrix is None else read_imatrix(imatrix)
     return make_plan(_open(Path(source), lora), type, overrides or Overrides(), importance)
 

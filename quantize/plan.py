@@ -13,7 +13,7 @@ from edge_gemma.formats import BlockFormat
 from edge_gemma.quantize import presets
 from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
 from edge_gemma.quantize.names import OUTPUT
-from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
+from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose, layer_and_role
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo, encode_header
 
@@ -49,10 +49,14 @@ class Plan:
         return 8 * sum(info.nbytes for info in self.infos) / weights
 
 
-def make_plan(source: Source, type: str, overrides: Overrides, importance: Importance | None) -> Plan:
-    """The plan of a file of `type` made from `source`. Raises CheckpointError for what cannot be done."""
+def check_type(type: str) -> None:
+    """Raise CheckpointError unless files of this type are written."""
     if type not in TYPES:
         raise CheckpointError(f"type {type!r} is not written; one of {', '.join(TYPES)}")
+
+
+def make_plan(source: Source, type: str, overrides: Overrides, importance: Importance | None) -> Plan:
+    """The plan of a file of `type` made from `source`. Raises CheckpointError for what cannot be done."""
     if importance is not None:
         _check_importance(source, importance)
     model, tied = _model(source, importance is not None), all(t.name != OUTPUT for t in source.tensors)
@@ -95,13 +99,11 @@ def _check_importance(source: Source, importance: Importance) -> None:
 
 
 def _model(source: Source, importance: bool) -> Model:
-    architecture = source.metadata["general.architecture"].value
-
-    def number(key: str) -> int:
-        return int(source.metadata[f"{architecture}.{key}"].value)
-
-    heads, key_heads = number("attention.head_count"), number("attention.head_count_kv")
-    return Model(number("block_count"), heads // max(key_heads, 1), importance)
+    """From the tensors, which every source has under the same names."""
+    rows = {tensor.name: tensor.rows for tensor in source.tensors}
+    places = filter(None, map(layer_and_role, rows))
+    queries = rows["blk.0.attn_q.weight"] // rows["blk.0.attn_k.weight"]
+    return Model(1 + max(layer for layer, _ in places), queries, importance)
 
 
 def _info(tensor: SourceTensor, chosen: BlockFormat) -> TensorInfo:

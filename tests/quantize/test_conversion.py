@@ -399,6 +399,8 @@ def test_gguf_source_gives_the_same_file_as_the_folder(tmp_path: Path, type: str
     report = quantize(tmp_path / "wide.gguf", tmp_path / "again.gguf", type)
     assert not report.notices
     a, b = metadata(tmp_path / "direct.gguf"), metadata(tmp_path / "again.gguf")
+    for each in (a, b):  # the norms are stored in different ways
+        del each["edge_gemma.source.sha256"]
     assert a == b
     with GgufFile.open(tmp_path / "direct.gguf") as x, GgufFile.open(tmp_path / "again.gguf") as y:
         assert all(np.array_equal(x.data(x.tensors[name]), y.data(y.tensors[name])) for name in x.tensors)
@@ -457,7 +459,7 @@ def test_generation_config_and_size(tmp_path: Path) -> None:
 
 def test_the_real_model_becomes_q4_0(tmp_path: Path, real_model: Path) -> None:
     """As the demo does it: the norms, the tokenizer and the Q8_0 embedding are carried over bit by bit."""
-    quantize(real_model, tmp_path / "out.gguf", "Q4_0")
+    quantize(real_model, tmp_path / "out.gguf", "Q4_0", requantize=True)
     with GgufFile.open(real_model) as a, GgufFile.open(tmp_path / "out.gguf", strict=True) as b:
         assert set(a.tensors) == set(b.tensors)
         for name in ("token_embd.weight", "blk.3.attn_q_norm.weight", "output_norm.weight"):
