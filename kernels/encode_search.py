@@ -63,6 +63,13 @@ def _limited(a: Any, low: Any, high: Any) -> Any:
     return nearest(smaller(larger(a, splat(low)), splat(high)))
 
 
+@inlined
+def _factor(a: Any) -> Any:
+    """A float16 that is not much smaller than `a`: among the least of float16, rounding can lose half, or all."""
+    rounded = as_half(a)
+    return if_less(absolute(rounded), absolute(a) * splat(0.99), next_half(rounded, 1), rounded)
+
+
 def make_shared_scale(
     count: int, level: Any, error: Any, group: int, size: int, tops: tuple[float, ...], reach: int, turns: int
 ) -> Any:
@@ -101,7 +108,7 @@ def make_shared_scale(
         largest = group_larger(absolute(ideal))
         best, ints, least = splat(0.0), splat(0.0), splat(HUGE)
         for k in range(tries):
-            factor = as_half(largest * splat(1 / tops[k]))
+            factor = _factor(largest * splat(1 / tops[k]))
             n, e = search(x, w, factor, ideal * inverse(factor))
             e = group_sum(e)
             best, ints = if_less(e, least, factor, best), if_less(e, least, n, ints)
@@ -161,7 +168,7 @@ def make_shared_line(
         best = low_best = ints = lows = splat(0.0)
         least = splat(HUGE)
         for k in range(tries):
-            f, g = as_half(largest * splat(1 / tops[k])), as_half(deepest * splat(1 / tops[k]))
+            f, g = _factor(largest * splat(1 / tops[k])), _factor(deepest * splat(1 / tops[k]))
             n, m, e = search(x, w, f, g, ideal * inverse(f), depth * inverse(g))
             e = group_sum(e)
             best, low_best = if_less(e, least, f, best), if_less(e, least, g, low_best)
