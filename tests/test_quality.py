@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -169,6 +172,28 @@ def test_the_real_models_perplexity(real_model: Path) -> None:
             at_once = np.exp(negative_log_likelihood(window, model.logits(window.tolist())) / (WINDOW - 1))
     assert ours == pytest.approx(at_once, rel=1e-5)
     assert ours == pytest.approx(theirs, rel=0.02)
+
+
+class Gabbler:
+    """Random logits over a large vocabulary, as many at a time as it is asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self.config = SimpleNamespace(vocab_size=2**18)
+        self._rng = np.random.default_rng(seed)
+
+    def logits_chunks(self, ids: list[int], rows: int) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(ids), rows):
+            yield self._rng.standard_normal((len(ids[start : start + rows]), 2**18), np.float32)
+
+
+def test_memory_is_bounded_by_chunks_of_rows() -> None:
+    """Two chunks of each model may meet while the next ones are made; all logits of the window would be 8 of each."""
+    ours, theirs = (cast(Gemma, Gabbler(seed)) for seed in (1, 2))
+    tracemalloc.start()
+    compare(ours, theirs, [list(range(8 * ROWS + 1))])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * ROWS * 2**18 * 4
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
     result = verify(Path(args.model), source, progress)
     status.clear()
     if args.json:
+        errors = {name: error if math.isfinite(error) else None for name, error in result.errors.items()}
         fields = {"ok": result.ok, "tensors": result.tensors, "certified": result.certified}
-        terminal.write(json.dumps(fields | {"problems": result.problems, "errors": result.errors}, indent=2) + "\n")
+        terminal.write(json.dumps(fields | {"problems": result.problems, "errors": errors}, indent=2) + "\n")
     else:
         terminal.write(render(args.model, result))
     return 0 if result.ok else EXIT_DIFFERS

@@ -313,6 +313,14 @@ def test_command(tmp_path: Path, q4: Path, capsys: pytest.CaptureFixture[str]) -
     assert out.startswith("blk.2.ffn_down.weight: was changed") and "1 problems" in out
 
 
+def test_json_has_no_nan(tmp_path: Path, q4: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overwrite(q4, "blk.2.ffn_down.weight", 0, np.float16(np.nan).tobytes())
+    status, out, _ = output(capsys, q4, "--against", tmp_path / "hf", "--json")
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (status, found["errors"]["blk.2.ffn_down.weight"]) == (1, None)
+    assert any("relative error nan" in problem for problem in found["problems"])
+
+
 def test_command_says_what_cannot_be_used(tmp_path: Path, q4: Path, capsys: pytest.CaptureFixture[str]) -> None:
     q4.write_bytes(q4.read_bytes()[:-4000])
     for arguments in ((q4,), (tmp_path / "none",), (tmp_path / "hf" / "config.json",)):
