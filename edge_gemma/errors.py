@@ -23,7 +23,15 @@ class ModelFormatError(EdgeGemmaError, ValueError):
 
 
 class CheckpointError(EdgeGemmaError, ValueError):
-    """A checkpoint folder (safetensors, config.json, tokenizer) cannot be converted; names file and tensor or key."""
+    """A checkpoint folder (weights, config.json, tokenizer, adapter) cannot be converted; names file and tensor or key.
+
+    The message may quote the file: it is kept to one line, of printable characters, and to a length one can read.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > 1000:
+            message = f"{message[:600]} ... {message[-300:]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class ModelChangedError(EdgeGemmaError, RuntimeError):

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-CALLS = ("open", "write", "fsync", "close", "replace", "unlink")
+CALLS = ("open", "write", "lseek", "fsync", "close", "replace", "unlink")
 OLD = b"what was there before"
 SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO, "quota": errno.EDQUOT}

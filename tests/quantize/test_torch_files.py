@@ -208,7 +208,7 @@ def test_bombs_and_broken_rules(tmp_path: Path, name: str) -> None:
         return
     with pytest.raises(CheckpointError, match=message) as caught:
         read_torch(tmp_path / "a.bin")
-    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
 def good_archive(path: Path) -> None:
