@@ -18,7 +18,7 @@ import pytest
 import edge_gemma
 from edge_gemma.cli import parser
 from edge_gemma.formats import FORMATS
-from edge_gemma.quantize.recipe import MIXES
+from edge_gemma.quantize.plan import TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -140,7 +140,7 @@ def test_the_readme_names_the_types_there_are() -> None:
         return set(cells.split(", "))
 
     assert row("Weights it runs") == set(FORMATS)
-    assert row("Weights it writes") == set(MIXES)
+    assert row("Types of a file") == set(TYPES)
 
 
 def test_the_readmes_links_lead_somewhere() -> None:
