@@ -38,6 +38,7 @@ from edge_gemma.kernels.operations import (
     STEP_SCRATCH_BYTES,
 )
 from edge_gemma.kernels.simd import (
+    ISA,
     LANES,
     broadcast_rows,
     load,
@@ -59,7 +60,7 @@ from edge_gemma.kernels.simd import (
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 
-TOKENS = 4 if LANES == 16 else 2
+TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 1}.get(ISA.dot, 2)
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
 BLOCKS_OF_STRETCH = STRETCH // 32
 CLAIM = PANEL * PANELS
