@@ -34,25 +34,39 @@ Levels = tuple[int, ...]
 def make_level(levels: Levels) -> Any:
     """A function: the nearest of `levels` (ascending) to every lane."""
     low, high = float(levels[0]), float(levels[-1])
-    if _evenly(levels):
-
-        @inlined
-        def linear(u: Any) -> Any:
-            return nearest(smaller(larger(u, splat(low)), splat(high)))
-
-        return linear
-    bounds = tuple((a + b) / 2 for a, b in pairwise(levels))
-    steps = tuple(float(b - a) for a, b in pairwise(levels))
-    count = len(bounds)
+    if not _evenly(levels):
+        return _make_stairs(low, _bounds(levels), tuple(float(b - a) for a, b in pairwise(levels)))
 
     @inlined
-    def table(u: Any) -> Any:
-        q = splat(low)
-        for k in range(count):
-            q = q + if_less(splat(bounds[k]), u, splat(steps[k]), splat(0.0))
-        return q
+    def linear(u: Any) -> Any:
+        return nearest(smaller(larger(u, splat(low)), splat(high)))
 
-    return table
+    return linear
+
+
+def _make_stairs(start: float, bounds: tuple[float, ...], heights: tuple[float, ...]) -> Any:
+    """A function: `start`, and each height more above its bound. One function a stair: LLVM sees constants."""
+
+    @inlined
+    def ground(u: Any) -> Any:
+        return splat(start)
+
+    function = ground
+    for bound, height in zip(bounds, heights, strict=True):
+        function = _make_stair(function, bound, height)
+    return function
+
+
+def _make_stair(below: Any, bound: float, height: float) -> Any:
+    @inlined
+    def stair(u: Any) -> Any:
+        return below(u) + if_less(splat(bound), u, splat(height), splat(0.0))
+
+    return stair
+
+
+def _bounds(levels: Levels) -> tuple[float, ...]:
+    return tuple((a + b) / 2 for a, b in pairwise(levels))
 
 
 @inlined
@@ -99,7 +113,8 @@ def make_error(count: int, level: Any) -> Any:
 
 def make_numbers(count: int, levels: Levels) -> Any:
     """A function: writes the number of each value's level, counted from 0, as bytes: 16 per vector of the tile."""
-    number = make_level(tuple(range(len(levels)))) if _evenly(levels) else _make_count(levels)
+    steps = tuple(range(len(levels)))
+    number = make_level(steps) if _evenly(levels) else _make_stairs(0.0, _bounds(levels), (1.0,) * (len(levels) - 1))
     low = float(levels[0]) if _evenly(levels) else 0.0
 
     @inlined
@@ -113,20 +128,6 @@ def make_numbers(count: int, levels: Levels) -> Any:
 
 def _evenly(levels: Levels) -> bool:
     return levels == tuple(range(levels[0], levels[-1] + 1))
-
-
-def _make_count(levels: Levels) -> Any:
-    bounds = tuple((a + b) / 2 for a, b in pairwise(levels))
-    total = len(bounds)
-
-    @inlined
-    def passed(u: Any) -> Any:
-        q = splat(0.0)
-        for k in range(total):
-            q = q + if_less(splat(bounds[k]), u, splat(1.0), splat(0.0))
-        return q
-
-    return passed
 
 
 def make_scale_fit(count: int, level: Any, starts: tuple[float, ...], turns: int) -> Any:
