@@ -1,17 +1,23 @@
 """The output appears complete or not at all; its bytes and the memory used depend on nothing but the source."""
 
+import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_gemma.errors import OutputError
 from edge_gemma.quantize import atomic_file, cli, convert, quantize
+from edge_gemma.quantize.safetensors import read_safetensors
 from tests.quantize import tiny_checkpoint as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +47,20 @@ def test_bytes_do_not_depend_on_threads_or_slabs(folder: Path, tmp_path: Path, m
         quantize(folder, tmp_path / f"{threads}.gguf", threads=threads)
         seen.add((tmp_path / f"{threads}.gguf").read_bytes())
     assert len(seen) == 1
+
+
+def test_bytes_do_not_depend_on_place_or_process(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    quantize(folder, tmp_path / "a.gguf", threads=1)
+    code = """
+        import sys
+        from edge_gemma.quantize import quantize
+        quantize(sys.argv[1], sys.argv[2], threads=2)
+    """
+    process = run_python(code, str(tmp_path / "elsewhere" / folder.name), str(tmp_path / "elsewhere/b.gguf"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "elsewhere/b.gguf").read_bytes()
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
@@ -164,28 +184,49 @@ def test_a_disk_that_takes_no_more(folder: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def sparse_checkpoint(folder: Path) -> None:
+    """A model of 0.9 GB that takes no room on the disk: its weights are a hole."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 2048, "head_dim": 256}
+    tiny.write_checkpoint(folder, "gemma", intermediate_size=64, **sizes)
+    config = tiny.make_config("gemma", intermediate_size=32768, **sizes)
+    (folder / "config.json").write_text(json.dumps(config))
+    offset, header = 0, {}
+    for name, tensor in read_safetensors(folder / "model.safetensors").items():
+        shape = [32768 if n == 64 else n for n in tensor.shape]
+        end = offset + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    tiny.write_raw_safetensors(folder / "model.safetensors", json.dumps(header).encode(), b"")
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size + offset)
+
+
+def anonymous_megabytes(process: subprocess.Popen[str]) -> int:
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    return int(found[1]) >> 10 if found else 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
 def test_memory_stays_bounded(tmp_path: Path) -> None:
-    """A model whose embedding alone is 512 MB as float32 grows anonymous memory by far less than that."""
-    code = """
-        import re, sys
-        from pathlib import Path
-        from edge_gemma.quantize import quantize
-        def anonymous():
-            return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
-        peak = 0
-        def watch(done, total, name):
-            global peak
-            peak = max(peak, anonymous())
-        quantize(sys.argv[1], sys.argv[2], "Q8_0", progress=watch)
-        print(peak)
-    """
-    rows = 1 << 18
-    tiny.write_checkpoint(tmp_path / "hf", "gemma", num_hidden_layers=1, vocab_size=rows, hidden_size=512, dtype="BF16")
-    process = run_python(code, str(tmp_path / "hf"), str(tmp_path / "out.gguf"))
-    output, errors = process.communicate(timeout=120)
+    """With matrices of 268 MB, and an adapter for it."""
+    sparse_checkpoint(tmp_path / "hf")
+    name = "model.layers.0.mlp.up_proj.lora_"
+    factors = {"A": np.zeros((16, 2048), np.float32), "B": np.zeros((32768, 16), np.float32)}
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 16}))
+    tensors = {f"{name}{factor}.weight": values for factor, values in factors.items()}
+    tiny.write_safetensors(tmp_path / "lora/adapter_model.safetensors", tensors)
+    arguments = [str(tmp_path / "hf"), str(tmp_path / "out.gguf"), "--lora", str(tmp_path / "lora"), "--quiet"]
+    process = run_python(
+        "import sys; from edge_gemma.quantize import cli; sys.exit(cli.main(sys.argv[1:]))", *arguments
+    )
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, anonymous_megabytes(process))
+        time.sleep(0.01)
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert 0 < int(output) < 400
+    assert (tmp_path / "out.gguf").stat().st_size > 110e6
+    assert 0 < peak < 400
 
 
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
