@@ -1,6 +1,6 @@
 """This project and llama.cpp on the same files, in one run, by turns.
 
-    python bench/side_by_side.py --peer-python PYTHON MODEL.gguf ... -o RESULT.json
+    python bench/side_by_side.py --peer-python PYTHON "NAME=MODEL.gguf" ... -o RESULT.json
 
 PYTHON is an interpreter that has llama-cpp-python, built from source for this machine. Every round runs ours, then the
 peer, each in a process of its own that warms up before it measures; ratios are taken round by round, so that a machine
@@ -104,15 +104,17 @@ def starts(model: Path, threads: int) -> dict[str, Any]:
 # ---- the comparison ----------------------------------------------------------------------------------------------
 
 
-def compare(model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one model, and medians."""
+def compare(named: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All rounds of one model, and medians. `named` is a path, or NAME=path."""
+    name, _, path = named.rpartition("=")
+    model = Path(path)
     shape = (args.prompt, args.generate, args.depth, args.threads)
     rounds = []
     for number in range(args.rounds):
         print(f"{model.name}: round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
         limit = limits(args.threads, min(model.stat().st_size, 1 << 30))
         rounds.append({"ours": ours(model, *shape), "peer": peer(args.peer_python, model, *shape), "limits": limit})
-    result: dict[str, Any] = {"model": model.name, "file_bytes": model.stat().st_size, "rounds": rounds}
+    result: dict[str, Any] = {"model": name or model.name, "file_bytes": model.stat().st_size, "rounds": rounds}
     for kind in rounds[0]["ours"]:
         result[kind] = {
             "ours": statistics.median(r["ours"][kind] for r in rounds),
@@ -126,7 +128,7 @@ def compare(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare with llama.cpp on the same files.")
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL")
     parser.add_argument("--peer-python", required=True, help="an interpreter that has llama-cpp-python")
     parser.add_argument("-p", dest="prompt", type=int, default=512)
     parser.add_argument("-n", dest="generate", type=int, default=32)

@@ -112,6 +112,7 @@ class Gemma:
         self._owner: int | None = None
         self._engine: Engine | None = None
         self._closing = False
+        self._cancels = 0
         self._streams: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
         self._file = GgufFile.open(path, load=load)
         try:
@@ -166,7 +167,7 @@ class Gemma:
         Arguments are checked now, not at the first piece. Raises ValueError, TypeError, ContextOverflowError.
         """
         generation = self._generation(prompt, max_tokens, stop, on_progress, sampling)
-        pieces = self._pieces(generation)
+        pieces = self._pieces(generation, self._cancels)
         self._streams.add(pieces)
         return Stream(pieces, generation)
 
@@ -210,7 +211,11 @@ class Gemma:
         return chunks
 
     def cancel(self) -> None:
-        """End the generation in progress, if there is one, soon. From any thread."""
+        """End the generation in progress, if there is one, soon, and streams that were made but not begun.
+
+        From any thread.
+        """
+        self._cancels += 1
         engine = self._engine
         if engine is not None:
             engine.cancel()
@@ -255,10 +260,13 @@ class Gemma:
             self._opened(), self.tokenizer, ids, max_tokens, SamplingParams(**sampling), stops, on_progress
         )
 
-    def _pieces(self, generation: Generation) -> Generator[str]:
+    def _pieces(self, generation: Generation, cancels: int) -> Generator[str]:
+        """`cancels`: as many as there had been when the generation was asked for."""
         with self._exclusive() as engine:
             engine.reset()
             try:
+                if self._cancels != cancels:  # counted before the engine is told, so none is lost
+                    raise Cancelled
                 yield from generation
             except Cancelled:
                 generation.finish_reason = "cancelled"

@@ -300,6 +300,15 @@ def test_an_error_in_a_callback_ends_only_that_call(model: Gemma, expected: Comp
     assert answer(model) == as_tuple(expected)
 
 
+def test_a_cancel_before_the_first_piece_is_not_forgotten(model: Gemma, expected: Completion) -> None:
+    stream = model.stream(PROMPT, max_tokens=24, temperature=0.0)
+    model.cancel()
+    assert list(stream) == []
+    assert stream.completion.finish_reason == "cancelled"
+    assert stream.completion.token_ids == []
+    assert answer(model) == as_tuple(expected)
+
+
 def test_keyboard_interrupts_leave_it_usable(path: Path, expected: Completion) -> None:
     """Signals at many times of a generation, in a process of its own; then the answer of a fresh model."""
     done = python(f"""
