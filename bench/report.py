@@ -29,9 +29,9 @@ def table(result: dict[str, Any]) -> str:
         f"{HEADER}{rows}\n"
         f"Measured {result['date']} on {result['machine']} (a shared virtual machine: ratios count, not absolute "
         f"figures), {result['threads']} threads, prompts of {result['n_prompt']} tokens, {result['n_gen']} generated; "
-        f"medians of runs by turns. In the same minutes the machine read {bandwidth:.0f} GB/s and did {peak:.0f} billion "
-        "int8 products per second. First token: from starting the process, kernels compiled before; memory: the most "
-        "that was resident, the mapped file included.\n"
+        f"medians of runs by turns. In the same minutes the machine read {bandwidth:.0f} GB/s and did {peak:.0f} "
+        "billion int8 products per second. First token: from starting the process, kernels compiled before; memory: "
+        "the most that was resident, the mapped file included.\n"
     )
 
 
