@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_gemma.errors import CheckpointError, EdgeGemmaError, OutputError
-from edge_gemma.quantize.plan import TYPES, Plan
-from edge_gemma.quantize.recipe import Overrides
+from edge_gemma.quantize.recipe import TYPES, Overrides
+
+if TYPE_CHECKING:
+    from edge_gemma.quantize.plan import Plan
 
 DESCRIPTION = """\
 Convert a Gemma checkpoint to a GGUF file that this program and llama.cpp run. SRC is a Hugging Face folder

@@ -5,6 +5,7 @@ The bytes do not depend on the number of threads. A few slabs are in memory at a
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -70,7 +71,7 @@ def quantize(
 ) -> QuantizeReport:
     """Convert `source`, a Hugging Face folder or a GGUF file, into the GGUF file `destination`.
 
-    `type`: one of `plan.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
+    `type`: one of `recipe.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
     matrices, which weigh the errors of columns. `lora`: adapters to merge, each with a factor. `requantize`: accept a
     source that is quantized already. `certify`: measures the file beside its source, for the certificate in it.
     `threads`: default one per core this process may use, at most 8.
@@ -239,7 +240,7 @@ def _convert(slab: _Slab) -> _Converted:
     tensor, info = slab.tensor, slab.info
     raw = tensor.raw(slab.start, slab.stop)
     values = blocks.decode(raw, tensor.format.name)
-    if not blocks.finite(values):
+    if not math.isfinite(blocks.magnitude(values)):
         raise _not_finite(values, slab)
     if tensor.shift != 0.0:
         values = values + np.float32(tensor.shift)

@@ -13,12 +13,9 @@ from edge_gemma.formats import BlockFormat
 from edge_gemma.quantize import presets
 from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
 from edge_gemma.quantize.names import OUTPUT
-from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose, layer_and_role
+from edge_gemma.quantize.recipe import MIXES, PRESETS, TYPES, Model, Overrides, choose, layer_and_role
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo, encode_header
-
-TYPES = (*MIXES, *presets.PRESETS)
-"""What `--type` may be."""
 
 Importance = Mapping[str, NDArray[np.float32]]
 LEAST_IMPORTANCE = 1e-3  # of the mean: a column that the text never used may matter to another
@@ -60,9 +57,9 @@ def make_plan(source: Source, type: str, overrides: Overrides, importance: Impor
     if importance is not None:
         _check_importance(source, importance)
     model, tied = _model(source, importance is not None), all(t.name != OUTPUT for t in source.tensors)
-    if type in presets.PRESETS:
+    if type in PRESETS:
         formats = presets.assign(type, model, source.tensors, overrides, tied=tied)
-        file_type = presets.PRESETS[type].file_type
+        file_type = PRESETS[type].file_type
     else:
         formats = [choose(MIXES[type], model, t.name, t.shape, overrides, tied=tied) for t in source.tensors]
         file_type = MIXES[type].file_type

@@ -16,19 +16,8 @@ from dataclasses import dataclass
 
 from edge_gemma.formats import FORMATS, BlockFormat
 from edge_gemma.quantize.names import EMBEDDING, OUTPUT
-from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose, layer_and_role
+from edge_gemma.quantize.recipe import MIXES, PRESETS, Model, Overrides, choose, layer_and_role
 from edge_gemma.quantize.source import SourceTensor
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A type whose file is no larger than one of the mix `like`."""
-
-    file_type: int
-    like: str
-
-
-PRESETS = {"EG4": Preset(15, "Q4_0"), "EG8": Preset(7, "Q8_0")}
 
 ERRORS = {
     "IQ4_NL": 5.2e-3,

@@ -48,6 +48,20 @@ MIXES: dict[str, Mix] = {
     "IQ4_XS": Mix(30, "IQ4_XS", "Q6_K"),
 }
 
+
+@dataclass(frozen=True)
+class Preset:
+    """A type whose file is no larger than one of the mix `like`; `presets.py` chooses the formats."""
+
+    file_type: int
+    like: str
+
+
+PRESETS = {"EG4": Preset(15, "Q4_0"), "EG8": Preset(7, "Q8_0")}
+
+TYPES = (*MIXES, *PRESETS)
+"""What `--type` may be."""
+
 _FALLBACK = {
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",

@@ -18,7 +18,7 @@ import pytest
 import edge_gemma
 from edge_gemma.cli import parser
 from edge_gemma.formats import FORMATS
-from edge_gemma.quantize.plan import TYPES
+from edge_gemma.quantize.recipe import TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
