@@ -44,19 +44,19 @@ class OutOfRangeError(ValueError):
         super().__init__(f"row {row} is out of range")
 
 
-def encode(values: Floats, name: str, importance: Floats | None = None) -> Bytes:
+def encode(values: Floats, name: str, importance: Floats | None = None, *, largest: float | None = None) -> Bytes:
     """Rows of `values`, (rows, columns) and finite, in format `name`: (rows, bytes of a row).
 
     `importance`, (columns,): the weight of each column's squared errors; it does not matter to float formats.
+    `largest`: what `magnitude` says of the values, or more, if known.
 
     Raises OutOfRangeError where float16 or bfloat16 would overflow, KeyError for a format that is not written.
     """
     values = np.ascontiguousarray(values)
     if name in _FLOATS:
         return _FLOATS[name](values)
-    largest = np.maximum(values.max(axis=1), -values.min(axis=1))
-    if (largest > _LIMITS[name]).any():
-        raise OutOfRangeError(int(np.argmax(largest > _LIMITS[name])))
+    if (magnitude(values) if largest is None else largest) > _LIMITS[name]:
+        raise OutOfRangeError(int(np.argmax(np.abs(values).max(axis=1))))
     return kernels.encode(values, name, importance)
 
 
@@ -80,10 +80,9 @@ def _widened(raw: Bytes, name: str) -> Floats:
     return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def finite(values: Floats) -> bool:
-    """Whether no value is NaN or infinite. Takes no memory."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return bool(np.isfinite(values.max()) and np.isfinite(values.min()))
+def magnitude(values: Floats) -> float:
+    """The largest one of any value; NaN if there is a NaN. Takes no memory."""
+    return max(float(values.max()), -float(values.min()))
 
 
 def can_encode(name: str) -> bool:

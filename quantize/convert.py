@@ -240,20 +240,21 @@ def _convert(slab: _Slab) -> _Converted:
     tensor, info = slab.tensor, slab.info
     raw = tensor.raw(slab.start, slab.stop)
     values = blocks.decode(raw, tensor.format.name)
-    if not math.isfinite(blocks.magnitude(values)):
+    largest = blocks.magnitude(values)
+    if not math.isfinite(largest):
         raise _not_finite(values, slab)
     if tensor.shift != 0.0:
         values = values + np.float32(tensor.shift)
-    data = _encode(slab, raw, values)
+    data = _encode(slab, raw, values, largest + abs(tensor.shift))
     return _Converted(raw, data, measure(values, data, info, slab.start))
 
 
-def _encode(slab: _Slab, raw: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _encode(slab: _Slab, raw: NDArray[np.uint8], values: NDArray[np.float32], largest: float) -> NDArray[np.uint8]:
     tensor, info = slab.tensor, slab.info
     if tensor.format == info.format and tensor.shift == 0.0:
         return np.ascontiguousarray(raw)  # a second rounding of the same blocks could only lose
     try:
-        return blocks.encode(values, info.format.name, slab.weights)
+        return blocks.encode(values, info.format.name, slab.weights, largest=largest)
     except blocks.OutOfRangeError as error:
         row = slab.start + error.row
         largest = float(np.abs(values[error.row]).max())
