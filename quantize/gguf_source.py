@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf import GgufFile, Tensor
 from edge_gemma.quantize.metadata import Metadata, Value, explicit_metadata
@@ -33,7 +36,12 @@ def open_gguf(path: Path) -> Source:
 def _tensor(file: GgufFile, tensor: Tensor) -> SourceTensor:
     data = file.data(tensor)
     origin = f"{file.path.name}: {tensor.name}"
-    return SourceTensor(tensor.name, origin, tensor.shape, tensor.format, lambda start, stop: data[start:stop])
+
+    def raw(start: int, stop: int) -> NDArray[np.uint8]:
+        file.check_unchanged()  # reading what was cut off would end the process
+        return data[start:stop]
+
+    return SourceTensor(tensor.name, origin, tensor.shape, tensor.format, raw)
 
 
 def _carried_over(file: GgufFile) -> Metadata:

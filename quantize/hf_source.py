@@ -32,9 +32,9 @@ def open_folder(path: Path) -> Source:
         raise CheckpointError(f"{folder.path}: no config.json")
     model = read_hyperparameters(config, str(folder.path / "config.json"))
     notices = _compatibility(model)
-    stored = _text_tensors(folder.tensors(), model, notices)
+    stored = _text_tensors(folder, model, notices)
     vocabulary = read_vocabulary(folder, model.vocab_size if model.vocab_size_given else None)
-    tensors = _place(stored, model, _rows_to_keep(model, vocabulary))
+    tensors = _place(stored, model, _rows_to_keep(model, vocabulary, folder.path), folder.path)
     special = read_special_tokens(folder, vocabulary, config)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
@@ -47,11 +47,13 @@ def open_folder(path: Path) -> Source:
     return Source(metadata, tensors, files, notices + vocabulary.notices)
 
 
-def _text_tensors(
-    stored: dict[str, StoredTensor], model: Hyperparameters, notices: list[str]
-) -> dict[str, StoredTensor]:
+def _text_tensors(folder: CheckpointFolder, model: Hyperparameters, notices: list[str]) -> dict[str, StoredTensor]:
     """The language model's tensors by their names without prefix."""
-    names, vision = text_names(list(stored), model)
+    stored = folder.tensors()
+    try:
+        names, vision = text_names(list(stored), model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder.path}: {error}") from None
     if vision:
         notices.append(f"vision tower left out: {vision} tensors")
     if model.tied and HF_OUTPUT in names:
@@ -59,10 +61,13 @@ def _text_tensors(
     return {short: stored[name] for short, name in names.items()}
 
 
-def _place(stored: dict[str, StoredTensor], model: Hyperparameters, vocab_rows: int) -> list[SourceTensor]:
+def _place(
+    stored: dict[str, StoredTensor], model: Hyperparameters, vocab_rows: int, folder: Path
+) -> list[SourceTensor]:
     table = targets(model)
     if missing := [name for name in table if name not in stored]:
-        raise CheckpointError(f"{len(missing)} tensors are missing that config.json asks for: {', '.join(missing[:5])}")
+        text = f"{len(missing)} tensors are missing that config.json asks for: {', '.join(missing[:5])}"
+        raise CheckpointError(f"{folder}: {text}")
     if extra := [tensor.where for name, tensor in stored.items() if name not in table]:
         raise CheckpointError(f"{len(extra)} tensors are extra, config.json has no place for {', '.join(extra[:5])}")
     tensors = [_tensor(stored[name], target) for name, target in table.items()]
@@ -78,11 +83,11 @@ def _tensor(stored: StoredTensor, target: Target) -> SourceTensor:
     return SourceTensor(target.name, stored.where, target.shape, stored.format, stored.raw_rows, target.shift)
 
 
-def _rows_to_keep(model: Hyperparameters, vocabulary: Vocabulary) -> int:
+def _rows_to_keep(model: Hyperparameters, vocabulary: Vocabulary, folder: Path) -> int:
     """Rows of the embedding that have a token; Gemma 3's multimodal tables have more than the tokenizer."""
     tokens = len(vocabulary.tokens)
     if tokens > model.vocab_size:
-        raise CheckpointError(f"the tokenizer has {tokens} tokens, the embedding {model.vocab_size} rows")
+        raise CheckpointError(f"{folder}: the tokenizer has {tokens} tokens, the embedding {model.vocab_size} rows")
     if tokens < model.vocab_size:
         cut = model.vocab_size - tokens
         vocabulary.notices.append(f"{cut} rows of the embedding without a token cut off ({tokens} kept)")
