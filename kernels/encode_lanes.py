@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import lower_builtin, models, register_model, type_callable
 
 from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.simd import _load, _op, _pointer
+from edge_gemma.kernels.simd_types import ir_load, ir_pointer, operation
 
 LANES = 16
 
@@ -60,61 +60,61 @@ def _splat(builder: Any, scalar: Any) -> Any:
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
-@_op(V, _REAL)
+@operation(V, _REAL)
 def splat(builder: Any, x: Any) -> Any:
     """Every lane x."""
     return _splat(builder, x)
 
 
-@_op(V, _WORD)
+@operation(V, _WORD)
 def load(builder: Any, address: Any) -> Any:
     """16 float32 from `address`."""
-    return _load(builder, address, _VV, align=4)
+    return ir_load(builder, address, _VV, align=4)
 
 
-@_op(types.void, _WORD, V)
+@operation(types.void, _WORD, V)
 def store(builder: Any, address: Any, value: Any) -> None:
     """16 float32 to `address`."""
-    builder.store(value, _pointer(builder, address, _VV), align=4)
+    builder.store(value, ir_pointer(builder, address, _VV), align=4)
 
 
-@_op(types.void, _WORD, V)
+@operation(types.void, _WORD, V)
 def store_bytes(builder: Any, address: Any, value: Any) -> None:
     """Whole numbers -128..255, one byte a lane."""
     data = builder.trunc(builder.fptosi(value, _VN), ir.VectorType(_i8, LANES))
-    builder.store(data, _pointer(builder, address, data.type), align=1)
+    builder.store(data, ir_pointer(builder, address, data.type), align=1)
 
 
-@_op(_WORD, _WORD)
+@operation(_WORD, _WORD)
 def byte(builder: Any, address: Any) -> Any:
     """The unsigned byte at `address`."""
-    return builder.zext(_load(builder, address, _i8), _i64)
+    return builder.zext(ir_load(builder, address, _i8), _i64)
 
 
-@_op(types.void, _WORD, _WORD)
+@operation(types.void, _WORD, _WORD)
 def put_byte(builder: Any, address: Any, value: Any) -> None:
     """The low 8 bits of `value` to `address`."""
-    builder.store(builder.trunc(value, _i8), _pointer(builder, address, _i8), align=1)
+    builder.store(builder.trunc(value, _i8), ir_pointer(builder, address, _i8), align=1)
 
 
-@_op(types.void, _WORD, _WORD, V)
+@operation(types.void, _WORD, _WORD, V)
 def scatter_half(builder: Any, address: Any, stride: Any, value: Any) -> None:
     """Lane l as float16 to address + l * stride."""
     halves = builder.trunc(_half_bits(builder, value), ir.VectorType(_i16, LANES))
     for lane in range(LANES):
         at = builder.add(address, builder.mul(stride, ir.Constant(_i64, lane)))
         part = builder.extract_element(halves, ir.Constant(_i32, lane))
-        builder.store(part, _pointer(builder, at, _i16), align=1)
+        builder.store(part, ir_pointer(builder, at, _i16), align=1)
 
 
-@_op(types.void, _WORD, _WORD, N)
+@operation(types.void, _WORD, _WORD, N)
 def scatter_byte(builder: Any, address: Any, stride: Any, value: Any) -> None:
     """The low 8 bits of lane l to address + l * stride."""
     parts = builder.trunc(value, ir.VectorType(_i8, LANES))
     for lane in range(LANES):
         at = builder.add(address, builder.mul(stride, ir.Constant(_i64, lane)))
         part = builder.extract_element(parts, ir.Constant(_i32, lane))
-        builder.store(part, _pointer(builder, at, _i8), align=1)
+        builder.store(part, ir_pointer(builder, at, _i8), align=1)
 
 
 def _interleave(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
@@ -124,18 +124,18 @@ def _interleave(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
     return tuple(builder.shuffle_vector(a, b, ir.Constant(_VN, pattern)) for pattern in (low, high))
 
 
-@_op(types.void, _WORD, _WORD, _WORD)
+@operation(types.void, _WORD, _WORD, _WORD)
 def transpose(builder: Any, address: Any, stride: Any, out: Any) -> None:
     """16 rows of 16 float32, `stride` bytes apart, to 16 vectors at `out`, lane = row."""
     rows = []
     for row in range(LANES):
         at = builder.add(address, builder.mul(stride, ir.Constant(_i64, row)))
-        rows.append(_load(builder, at, _VV, align=4))
+        rows.append(ir_load(builder, at, _VV, align=4))
     for _ in range(4):  # a perfect shuffle of 256 values, four times: halves row and column bits past each other
         rows = [part for k in range(LANES // 2) for part in _interleave(builder, rows[k], rows[k + LANES // 2])]
     for column, value in enumerate(rows):
         at = builder.add(out, ir.Constant(_i64, 4 * LANES * column))
-        builder.store(value, _pointer(builder, at, _VV), align=4)
+        builder.store(value, ir_pointer(builder, at, _VV), align=4)
 
 
 # ---- arithmetic --------------------------------------------------------------------------------------------------
@@ -162,50 +162,50 @@ for _vector, _table in (
         _declare_operator(getattr(operator, _name), _vector, _method)
 
 
-@_op(V, V, V)
+@operation(V, V, V)
 def smaller(builder: Any, a: Any, b: Any) -> Any:
     """The lesser in every lane."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
-@_op(V, V, V)
+@operation(V, V, V)
 def larger(builder: Any, a: Any, b: Any) -> Any:
     """The greater in every lane."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-@_op(V, V, V, V, V)
+@operation(V, V, V, V, V)
 def if_less(builder: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     """x where a < b, else y."""
     return builder.select(builder.fcmp_ordered("<", a, b), x, y)
 
 
-@_op(V, V)
+@operation(V, V)
 def absolute(builder: Any, a: Any) -> Any:
     """Without the sign."""
     return builder.bitcast(builder.and_(builder.bitcast(a, _VN), _const(0x7FFFFFFF)), _VV)
 
 
-@_op(V, V)
+@operation(V, V)
 def nearest(builder: Any, a: Any) -> Any:
     """The nearest whole number, halves to even, of |a| < 2^22."""
     magic = _fconst(1.5 * 2.0**23)
     return builder.fsub(builder.fadd(a, magic), magic)
 
 
-@_op(N, V)
+@operation(N, V)
 def whole(builder: Any, a: Any) -> Any:
     """Towards zero, as integers, of |a| < 2^31."""
     return builder.fptosi(a, _VN)
 
 
-@_op(V, N)
+@operation(V, N)
 def real(builder: Any, a: Any) -> Any:
     """Integers as float32."""
     return builder.sitofp(a, _VV)
 
 
-@_op(N, N, _WORD)
+@operation(N, N, _WORD)
 def shift_left(builder: Any, a: Any, count: Any) -> Any:
     """Every lane."""
     return builder.shl(a, _splat(builder, builder.trunc(count, _i32)))
@@ -236,13 +236,13 @@ def _half_value(builder: Any, words: Any) -> Any:
     return builder.bitcast(builder.or_(bits, sign), _VV)
 
 
-@_op(V, V)
+@operation(V, V)
 def as_half(builder: Any, a: Any) -> Any:
     """Rounded to float16."""
     return _half_value(builder, _half_bits(builder, a))
 
 
-@_op(V, V, types.int64)
+@operation(V, V, types.int64)
 def next_half(builder: Any, a: Any, steps: Any) -> Any:
     """A float16 value, `steps` float16 values further from zero (at zero, up), or closer to it for negative steps."""
     bits = _half_bits(builder, a)
@@ -253,17 +253,17 @@ def next_half(builder: Any, a: Any, steps: Any) -> Any:
     return _half_value(builder, builder.or_(moved, builder.and_(bits, _const(0x8000))))
 
 
-@_op(V, _WORD)
+@operation(V, _WORD)
 def load_halves(builder: Any, address: Any) -> Any:
     """16 float16 from `address`."""
-    words = _load(builder, address, ir.VectorType(_i16, LANES))
+    words = ir_load(builder, address, ir.VectorType(_i16, LANES))
     return _half_value(builder, builder.zext(words, _VN))
 
 
-@_op(V, _WORD)
+@operation(V, _WORD)
 def load_bfloats(builder: Any, address: Any) -> Any:
     """16 bfloat16 from `address`."""
-    words = _load(builder, address, ir.VectorType(_i16, LANES))
+    words = ir_load(builder, address, ir.VectorType(_i16, LANES))
     return builder.bitcast(builder.shl(builder.zext(words, _VN), _const(16)), _VV)
 
 
@@ -277,7 +277,7 @@ def _exchange(distance: int) -> Any:
 
     emit.__name__ = f"exchange_{distance}"
     emit.__doc__ = f"Lane l gets lane l ^ {distance}."
-    return _op(V, V)(emit)
+    return operation(V, V)(emit)
 
 
 _exchange_1, _exchange_2, _exchange_4, _exchange_8 = (_exchange(d) for d in (1, 2, 4, 8))

@@ -1,0 +1,187 @@
+"""Constants, loads and stores, prefetches, and rows of a matrix across the lanes. Knows no format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from edge_gemma.kernels.simd_types import (
+    F32,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    ISA,
+    LANES,
+    WORDS,
+    F,
+    I,
+    ir_concat,
+    ir_load,
+    ir_row,
+    ir_shuffle,
+    ir_splat,
+    ir_store,
+    operation,
+)
+
+
+@operation(F, types.float32)
+def splat(builder: Any, x: Any) -> Any:
+    """Every lane x."""
+    return ir_splat(builder, x)
+
+
+@operation(I, types.int32)
+def splat_int(builder: Any, x: Any) -> Any:
+    """Every lane x."""
+    return ir_splat(builder, x)
+
+
+@operation(F, types.intp)
+def load(builder: Any, address: Any) -> Any:
+    """LANES float32."""
+    return ir_load(builder, address, FLOATS)
+
+
+@operation(I, types.intp)
+def load_int(builder: Any, address: Any) -> Any:
+    """LANES int32, or 4 x LANES bytes."""
+    return ir_load(builder, address, WORDS)
+
+
+@operation(F, types.intp)
+def broadcast(builder: Any, address: Any) -> Any:
+    """One float32, in every lane."""
+    return ir_splat(builder, ir_load(builder, address, F32))
+
+
+@operation(I, types.intp)
+def broadcast_int(builder: Any, address: Any) -> Any:
+    """One int32 (or 4 bytes), in every lane."""
+    return ir_splat(builder, ir_load(builder, address, I32))
+
+
+@operation(types.void, types.intp, F)
+def store(builder: Any, address: Any, value: Any) -> None:
+    """LANES float32."""
+    ir_store(builder, address, value)
+
+
+@operation(types.void, types.intp, I)
+def store_int(builder: Any, address: Any, value: Any) -> None:
+    """LANES int32, or 4 x LANES bytes."""
+    ir_store(builder, address, value)
+
+
+@operation(types.float32, types.intp)
+def load_scalar(builder: Any, address: Any) -> Any:
+    """One float32."""
+    return ir_load(builder, address, F32)
+
+
+@operation(types.void, types.intp, types.float32)
+def store_scalar(builder: Any, address: Any, value: Any) -> None:
+    """One float32."""
+    ir_store(builder, address, value)
+
+
+@operation(types.int32, types.intp)
+def load_scalar_int(builder: Any, address: Any) -> Any:
+    """One int32."""
+    return ir_load(builder, address, I32)
+
+
+@operation(types.void, types.intp, types.int32)
+def store_scalar_int(builder: Any, address: Any, value: Any) -> None:
+    """One int32."""
+    ir_store(builder, address, value)
+
+
+_PREFETCH = {
+    "x86": ("prefetcht0 ($0)", "prefetcht1 ($0)"),
+    "arm": ("prfm pldl1keep, [$0]", "prfm pldl2keep, [$0]"),
+}
+
+
+def _ask(builder: Any, address: Any, level: int) -> None:
+    """As assembly, because LLVM's own operation counts as a write, so that loads before and after it are not shared,
+    and because it gathers them: more at a time than the core has line buffers, and everything waits.
+    """
+    if ISA.machine in _PREFETCH:
+        function_type = ir.FunctionType(ir.VoidType(), [I64])
+        instruction = ir.InlineAsm(function_type, _PREFETCH[ISA.machine][level], "r", side_effect=True)
+        builder.call(instruction, [address], attrs=("readonly", "nounwind"))
+
+
+@operation(types.void, types.intp)
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at `address`, for reading, into the first-level cache. Never faults."""
+    _ask(builder, address, 0)
+
+
+@operation(types.void, types.intp)
+def prefetch_far(builder: Any, address: Any) -> None:
+    """Ask for the cache line at `address`, for reading, into the second-level cache. Never faults."""
+    _ask(builder, address, 1)
+
+
+# ---- one row of a matrix per lane ----------------------------------------------------------------------------------
+
+
+def _rows_scalar(builder: Any, address: Any, stride: Any, element: ir.Type) -> Any:
+    """Lane r: the element at address + r * stride, zero-extended to 32 bits."""
+    vector = ir.Constant(ir.VectorType(element, LANES), ir.Undefined)
+    for r in range(LANES):
+        value = ir_load(builder, ir_row(builder, address, stride, r), element)
+        vector = builder.insert_element(vector, value, ir.Constant(I32, r))
+    return vector if element is I32 else builder.zext(vector, WORDS)
+
+
+@operation(I, types.intp, types.intp)
+def rows_byte(builder: Any, address: Any, stride: Any) -> Any:
+    """Lane r: the byte at address + r * stride, zero-extended."""
+    return _rows_scalar(builder, address, stride, I8)
+
+
+@operation(I, types.intp, types.intp)
+def rows_short(builder: Any, address: Any, stride: Any) -> Any:
+    """Lane r: the 16 bits at address + r * stride, zero-extended."""
+    return _rows_scalar(builder, address, stride, I16)
+
+
+@operation(I, types.intp, types.intp)
+def rows_word(builder: Any, address: Any, stride: Any) -> Any:
+    """Lane r: the 4 bytes at address + r * stride."""
+    return _rows_scalar(builder, address, stride, I32)
+
+
+@operation(types.UniTuple(I, 4), types.intp, types.intp)
+def rows_16_bytes(builder: Any, address: Any, stride: Any) -> Any:
+    """The 16 bytes at address + r * stride of each row r, as 4 vectors: lane r of vector k has bytes 4k..4k+3 of row r.
+
+    A 4 x 4 transposition of 32-bit words inside each 128-bit part: part p of the loaded vector j is row 4p + j.
+    """
+    word4 = ir.VectorType(I32, 4)
+    loaded = []
+    for j in range(4):
+        parts = [ir_load(builder, ir_row(builder, address, stride, 4 * p + j), word4) for p in range(LANES // 4)]
+        loaded.append(ir_concat(builder, parts))
+    low, high = [], []  # words 0 1 and words 2 3 of two rows, interleaved
+    for a, b in ((loaded[0], loaded[1]), (loaded[2], loaded[3])):
+        low.append(ir_shuffle(builder, a, b, in_parts([0, LANES, 1, LANES + 1])))
+        high.append(ir_shuffle(builder, a, b, in_parts([2, LANES + 2, 3, LANES + 3])))
+    columns = []
+    for a, b in (low, high):
+        columns.append(ir_shuffle(builder, a, b, in_parts([0, 1, LANES, LANES + 1])))
+        columns.append(ir_shuffle(builder, a, b, in_parts([2, 3, LANES + 2, LANES + 3])))
+    return cgutils.pack_array(builder, columns)
+
+
+def in_parts(pattern: list[int]) -> list[int]:
+    """The same shuffle in each 128-bit part."""
+    return [4 * p + i for p in range(LANES // 4) for i in pattern]
