@@ -77,13 +77,16 @@ def check_source(plan: Plan) -> None:
             )
 
 
-def column_weights(importance: Importance | None, name: str) -> NDArray[np.float32] | None:
-    """The weights of the columns of tensor `name`, of mean 1; None if nothing is known of them."""
-    means = None if importance is None else importance.get(name)
-    if means is None:
-        return None
-    mean = float(means.mean(dtype=np.float64))
-    return np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32) if mean > 0 else None
+def column_weights(made: Plan, importance: Importance | None, tensor: SourceTensor) -> NDArray[np.float32] | None:
+    """The weights of the columns of a tensor, of mean 1. None if nothing is known of them, or equal ones in a preset.
+
+    Equal weights have the scales of Q8_0, too, searched for, which without weights are as everybody rounds them.
+    """
+    means = None if importance is None else importance.get(tensor.name)
+    mean = 0.0 if means is None else float(means.mean(dtype=np.float64))
+    if means is None or mean <= 0:
+        return np.ones(tensor.columns, np.float32) if made.type in PRESETS else None
+    return np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
 
 
 def _check_importance(source: Source, importance: Importance) -> None:
