@@ -86,7 +86,8 @@ def column_weights(made: Plan, importance: Importance | None, tensor: SourceTens
     mean = 0.0 if means is None else float(means.mean(dtype=np.float64))
     if means is None or mean <= 0:
         return np.ones(tensor.columns, np.float32) if made.type in PRESETS else None
-    return np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
+    weights: NDArray[np.float32] = np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
+    return weights
 
 
 def _check_importance(source: Source, importance: Importance) -> None:
