@@ -126,4 +126,5 @@ def _merged(tensor: SourceTensor, delta: Delta) -> SourceTensor:
         values = blocks.decode(tensor.raw(start, stop), tensor.format.name) + delta.rows(start, stop)
         return values.astype("<f4", copy=False).view(np.uint8)
 
-    return replace(tensor, origin=f"{tensor.origin} + {delta.a.file.path.parent.name}", format=FORMATS["F32"], raw=raw)
+    origin = f"{tensor.origin} + {delta.a.file.path.parent.name}"
+    return replace(tensor, origin=origin, format=FORMATS["F32"], raw=raw, merged=tensor.merged or tensor.format)

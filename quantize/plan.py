@@ -70,9 +70,10 @@ def make_plan(source: Source, type: str, overrides: Overrides, importance: Impor
 def check_source(plan: Plan) -> None:
     """Raise CheckpointError if a quantized tensor would be quantized again."""
     for tensor, info in zip(plan.source.tensors, plan.infos, strict=True):
-        if not tensor.format.is_float and tensor.format != info.format:
+        stored = tensor.merged or tensor.format
+        if not stored.is_float and (tensor.merged or stored != info.format):
             raise CheckpointError(
-                f"{tensor.origin}: is {tensor.format.name} already, and its errors would add to those of "
+                f"{tensor.origin}: is {stored.name} already, and its errors would add to those of "
                 f"{info.format.name}; pass --requantize (requantize=True) to convert it all the same"
             )
 

@@ -29,6 +29,8 @@ class SourceTensor:
     """raw(start, stop): the stored bytes of those rows, (rows, bytes of a row)."""
     shift: float = 0.0
     """Added to every value."""
+    merged: BlockFormat | None = None
+    """The format in the file, where an adapter was added to its values; `format` is that of the sum then."""
 
     @property
     def columns(self) -> int:

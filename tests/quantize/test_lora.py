@@ -216,6 +216,16 @@ def test_a_gguf_source_takes_adapters_too(tmp_path: Path) -> None:
     assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
+def test_a_quantized_source_is_quantized_again_only_if_asked(tmp_path: Path) -> None:
+    weights = tiny.write_checkpoint(tmp_path / "hf")
+    write_adapter(tmp_path / "lora", adapter_tensors(weights))
+    quantize(tmp_path / "hf", tmp_path / "q8.gguf", "Q8_0")
+    adapters = [(tmp_path / "lora", 0.5), (tmp_path / "lora", 0.5)]
+    with pytest.raises(CheckpointError, match=r"blk\.1\..* \+ lora \+ lora: is Q8_0 already.*--requantize"):
+        quantize(tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q8_0", lora=adapters)
+    quantize(tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q8_0", lora=adapters, requantize=True)
+
+
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ({"use_dora": True}, "use_dora: DoRA is not merged"),
