@@ -20,6 +20,7 @@ import psutil
 from edge_gemma.errors import OutputError
 
 HEADROOM = 64 << 20  # bytes that must stay free on the disk
+CLOCK_SECONDS = 60.0  # by which the clock of a disk may differ from that of processes
 
 _in_progress: set[Path] = set()
 
@@ -130,8 +131,18 @@ class AtomicFile:
 
 
 def _being_written(partial: Path, pid: int) -> bool:
-    """A process number is used again, in containers mostly 1; our own is trusted only if this process says so."""
-    return partial in _in_progress if pid == os.getpid() else psutil.pid_exists(pid)
+    """A process number is used again, in containers mostly 1: who has it now must be older than the last byte written.
+
+    Our own number is trusted only if this process says so.
+    """
+    if pid == os.getpid():
+        return partial in _in_progress
+    try:
+        return psutil.Process(pid).create_time() <= partial.stat().st_mtime + CLOCK_SECONDS
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from edge_gemma.errors import OutputError
@@ -130,17 +132,33 @@ def test_a_full_disk_is_seen_before_writing(folder: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stale_partials_are_removed(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def alive() -> Iterator[int]:
+    """Number of a process that runs."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+        process.communicate(b"\n")
+
+
+def test_stale_partials_are_removed(folder: Path, tmp_path: Path, alive: int) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for pid in (dead.pid, os.getpid()):
         (tmp_path / f".out.gguf.partial-{pid}").write_bytes(b"left behind")
-    alive = f".out.gguf.partial-{os.getppid()}"
-    (tmp_path / alive).write_bytes(b"still written")
-    (tmp_path / f".other.gguf.partial-{dead.pid}").write_bytes(b"of another file")
+    kept = [f".out.gguf.partial-{alive}", f".other.gguf.partial-{dead.pid}"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"still written, or of another file")
     quantize(folder, tmp_path / "out.gguf")
-    assert partials(tmp_path) == sorted([alive, f".other.gguf.partial-{dead.pid}"], key=partials(tmp_path).index)
-    assert len(partials(tmp_path)) == 2
+    assert sorted(partials(tmp_path)) == sorted(kept)
+
+
+def test_a_partial_older_than_the_process_of_its_number_is_stale(folder: Path, tmp_path: Path, alive: int) -> None:
+    stale = tmp_path / f".out.gguf.partial-{alive}"
+    stale.write_bytes(b"left behind by a process that had the number before")
+    before = psutil.Process(alive).create_time() - 3600
+    os.utime(stale, (before, before))
+    quantize(folder, tmp_path / "out.gguf")
+    assert partials(tmp_path) == []
 
 
 SLOW = """

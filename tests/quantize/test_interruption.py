@@ -78,7 +78,7 @@ def test_killed_at_every_step(run: Run, calls: list[str]) -> None:
 
 def test_killed_at_random_times(run: Run) -> None:
     statuses = [outcome["status"] for outcome in run(random_kills(60, seed=0))]
-    assert statuses.count(-9) >= 20 and set(statuses) <= {0, -9}
+    assert statuses.count(-9) >= 5 and set(statuses) <= {0, -9}
 
 
 @pytest.mark.parametrize("what", ["interrupt", "terminate"])
