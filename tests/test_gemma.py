@@ -51,8 +51,17 @@ def as_tuple(made: Completion) -> tuple[str, list[int], str]:
     return made.text, made.token_ids, made.finish_reason
 
 
+_OTHERS: set[threading.Thread] = set()
+"""Workers that tests of other files keep."""
+
+
 def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("edge-gemma")]
+    return [t for t in threading.enumerate() if t.name.startswith("edge-gemma") and t not in _OTHERS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers_of_other_tests() -> None:
+    _OTHERS.update(workers())
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

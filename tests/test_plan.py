@@ -27,4 +27,3 @@ def test_buffers_and_cache_are_as_planned(
         assert model.plan == memory_plan(
             model.config, Weights.bind(engine._file, model.config), context, chunk=chunk, kv_type=kv_type, threads=2
         )
-
