@@ -17,7 +17,7 @@ from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.threads import Team
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import scratch_bytes
-from edge_gemma.program import Program, Rows
+from edge_gemma.program import Program, words_of
 from edge_gemma.step import Step
 from edge_gemma.weights import Weights
 
@@ -61,9 +61,12 @@ class Engine:
         program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type)
         self._x = record(program, config, weights, self._cache.layers)
         self._body = len(program)
-        record_logits(program, config, weights, self._x, Rows("logits", config.vocab_size, 0, 4 * config.vocab_size))
+        last = program.outside(self._x.name, self._x.columns, self._x.stride)
+        logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
+        record_logits(program, config, weights, last, logits)
         self._program = program
         self._table = program.table(shared().load(program.kernels(), progress))
+        self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
         self._step = Step(config, chunk, threads, scratch_bytes(config, chunk))
         self._team = Team(threads)
 
@@ -145,13 +148,9 @@ class Engine:
         self._execute(self._table[self._body :])
 
     def _point_head(self, row: int, logits: NDArray[np.float32]) -> None:
-        """Have the logits' operations read from `row` on, and write to `logits`."""
-        head = self._table[self._body :]
-        head[0, ops.NORM.slots[0]] = self._x.address + row * self._x.stride
-        for operation, name in ((ops.MATMUL, "y"), (ops.SOFTCAP, "x")):
-            which = -1 if self.config.final_softcap is None or operation is ops.SOFTCAP else -2
-            if operation is ops.MATMUL or self.config.final_softcap is not None:
-                head[which, operation.slots[operation.arguments.index(name)]] = logits.ctypes.data
+        """Have the logits' operations read from row `row` of the last layer's output on, and write to `logits`."""
+        self._table[self._words_of_last] = self._x.address + row * self._x.stride
+        self._table[self._words_of_logits] = logits.ctypes.data
 
     def _execute(self, table: NDArray[np.int64]) -> None:
         if not self._team.run(table, self._step.words):

@@ -13,7 +13,7 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
 from edge_gemma.model import record, record_logits
-from edge_gemma.program import Program, Rows
+from edge_gemma.program import Program
 from edge_gemma.weights import Weights
 
 KvType: TypeAlias = Literal["f16", "f32"]
@@ -62,7 +62,7 @@ def buffer_bytes(config: GemmaConfig, weights: Weights, layers: list[LayerCache]
     """What the operations of `chunk` rows work in: known exactly, from recording them without memory."""
     program = Program(chunk, lambda _tensor: 0, kv_type, allocate=False)
     x = record(program, config, weights, layers)
-    record_logits(program, config, weights, x, Rows("logits", config.vocab_size, 0, 0))
+    record_logits(program, config, weights, x, program.outside("logits", config.vocab_size, 0))
     return program.buffer_bytes()
 
 

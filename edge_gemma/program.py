@@ -56,6 +56,11 @@ class Forms:
         return (self.y.name, self.q.name) if self.q else (self.y.name,)
 
 
+def words_of(table: NDArray[np.int64], rows: Rows) -> tuple[NDArray[np.intp], ...]:
+    """Where a table has the address of an outside buffer: the index to write the address to."""
+    return np.nonzero(table == rows.address)
+
+
 def zero_of(weight: Tensor) -> int:
     """The zero of the unsigned numbers that a quantized matrix is multiplied as."""
     return ZEROS.get(weight.format.name, 0)
@@ -93,6 +98,7 @@ class Program:
         """Name of a matrix -> of each input column, the sum of squares over the last step's rows. See `observe`."""
         self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
+        self._outside = 0
         self._rows: list[list[int]] = []
         self._kernels: list[tuple[Kernel, Kernel, Kernel]] = []
         self._read: set[str] = set()
@@ -118,6 +124,11 @@ class Program:
             row[ops.BARRIER : ops.BARRIER + len(words)] = words
             row[ops.ONE], row[ops.FEW], row[ops.MANY] = (addresses[kernel] for kernel in kernels)
         return table
+
+    def outside(self, name: str, columns: int, stride: int) -> Rows:
+        """A buffer whose address is written into the table later (`words_of`); `name` may be of one that it lies in."""
+        self._outside += 1
+        return Rows(name, columns, -self._outside, stride)
 
     # ---- operations ----------------------------------------------------------------------------------------------
 
