@@ -90,9 +90,13 @@ def can_encode(name: str) -> bool:
     return name in _FLOATS or name in kernels.ENCODED
 
 
-def prepare(names: Iterable[str], sources: Iterable[str], progress: Progress | None, *, weighted: bool) -> None:
-    """Load the kernels that write `names` and read `sources`, compiling with `progress` what is in no cache yet."""
-    wanted = [kernels.kernel_of(name, weighted=w) for name in names if name not in _FLOATS for w in {False, weighted}]
+def prepare(names: Iterable[str], weighted: Iterable[str], sources: Iterable[str], progress: Progress | None) -> None:
+    """Load the kernels that write `names`, `weighted` ones with importance too, and those that read `sources`.
+
+    What is in no cache yet is compiled, with `progress(done, total, name)`.
+    """
+    wanted = [kernels.kernel_of(name, weighted=False) for name in names if name not in _FLOATS]
+    wanted += [kernels.kernel_of(name, weighted=True) for name in weighted if name not in _FLOATS]
     kernels.prepare([*wanted, *(kernels.widener_of(name) for name in sources if name in ("F16", "BF16"))], progress)
 
 

@@ -28,8 +28,17 @@ from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
 from edge_gemma.quantize.imatrix import read as read_imatrix
 from edge_gemma.quantize.lora import merge, open_adapter
-from edge_gemma.quantize.plan import Importance, Plan, check_source, check_type, column_weights, formats_used, make_plan
-from edge_gemma.quantize.recipe import PRESETS, Overrides
+from edge_gemma.quantize.plan import (
+    Importance,
+    Plan,
+    check_source,
+    check_type,
+    column_weights,
+    formats_used,
+    make_plan,
+    weighted_formats,
+)
+from edge_gemma.quantize.recipe import Overrides
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo
 from edge_gemma.weights import Weights
@@ -89,9 +98,7 @@ def quantize(
         check_source(made)
     check_destination(target, force=force, sources=made.source.files)
     stored = {tensor.format.name for tensor in made.source.tensors}
-    blocks.prepare(
-        formats_used(made.infos), stored, kernel_progress, weighted=importance is not None or type in PRESETS
-    )
+    blocks.prepare(formats_used(made.infos), weighted_formats(made, importance), stored, kernel_progress)
     source_copy(target).unlink(missing_ok=True)  # of a run that was killed
     certificate = Certificate(made.infos, certified=certify is not None)
     header = made.header(certificate.metadata())
@@ -188,7 +195,7 @@ class _Slab:
 def _slabs(made: Plan, importance: Importance | None) -> Iterator[_Slab]:
     for tensor, info in zip(made.source.tensors, made.infos, strict=True):
         step = max(1, SLAB_VALUES // tensor.columns)
-        weights = column_weights(made, importance, tensor)
+        weights = column_weights(made, importance, info)
         for start in range(0, tensor.rows, step):
             yield _Slab(tensor, info, weights, start, min(start + step, tensor.rows))
 

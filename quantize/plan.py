@@ -18,6 +18,7 @@ from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo, encode_header
 
 Importance = Mapping[str, NDArray[np.float32]]
+AS_REFERENCE = ("Q4_0", "Q8_0")
 LEAST_IMPORTANCE = 1e-3  # of the mean: a column that the text never used may matter to another
 
 
@@ -78,17 +79,27 @@ def check_source(plan: Plan) -> None:
             )
 
 
-def column_weights(made: Plan, importance: Importance | None, tensor: SourceTensor) -> NDArray[np.float32] | None:
-    """The weights of the columns of a tensor, of mean 1. None if nothing is known of them, or equal ones in a preset.
+def column_weights(made: Plan, importance: Importance | None, info: TensorInfo) -> NDArray[np.float32] | None:
+    """The weights of the columns of a tensor, of mean 1; None if they are equal.
 
-    Equal weights have the scales of Q8_0, too, searched for, which without weights are as everybody rounds them.
+    Without weights Q4_0 and Q8_0 are as everybody rounds them. That is right in files of these types, which checkpoints
+    may have been trained for. In others they stand for a format that does not fit, and equal weights let their scales
+    be searched for as those of all other formats are.
     """
-    means = None if importance is None else importance.get(tensor.name)
+    means = None if importance is None else importance.get(info.name)
     mean = 0.0 if means is None else float(means.mean(dtype=np.float64))
     if means is None or mean <= 0:
-        return np.ones(tensor.columns, np.float32) if made.type in PRESETS else None
-    weights: NDArray[np.float32] = np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
-    return weights
+        return np.ones(info.shape[-1], np.float32) if _searched(made.type, info) else None
+    return np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
+
+
+def weighted_formats(made: Plan, importance: Importance | None) -> set[str]:
+    """Formats of which a tensor has column weights."""
+    return {info.format.name for info in made.infos if column_weights(made, importance, info) is not None}
+
+
+def _searched(type: str, info: TensorInfo) -> bool:
+    return type not in AS_REFERENCE and info.format.name in AS_REFERENCE
 
 
 def _check_importance(source: Source, importance: Importance) -> None:
