@@ -138,7 +138,7 @@ def _being_written(partial: Path, pid: int) -> bool:
     if pid == os.getpid():
         return partial in _in_progress
     try:
-        return psutil.Process(pid).create_time() <= partial.stat().st_mtime + CLOCK_SECONDS
+        return bool(psutil.Process(pid).create_time() <= partial.stat().st_mtime + CLOCK_SECONDS)
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
     except psutil.AccessDenied:

@@ -4,7 +4,8 @@ import copy
 import json
 import pickletools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,13 @@ def _change(container: Any, key: Any, rng: random.Random, choices: list[tuple[An
         case 0:
             del container[key]
         case 1:
-            container[key] = rng.choice(ODD)
+            container[key] = copy.deepcopy(rng.choice(ODD))
         case 2 if type(value) in (int, float):
             container[key] = rng.choice([value + 1, value - 1, -value, value * 2, value * 2**32, str(value)])
         case 3 if isinstance(container, dict):
             container[f"{key}x"] = container.pop(key)
         case 4 if isinstance(container, list):
-            container.append(value)
+            container.append(copy.deepcopy(value))
         case _:
             other, name = rng.choice(choices)
             container[key] = copy.deepcopy(other[name]) if name in other or isinstance(other, list) else None
@@ -122,11 +123,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sharded")
-    tensors = tiny.write_checkpoint(folder, num_hidden_layers=1, shards=3, tokenizer="json")
-    build.write_shards(folder, tensors, 3)
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of three shards in each container, by the name of its index."""
+    safe, torch = tmp_path_factory.mktemp("safetensors"), tmp_path_factory.mktemp("torch")
+    tensors = tiny.write_checkpoint(safe, num_hidden_layers=1, shards=3, tokenizer="json")
+    build.write_shards(torch, tensors, 3)
+    return {SAFETENSORS.index: safe, TORCH.index: torch}
 
 
 HEADER = {
@@ -145,24 +147,22 @@ def test_safetensors_headers(work: Path, seed: int) -> None:
 
 
 @fuzz(300)
-def test_indexes(sharded: Path, seed: int) -> None:
+def test_indexes(folders: dict[str, Path], seed: int) -> None:
     rng = random.Random(seed)
-    container = rng.choice([SAFETENSORS, TORCH])
-    path = sharded / container.index
-    index = path.read_text()
+    name = rng.choice([SAFETENSORS.index, TORCH.index])
+    with changed_file(folders[name] / name, rng):
+        read_all(accepted(lambda: CheckpointFolder(folders[name]).tensors()))
+
+
+@contextmanager
+def changed_file(path: Path, rng: random.Random) -> Iterator[None]:
+    """A JSON file that is changed for a while."""
+    before = path.read_text()
+    path.write_text(json.dumps(changed(json.loads(before), rng)))
     try:
-        path.write_text(json.dumps(changed(json.loads(index), rng)))
-        if container is TORCH:
-            (sharded / SAFETENSORS.index).rename(sharded / "hidden")
-            for shard in sharded.glob("*.safetensors"):
-                shard.rename(shard.with_suffix(".hidden"))
-        read_all(accepted(lambda: CheckpointFolder(sharded).tensors()))
+        yield
     finally:
-        path.write_text(index)
-        if container is TORCH:
-            (sharded / "hidden").rename(sharded / SAFETENSORS.index)
-            for shard in sharded.glob("*.hidden"):
-                shard.rename(shard.with_suffix(".safetensors"))
+        path.write_text(before)
 
 
 @fuzz(1500)
@@ -179,15 +179,11 @@ def test_configs(seed: int) -> None:
 
 
 @fuzz(150)
-def test_folders(sharded: Path, seed: int) -> None:
+def test_folders(folders: dict[str, Path], seed: int) -> None:
     rng = random.Random(seed)
-    path = sharded / rng.choice(["config.json", "tokenizer_config.json", "tokenizer.json"])
-    before = path.read_text()
-    try:
-        path.write_text(json.dumps(changed(json.loads(before), rng)))
-        accepted(lambda: open_folder(sharded))
-    finally:
-        path.write_text(before)
+    folder = folders[SAFETENSORS.index]
+    with changed_file(folder / rng.choice(["config.json", "tokenizer_config.json", "tokenizer.json"]), rng):
+        accepted(lambda: open_folder(folder))
 
 
 @fuzz(300)
