@@ -90,7 +90,8 @@ def column_weights(made: Plan, importance: Importance | None, info: TensorInfo) 
     mean = 0.0 if means is None else float(means.mean(dtype=np.float64))
     if means is None or mean <= 0:
         return np.ones(info.shape[-1], np.float32) if _searched(made.type, info) else None
-    return np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
+    weights: NDArray[np.float32] = np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
+    return weights
 
 
 def weighted_formats(made: Plan, importance: Importance | None) -> set[str]:
