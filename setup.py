@@ -15,8 +15,8 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "edge_gemma/__init__.py")
 
 RUNTIME = [
     "numpy>=2.0",
-    "numba>=0.61",
-    "llvmlite>=0.44",
+    "numba>=0.62",  # the last one for Intel Macs
+    "llvmlite>=0.45",
     "gguf>=0.17",
     "sentencepiece>=0.2.1",  # CVE-2026-1260 below
     "tqdm>=4.66",  # progress bars

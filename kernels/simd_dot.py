@@ -30,8 +30,8 @@ def _dot4_partial_reduce(builder: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 def _vpdpbusd(builder: Any, acc: Any, u: Any, s: Any) -> Any:
-    name = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}"
-    return ir_call(builder, name, WORDS, acc, ir_bytes(builder, u), ir_bytes(builder, s))
+    """With words, as the instruction was declared until LLVM 22, which takes bytes and turns the older form into it."""
+    return ir_call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", WORDS, acc, u, s)
 
 
 def _vpmaddubsw(builder: Any, acc: Any, u: Any, s: Any) -> Any:
