@@ -9,9 +9,12 @@ from typing import Any
 
 from edge_gemma.kernels.atomics import word
 from edge_gemma.kernels.encode import ENCODE, GROUPS
-from edge_gemma.kernels.encode_fit import VECTOR
-from edge_gemma.kernels.encode_lanes import splat, store, transpose
+from edge_gemma.kernels.encode_fit import VECTOR, inverse
+from edge_gemma.kernels.encode_lanes import load, splat, store, transpose
 from edge_gemma.kernels.jit import inlined
+
+SQUARE = 0.3
+"""How much more the errors of large values count: measured on Gemma 3 270M. 0, the least RMS error, diverges 7% more."""
 
 _X, _Y, _ROWS, _COLUMNS, _IMPORTANCE, _SCRATCH = ENCODE.slots
 
@@ -27,19 +30,30 @@ def make_loop(count: int, group: int, nbytes: int, body: Any) -> Any:
         for part in range(0, count, 16):
             transpose(source + 4 * part, 4 * count, out + part * VECTOR)
 
+    @inlined
+    def weigh(x: Any, w: Any, importance: Any) -> Any:
+        """The importance, or 1, times 1 + SQUARE x^2 / mean x^2."""
+        total = splat(0.0)
+        for i in range(count):
+            total = total + load(x + i * VECTOR) * load(x + i * VECTOR)
+        factor = inverse(total) * splat(SQUARE * count)
+        for i in range(count):
+            v = load(x + i * VECTOR)
+            more = splat(1.0) + v * v * factor
+            store(w + i * VECTOR, more if importance == 0 else load(w + i * VECTOR) * more)
+
     def loop(op: Any, _step: Any, _thread: Any) -> None:
         columns, importance = word(op, _COLUMNS), word(op, _IMPORTANCE)
         groups = word(op, _ROWS) * columns // count
         x = word(op, _SCRATCH)
         w = x + count * VECTOR
         levels = w + count * VECTOR
-        for i in range(count):
-            store(w + i * VECTOR, splat(1.0))
         for start in range(0, groups, GROUPS):
             first = min(start, groups - GROUPS)
             fill(word(op, _X) + first * count * 4, x)
             if importance != 0:
                 fill(importance + (first * count) % columns * 4, w)
+            weigh(x, w, importance)
             body(x, w, levels, levels + count * 16, word(op, _Y) + first // group * nbytes)
 
     return loop
