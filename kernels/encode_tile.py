@@ -14,7 +14,7 @@ from edge_gemma.kernels.encode_lanes import load, splat, store, transpose
 from edge_gemma.kernels.jit import inlined
 
 SQUARE = 0.3
-"""How much more the errors of large values count: measured on Gemma 3 270M. 0, the least RMS error, diverges 7% more."""
+"""How much more errors of large values count; measured on Gemma 3 270M. 0, the least RMS error, diverges 7% more."""
 
 _X, _Y, _ROWS, _COLUMNS, _IMPORTANCE, _SCRATCH = ENCODE.slots
 
