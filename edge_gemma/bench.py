@@ -86,7 +86,7 @@ def bench(
     context = max(test.n_depth + test.tokens for test in tests)
     constant = _model_fields(path, context) | {"build_version": __version__, "cpu_info": cpu_info(), "backends": "CPU"}
     for count in threads or [default_threads()]:
-        with _engine(path, context, count, kv_type, kernel_progress) as engine:
+        with open_engine(path, context, count, kv_type, kernel_progress) as engine:
             for test in tests:
                 fields = {
                     "isa": isa.current().name,
@@ -176,9 +176,14 @@ def _main_type(types: dict[str, dict[str, int]]) -> str:
 
 
 @contextmanager
-def _engine(
-    path: str | os.PathLike[str], context: int, threads: int, kv_type: KvType, progress: KernelProgress | None
+def open_engine(
+    path: str | os.PathLike[str],
+    context: int,
+    threads: int,
+    kv_type: KvType = "f16",
+    progress: KernelProgress | None = None,
 ) -> Iterator[Engine]:
+    """The model in `path`, ready for steps, with the chunk that `Gemma` takes; closed at the end. Raises as `Gemma`."""
     if not 1 <= threads <= 256:
         raise ValueError(f"-t: {threads} is outside 1..256")
     with GgufFile.open(path) as file:
