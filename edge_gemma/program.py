@@ -56,6 +56,15 @@ class Forms:
         return (self.y.name, self.q.name) if self.q else (self.y.name,)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What a row of the table is, for people: the operation, the weights it takes, and what it writes first."""
+
+    operation: Operation
+    weights: tuple[Tensor, ...]
+    out: str
+
+
 def words_of(table: NDArray[np.int64], rows: Rows) -> tuple[NDArray[np.intp], ...]:
     """Where a table has the address of an outside buffer: the index to write the address to."""
     return np.nonzero(table == rows.address)
@@ -101,6 +110,8 @@ class Program:
         self._outside = 0
         self._rows: list[list[int]] = []
         self._kernels: list[tuple[Kernel, Kernel, Kernel]] = []
+        self.recorded: list[Recorded] = []
+        """What each row is."""
         self._read: set[str] = set()
         self._written: set[str] = set()
         self._quantized: dict[tuple[str, int], Rows] = {}
@@ -141,6 +152,7 @@ class Program:
             (),
             (out,),
             *(self._address_of(table), table.row_bytes, y.columns, y.address, y.stride, _real(scale)),
+            weights=(table,),
         )
         return y
 
@@ -161,6 +173,7 @@ class Program:
             *(x.address, x.stride, self._address_of(weight), x.columns, _real(epsilon)),
             *((base.address, base.stride) if base else (0, 0)),
             *(out.y.address, out.y.stride, *out.int8),
+            weights=(weight,),
         )
         return self._keep(out)
 
@@ -194,6 +207,7 @@ class Program:
             *(self._address_of(weight), weight.row_bytes, *weight.shape, x.address, x.stride, y.address, y.stride),
             few=few,
             many=many,
+            weights=(weight,),
         )
         return y
 
@@ -330,6 +344,7 @@ class Program:
         *arguments: int,
         few: Kernel | None = None,
         many: Kernel | None = None,
+        weights: tuple[Tensor, ...] = (),
     ) -> None:
         assert len(arguments) == len(operation.arguments), operation
         barrier = bool(self._written & {*reads, *writes} or self._read & set(writes))
@@ -341,6 +356,7 @@ class Program:
         self._observed = {name: sums for name, sums in self._observed.items() if name not in writes}
         self._rows.append([int(barrier), *arguments])
         self._kernels.append((kernel, few or many or kernel, many or kernel))
+        self.recorded.append(Recorded(operation, weights, writes[0]))
 
     def _buffer(self, name: str, columns: int) -> Rows:
         return self._allocate(name, columns, 4 * columns)

@@ -1,0 +1,43 @@
+"""The time inside a program: a row that notes the processor's counter. Knows no unit; see `edge_gemma.profile`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+
+from edge_gemma.kernels.atomics import word, write_shared
+from edge_gemma.kernels.jit import intrinsic
+from edge_gemma.kernels.operations import STAMP
+
+(_AT,) = STAMP.slots
+_I64 = ir.IntType(64)
+_ARM = llvm.get_default_triple().startswith(("aarch64", "arm64"))
+
+
+@intrinsic
+def ticks(_typing: Any) -> Any:
+    """A counter that runs at one speed, the same for all cores: x86's `rdtsc`, on AArch64 the generic timer, for LLVM's
+    own operation reads a counter there that programs may not.
+    """
+
+    def codegen(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        function_type = ir.FunctionType(_I64, [])
+        if _ARM:
+            return builder.call(ir.InlineAsm(function_type, "mrs $0, cntvct_el0", "=r", side_effect=True), [])
+        return builder.call(builder.module.declare_intrinsic("llvm.readcyclecounter", (), function_type), [])
+
+    return types.intp(), codegen
+
+
+def stamp(op: Any, _step: Any, thread: Any) -> None:
+    """Thread 0 writes the counter to the argument's address. The row's barrier ends the operation before."""
+    if thread == 0:
+        write_shared(word(op, _AT), 0, ticks())
+
+
+def kernels() -> dict[str, Any]:
+    """The functions of this module to compile, by name."""
+    return {"stamp": stamp}
