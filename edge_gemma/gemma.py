@@ -28,7 +28,7 @@ from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.generate import FinishReason, Generation, Timings, Usage
 from edge_gemma.gguf import GgufFile
 from edge_gemma.plan import MemoryPlan, default_chunk, require_budget
-from edge_gemma.sampler import SamplingParams
+from edge_gemma.sampler import Sampler, SamplingParams
 from edge_gemma.stops import StopStrings
 from edge_gemma.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
@@ -256,9 +256,8 @@ class Gemma:
         if on_progress is not None and not callable(on_progress):
             raise TypeError(f"on_progress: {on_progress!r} cannot be called")
         stops = _stop_strings(stop)
-        return Generation(
-            self._opened(), self.tokenizer, ids, max_tokens, SamplingParams(**sampling), stops, on_progress
-        )
+        sampler = Sampler(SamplingParams(**sampling))
+        return Generation(self._opened(), self.tokenizer, ids, max_tokens, sampler, stops, on_progress)
 
     def _pieces(self, generation: Generation, cancels: int) -> Generator[str]:
         """`cancels`: as many as there had been when the generation was asked for."""

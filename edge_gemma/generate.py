@@ -9,7 +9,7 @@ from typing import Literal
 
 from edge_gemma.detokenizer import Detokenizer
 from edge_gemma.engine import ChunkProgress, Engine
-from edge_gemma.sampler import Sampler, SamplingParams
+from edge_gemma.sampler import Sampler
 from edge_gemma.stops import StopStrings
 from edge_gemma.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ class Generation:
     tokenizer: Tokenizer
     prompt: Sequence[int]
     max_tokens: int
-    params: SamplingParams
+    sampler: Sampler
     stop: Sequence[str] = ()
     progress: ChunkProgress | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -94,14 +94,13 @@ class Generation:
         return Usage(len(self.prompt), len(self.token_ids))
 
     def _tokens(self) -> Iterator[int]:
-        sampler = Sampler(self.params)
         history = list(self.prompt)
         start = time.perf_counter()
         logits = self.engine.prefill(history, self.progress)
         first = time.perf_counter()
         try:
             while True:
-                token = sampler.sample(logits, history)
+                token = self.sampler.sample(logits, history)
                 self.token_ids.append(token)
                 history.append(token)
                 if token in self.tokenizer.eog_ids:

@@ -8,7 +8,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 
-from edge_gemma.kernels.atomics import word, write_shared
+from edge_gemma.kernels.atomics import read_shared, word, write_shared
 from edge_gemma.kernels.jit import intrinsic
 from edge_gemma.kernels.operations import STAMP
 
@@ -32,9 +32,12 @@ def ticks(_typing: Any) -> Any:
     return types.intp(), codegen
 
 
-def stamp(op: Any, _step: Any, thread: Any) -> None:
-    """Thread 0 writes the counter to the argument's address. The row's barrier ends the operation before."""
-    if thread == 0:
+def stamp(op: Any, _step: Any, _thread: Any) -> None:
+    """The first thread past the row's barrier writes the counter to the argument's address, where there is a 0.
+
+    Not one certain thread: that one may have been put to sleep, and the others are at work again.
+    """
+    if read_shared(word(op, _AT), 0) == 0:
         write_shared(word(op, _AT), 0, ticks())
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_gemma.commands import options, terminal
 
+if TYPE_CHECKING:
+    from edge_gemma.profile import Outside, Part, Profile, StepProfile
+
 DESCRIPTION = """\
 Measure the speed of prompts (pp) and of generation (tg), without tokenizing and sampling, as llama-bench does.
--p, -n, -d and -t take lists, such as -t 1,2,4: every combination is measured. Let the machine be idle."""
+-p, -n, -d and -t take lists, such as -t 1,2,4: every combination is measured. Let the machine be idle.
+With --profile, where the time goes: of a decode step after -d tokens, of the loop around -n of them, and of a chunk of
+-p tokens (or of as many as the model reads at a time), operation by operation."""
+PARTS = ("operation", "count", "us", "share", "MB", "GB/s", "MMAC", "GMAC/s")
 COLUMNS = ("model", "size", "params", "threads", "test", "t/s")
 
 
@@ -25,11 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-t", "--threads", type=_integers, default=[], metavar="N,...", help="default: fast physical cores")
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="timed repetitions after a warm-up; 5")
     options.add_kv_type(parser)
-    add("--json", action="store_true", help="print a JSON list with llama-bench's fields, one object a test")
+    add("--profile", action="store_true", help="measure each kind of operation; one value each of -p, -n, -d and -t")
+    add("--json", action="store_true", help="print JSON: a list with llama-bench's fields, or the profile")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.profile:
+        return _profile(args)
     from edge_gemma.bench import bench, plan_tests
 
     tests = plan_tests(args.n_prompt, args.n_gen, args.n_depth)
@@ -90,3 +99,69 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of integers") from None
+
+
+# ---- the profile -------------------------------------------------------------------------------------------------
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from edge_gemma.profile import as_dict, profile
+
+    status = terminal.Status()
+    result = profile(
+        args.model,
+        n_prompt=_single("-p", args.n_prompt),
+        n_gen=_single("-n", args.n_gen),
+        n_depth=_single("-d", args.n_depth),
+        threads=_single("-t", args.threads) if args.threads else None,
+        repeats=args.repetitions,
+        kv_type=args.kv_type,
+        kernel_progress=terminal.kernel_progress(),
+        notice=lambda text: status.show(f"measuring {text}"),
+    )
+    status.clear()
+    terminal.write(json.dumps(as_dict(result), indent=2) + "\n" if args.json else _profile_text(result))
+    return 0
+
+
+def _single(name: str, values: list[int]) -> int:
+    if len(values) != 1:
+        raise ValueError(f"{name}: a profile is of one value, got {len(values)}")
+    return values[0]
+
+
+def _profile_text(result: Profile) -> str:
+    steps = "\n".join(_step_text(step) for step in (result.decode, result.prefill) if step)
+    return steps + (f"\n{_outside_text(result.outside)}" if result.outside else "")
+
+
+def _step_text(step: StepProfile) -> str:
+    """A table of the operations, the longest first."""
+    what = "decode step" if step.kind == "decode" else f"chunk of {step.rows} tokens"
+    rows = [PARTS, *(_part_cells(part, part.us / step.sum_us) for part in step.parts)]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:>{w}}" if i else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    title = f"{what} at position {step.position}: {step.whole_us:.0f} us; operation by operation {step.sum_us:.0f} us"
+    return "\n".join([title, *lines]) + "\n"
+
+
+def _part_cells(part: Part, share: float) -> tuple[str, ...]:
+    """Figures that say nothing of an operation are left out."""
+    size, macs = part.weight_bytes + part.kv_bytes, part.macs
+    memory = (f"{size / 1e6:.1f}", f"{part.gb_per_s:.1f}") if size else ("", "")
+    products = (f"{macs / 1e6:.1f}", f"{part.gmac_per_s:.1f}") if macs else ("", "")
+    label = f"{part.label} ({', '.join(part.formats)})" if part.formats else part.label
+    return (label, str(part.count), f"{part.us:.1f}", f"{share:.1%}", *memory, *products)
+
+
+def _outside_text(outside: Outside) -> str:
+    """One line."""
+    return (
+        f"outside the program, of {outside.steps} streamed tokens {outside.share:.1%}: "
+        f"threads {outside.threads_us:.0f} us, sampling {outside.sampling_us:.0f} us, "
+        f"detokenizing {outside.detokenizing_us:.0f} us, Python {outside.python_us:.0f} us; "
+        f"inside {outside.program_us:.0f} us\n"
+    )

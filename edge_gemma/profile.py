@@ -1,0 +1,376 @@
+"""Where a step's microseconds go: the time of each kind of operation, measured while the program runs.
+
+One decode step and one chunk of a prompt are run with a stamp of the clock around every operation, and by turns with
+two stamps around the whole; what the two differ by is the meetings between operations, and the overlap of operations
+without one. What happens outside the program (waking the threads, sampling, text, Python) is measured in a streamed
+generation. Knows no terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import psutil
+
+from edge_gemma import __version__
+from edge_gemma.bench import cpu_info
+from edge_gemma.config import GemmaConfig
+from edge_gemma.cores import default_threads
+from edge_gemma.detokenizer import Detokenizer
+from edge_gemma.engine import Progress as KernelProgress
+from edge_gemma.generate import Generation
+from edge_gemma.gguf import GgufFile
+from edge_gemma.info import describe
+from edge_gemma.kernels import isa
+from edge_gemma.kernels import operations as ops
+from edge_gemma.model import EVERYTHING
+from edge_gemma.plan import KvType, default_chunk, require_budget
+from edge_gemma.program import Recorded
+from edge_gemma.sampler import Logits, Sampler, SamplingParams
+from edge_gemma.stamps import Run, StampedEngine
+from edge_gemma.stops import StopStrings
+from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.weights import Weights
+
+SEED = 0
+LIMIT = 2**22
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """All operations of one kind in a step: `count` rows of the program's table.
+
+    us: microseconds, median over the repetitions of each row, then summed; best_us: the same of each row's least.
+    weight_bytes, kv_bytes: what has to be read of weights and of the cache, at least once; macs: multiply-adds;
+    formats: of the weights.
+    """
+
+    label: str
+    count: int
+    us: float
+    best_us: float
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    macs: int = 0
+    formats: tuple[str, ...] = ()
+
+    def __add__(self, other: Part) -> Part:
+        formats = tuple(sorted({*self.formats, *other.formats}))
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ADDED}
+        return Part(self.label, **sums, formats=formats)
+
+    @property
+    def gb_per_s(self) -> float:
+        """Weights and cache, 1e9 bytes per second."""
+        return (self.weight_bytes + self.kv_bytes) / self.us / 1e3 if self.us else 0.0
+
+    @property
+    def gmac_per_s(self) -> float:
+        """1e9 multiply-adds per second."""
+        return self.macs / self.us / 1e3 if self.us else 0.0
+
+
+ADDED = ("count", "us", "best_us", "weight_bytes", "kv_bytes", "macs")
+"""The fields of a Part that add up."""
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """A step of `rows` rows, the first at `position`; `whole_us` is the program's time with no stamps inside."""
+
+    kind: str
+    rows: int
+    position: int
+    parts: tuple[Part, ...]
+    whole_us: float
+
+    @property
+    def sum_us(self) -> float:
+        """Of all parts: `whole_us`, and a meeting of all threads after each operation."""
+        return sum(part.us for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Microseconds for each of `steps` tokens of a streamed generation with the default sampling, medians.
+
+    program: in the kernels; threads: waking them and hearing of their end; sampling; detokenizing: with stop strings;
+    python: all the rest between two tokens.
+    """
+
+    steps: int
+    program_us: float
+    threads_us: float
+    sampling_us: float
+    detokenizing_us: float
+    python_us: float
+
+    @property
+    def share(self) -> float:
+        """Of sampling, detokenizing, Python and waking threads in a token's time."""
+        outside = self.threads_us + self.sampling_us + self.detokenizing_us + self.python_us
+        return outside / (outside + self.program_us)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A decode step and the loop around it, and a chunk of a prompt, where asked for; `about`: model and machine."""
+
+    about: dict[str, Any]
+    decode: StepProfile | None
+    outside: Outside | None
+    prefill: StepProfile | None
+
+
+def profile(
+    path: str | os.PathLike[str],
+    *,
+    n_prompt: int = 512,
+    n_gen: int = 128,
+    n_depth: int = 0,
+    threads: int | None = None,
+    repeats: int = 5,
+    kv_type: KvType = "f16",
+    kernel_progress: KernelProgress | None = None,
+    notice: Notice | None = None,
+) -> Profile:
+    """Profile the model in `path`, after `n_depth` tokens of context.
+
+    n_prompt: rows of the chunk, at most the model's own chunk; 0 for none. n_gen: tokens of the generation that shows
+    what is outside the program; 0 for neither that nor a decode step. repeats: of each step, after one that does not
+    count. `notice` is told what is being run. Raises what opening a model raises, and ValueError.
+    """
+    _check(n_prompt, n_gen, n_depth, repeats)
+    count = threads or default_threads()
+    tell = notice or (lambda _text: None)
+    with _open(path, n_depth + 1 + max(n_prompt, n_gen), count, kv_type, kernel_progress) as (engine, tokenizer):
+        rows = min(n_prompt, engine.chunk)
+        ids = np.random.default_rng(SEED).integers(0, engine.config.vocab_size, n_depth + rows + 1).tolist()
+        tell(f"{n_depth} tokens of context, and generation of {n_gen}")
+        outside = _outside(engine, tokenizer, ids[: max(n_depth, 1)], n_gen)
+        decode = prefill = None
+        if n_gen:
+            tell("a decode step")
+            decode = _step(engine, ids[n_depth : n_depth + 1], n_depth, repeats)
+        if n_prompt:
+            tell(f"a chunk of {rows} tokens")
+            prefill = _step(engine, ids[n_depth : n_depth + rows], n_depth, repeats)
+    about = _about(path, n_depth=n_depth, n_threads=count, repetitions=repeats, type_k=kv_type, type_v=kv_type)
+    return Profile(about, decode, outside, prefill)
+
+
+def as_dict(result: Profile) -> dict[str, Any]:
+    """For JSON: the fields of the classes above, times in microseconds, and what follows from them."""
+    steps = {"decode": result.decode, "prefill": result.prefill}
+    return (
+        result.about
+        | {name: step and _step_dict(step) for name, step in steps.items()}
+        | {"outside": result.outside and asdict(result.outside) | {"share": result.outside.share}}
+    )
+
+
+def _step_dict(step: StepProfile) -> dict[str, Any]:
+    parts = [
+        asdict(p) | {"share": p.us / step.sum_us, "gb_per_s": p.gb_per_s, "gmac_per_s": p.gmac_per_s}
+        for p in step.parts
+    ]
+    return asdict(step) | {"sum_us": step.sum_us, "parts": parts}
+
+
+def _about(path: str | os.PathLike[str], **settings: Any) -> dict[str, Any]:
+    info = describe(path)
+    facts = {
+        "model_filename": info["path"],
+        "architecture": info["architecture"],
+        "model_size": sum(kind["bytes"] for kind in info["types"].values()),
+        "model_n_params": info["parameters"],
+    }
+    machine = {"isa": isa.current().name, "cpu_info": cpu_info(), "build_version": __version__}
+    return facts | machine | settings
+
+
+def _check(n_prompt: int, n_gen: int, n_depth: int, repeats: int) -> None:
+    for name, value, low in (("-p", n_prompt, 0), ("-n", n_gen, 0), ("-d", n_depth, 0), ("-r", repeats, 1)):
+        if not low <= value <= LIMIT:
+            raise ValueError(f"{name}: {value} is outside {low}..{LIMIT}")
+    if not n_prompt and not n_gen:
+        raise ValueError("nothing to measure: the lengths of -p and -n are 0")
+
+
+@contextmanager
+def _open(
+    path: str | os.PathLike[str], context: int, threads: int, kv_type: KvType, progress: KernelProgress | None
+) -> Iterator[tuple[StampedEngine, Tokenizer]]:
+    if not 1 <= threads <= 256:
+        raise ValueError(f"-t: {threads} is outside 1..256")
+    with GgufFile.open(path) as file:
+        config = GemmaConfig.from_gguf(file)
+        weights, chunk = Weights.bind(file, config), default_chunk(config)
+        budget = psutil.virtual_memory().available
+        require_budget(config, weights, context, budget, chunk=chunk, kv_type=kv_type, threads=threads)
+        engine = StampedEngine(
+            file, config, weights, context=context, chunk=chunk, threads=threads, kv_type=kv_type, progress=progress
+        )
+        try:
+            yield engine, Tokenizer.from_gguf(file)
+        finally:
+            engine.close()
+
+
+# ---- inside the program ------------------------------------------------------------------------------------------
+
+
+def _step(engine: StampedEngine, ids: Sequence[int], position: int, repeats: int) -> StepProfile:
+    """One step of `ids`, again and again at `position`, whole and operation by operation by turns."""
+    stamped, whole = [], []
+    for _ in range(repeats + 1):
+        stamped.append(_run(engine, ids, position, every=True))
+        whole.append(_run(engine, ids, position, every=False))
+    us = engine.nanoseconds_per_tick() / 1e3
+    times = us * np.array([np.diff(run.ticks) for run in stamped[1:]])  # (repeats, rows of the table)
+    middle, best = np.median(times, axis=0), times.min(axis=0)
+    rows = zip(engine.recorded, engine.arguments, middle.tolist(), best.tolist(), strict=False)
+    parts = [part(*row, len(ids), position) for row in rows]
+    whole_us = us * statistics.median(run.total for run in whole[1:])
+    return StepProfile("prefill" if len(ids) > 1 else "decode", len(ids), position, gather(parts), whole_us)
+
+
+def _run(engine: StampedEngine, ids: Sequence[int], position: int, *, every: bool) -> Run:
+    """The run of one step: of a prompt's chunk its layers, without the logits of the last row."""
+    engine.every, engine.position, before = every, position, len(engine.runs)
+    if len(ids) > 1:
+        engine.prefill(ids)
+    else:
+        engine.decode(ids[0])
+    engine.every = False
+    return engine.runs[before]
+
+
+def gather(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts of the same label added up, the longest first."""
+    sums: dict[str, Part] = {}
+    for one in parts:
+        sums[one.label] = sums[one.label] + one if one.label in sums else one
+    return tuple(sorted(sums.values(), key=lambda p: -p.us))
+
+
+PRODUCTS = {
+    "attn_q": "attn_qkv",
+    "attn_k": "attn_qkv",
+    "attn_v": "attn_qkv",
+    "ffn_gate": "ffn_gate_up",
+    "ffn_up": "ffn_gate_up",
+    "token_embd": "output",
+}
+"""The group of a matrix by the part of its name that says what it is; others are their own."""
+
+LABELS = {
+    "embed": "embedding",
+    "rotate": "rope + append",
+    "append": "rope + append",
+    "attend": "attention",
+    "merge": "attention",
+    "gate": "gelu gate",
+    "softcap": "logit soft-cap",
+}
+"""Labels of operations; others have their own name."""
+
+
+def label_of(row: Recorded, arguments: dict[str, int]) -> str:
+    """What an operation is for the reader. int8 blocks made on the way are part of it: "norm + quantize"."""
+    name = LABELS.get(row.operation.name, row.operation.name)
+    if _is_product(row):
+        matrix = row.weights[0].name.removesuffix(".weight").rpartition(".")[2]
+        return f"{name} {PRODUCTS.get(matrix, matrix)}"
+    if name == "attention":
+        return f"{name}, {'global' if arguments['window'] >= EVERYTHING else 'local'} layers"
+    if arguments.get("base"):
+        name += " + add"
+    return f"{name} + quantize" if row.operation is not ops.QUANTIZE and arguments.get("q") else name
+
+
+def part(row: Recorded, arguments: dict[str, int], us: float, best_us: float, rows: int, position: int) -> Part:
+    """One row of the table, in a step of `rows` rows from `position` on."""
+    one = Part(label_of(row, arguments), 1, us, best_us)
+    if _is_product(row):
+        return replace(
+            one,
+            weight_bytes=sum(w.row_bytes * w.shape[0] for w in row.weights),
+            macs=rows * sum(math.prod(w.shape) for w in row.weights),
+            formats=tuple(w.format.name for w in row.weights),
+        )
+    if row.operation is ops.ATTEND:
+        window, head_dim = arguments["window"], arguments["head_dim"]
+        key_bytes = arguments["head_bytes"] // arguments["capacity"]
+        keys = min(position + rows, window + rows - 1)
+        seen = sum(min(p + 1, window) for p in range(position, position + rows))
+        return replace(
+            one, kv_bytes=2 * keys * arguments["kv_heads"] * key_bytes, macs=2 * seen * arguments["heads"] * head_dim
+        )
+    return one
+
+
+def _is_product(row: Recorded) -> bool:
+    return row.operation is not ops.EMBED and any(len(w.shape) == 2 for w in row.weights)
+
+
+# ---- outside the program -----------------------------------------------------------------------------------------
+
+
+class _TimedSampler(Sampler):
+    """Keeps when each call began and ended."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        super().__init__(params)
+        self.times: list[tuple[int, int]] = []
+
+    def sample(self, logits: Logits, history: Sequence[int] = ()) -> int:
+        start = time.perf_counter_ns()
+        token = super().sample(logits, history)
+        self.times.append((start, time.perf_counter_ns()))
+        return token
+
+
+def _outside(engine: StampedEngine, tokenizer: Tokenizer, prompt: list[int], steps: int) -> Outside | None:
+    """Stream `steps` tokens after `prompt` as `Gemma` does; the engine is left after them."""
+    engine.reset()
+    if not steps:
+        engine.prefill(prompt)
+        return None
+    tokenizer.eog_ids = frozenset()  # the answer must not end before it is long enough
+    sampler = _TimedSampler(SamplingParams(seed=SEED))
+    generation = Generation(engine, tokenizer, prompt, steps + 1, sampler)
+    for _ in generation:
+        pass
+    ns = engine.nanoseconds_per_tick()
+    runs = engine.runs[-steps:]
+    between = [b[0] - a[1] for a, b in zip(sampler.times, sampler.times[1:], strict=False)]
+    rest = [gap - (run.ended - run.begun) - run.arranging for gap, run in zip(between, runs, strict=True)]
+    detokenizing = _detokenizing(tokenizer, generation.token_ids)
+    return Outside(
+        steps,
+        program_us=ns * statistics.median(run.total for run in runs) / 1e3,
+        threads_us=statistics.median(run.ended - run.begun - ns * run.total for run in runs) / 1e3,
+        sampling_us=statistics.median(end - start for start, end in sampler.times) / 1e3,
+        detokenizing_us=detokenizing / 1e3,
+        python_us=max(0.0, statistics.median(rest) - detokenizing) / 1e3,
+    )
+
+
+def _detokenizing(tokenizer: Tokenizer, ids: Sequence[int]) -> float:
+    """Nanoseconds for a token, the median: it is too short to be timed inside the loop."""
+    detokenizer, stops, times = Detokenizer(tokenizer), StopStrings(()), []
+    for token in ids:
+        start = time.perf_counter_ns()
+        stops.push(detokenizer.push(token))
+        times.append(time.perf_counter_ns() - start)
+    return statistics.median(times)

@@ -1,0 +1,90 @@
+"""An engine that knows when it was where in a program. Knows no operation's meaning, and judges no time.
+
+The table of a program runs with a row put before, between and after its own that notes the processor's counter: around
+the whole, or around each operation. Every stamp is a meeting of all threads, some 0.1 us, so an operation's time ends
+when the last thread is done with it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.engine import Engine
+from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.operations import BARRIER, FIRST_ARGUMENT, MANY, ONE, ROW_WORDS, Kernel
+from edge_gemma.program import Recorded
+
+STAMP = Kernel("clock", "stamp")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a part of the program: rows `first`... of the table.
+
+    ticks: int64 (stamps,). begun, ended: nanoseconds of `time.perf_counter_ns` as the caller of the threads sees them;
+    arranging: nanoseconds spent before on putting the stamps in.
+    """
+
+    first: int
+    ticks: NDArray[np.int64]
+    begun: int
+    ended: int
+    arranging: int
+
+    @property
+    def total(self) -> int:
+        """Ticks from the first stamp to the last."""
+        return int(self.ticks[-1] - self.ticks[0])
+
+
+class StampedEngine(Engine):
+    """An engine that keeps a `Run` for each program it has run. `every`: stamp each operation, not only the ends."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.every = False
+        self.runs: list[Run] = []
+        self._stamp = shared().load([STAMP])[STAMP]
+
+    @property
+    def recorded(self) -> list[Recorded]:
+        """What each row of the program is."""
+        return self._program.recorded
+
+    @property
+    def arguments(self) -> list[dict[str, int]]:
+        """The arguments of each row of the program, by name."""
+        rows = zip(self._table, self.recorded, strict=True)
+        return [dict(zip(r.operation.arguments, row[list(r.operation.slots)].tolist(), strict=True)) for row, r in rows]
+
+    def nanoseconds_per_tick(self) -> float:
+        """From the runs so far, at least two: the longer between the first and the last, the more exact."""
+        first, last = self.runs[0], self.runs[-1]
+        return (last.ended - first.ended) / int(last.ticks[-1] - first.ticks[-1])
+
+    def _execute(self, table: NDArray[np.int64]) -> None:
+        start = time.perf_counter_ns()
+        first = (table.ctypes.data - self._table.ctypes.data) // self._table.strides[0]
+        stamped, ticks = self._stamped(table)
+        begun = time.perf_counter_ns()
+        super()._execute(stamped)
+        self.runs.append(Run(first, ticks, begun, time.perf_counter_ns(), begun - start))
+
+    def _stamped(self, table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A copy of `table` with stamps, and where they will write to."""
+        ticks = np.zeros(len(table) + 1 if self.every else 2, np.int64)
+        rows = np.zeros((len(table) + len(ticks), ROW_WORDS), np.int64)
+        stamps = np.zeros(len(rows), bool)
+        stamps[:: 2 if self.every else len(rows) - 1] = True
+        rows[~stamps] = table
+        rows[stamps, ONE : MANY + 1] = self._stamp
+        rows[stamps, FIRST_ARGUMENT] = ticks.ctypes.data + ticks.itemsize * np.arange(len(ticks))
+        if self.every:
+            rows[:, BARRIER] = 0  # a stamp has just met
+        rows[stamps, BARRIER] = 1
+        return rows, ticks
