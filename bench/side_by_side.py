@@ -1,152 +1,200 @@
-"""This project and llama.cpp on the same files, in one run, by turns.
+"""This project and its peers on the same files, in one run, by turns.
 
-    python bench/side_by_side.py --peer-python PYTHON "NAME=MODEL.gguf" ... -o RESULT.json
+    python bench/side_by_side.py --models FOLDER --peer-python PYTHON -o RESULT.json            # everything
+    python bench/side_by_side.py --models FOLDER --peer-python PYTHON -o RESULT.json --quick    # under 3 minutes
 
-PYTHON is an interpreter that has llama-cpp-python, built from source for this machine. Every round runs ours, then the
-peer, each in a process of its own that warms up before it measures; ratios are taken round by round, so that a machine
-whose speed drifts does not distort them. The machine's limits are measured in every round, beside the two.
+PYTHON is an interpreter that has llama-cpp-python, built from source for this machine. Each engine is a process that
+opens the model once and warms up; every round then measures the machine's limits, ours and the peer, one after the
+other, so that a machine whose speed drifts does not distort their ratio. The result is written after every case; what
+was interrupted goes on with --resume. `--list` shows the cases, and how long each takes about.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
+import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-def run_json(command: list[str]) -> Any:
-    """The JSON that a command prints."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr}")
-    return json.loads(done.stdout)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Ours, with the checkout importable."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | more
+from bench import record, rounds
+from bench.cases import Case, estimate, matrix, only, quick
+from bench.models import Facts
+from bench.processes import WorkerError
+from bench.rounds import Setup, Skipped
+from edge_gemma.bench import cpu_info
+from edge_gemma.cores import default_threads
 
 
-def ours(model: Path, prompt: int, generate: int, depth: int, threads: int) -> dict[str, float]:
-    """Tokens per second of one process."""
-    options = ["-p", str(prompt), "-n", str(generate), "-d", str(depth), "-t", str(threads), "-r", "1", "--json"]
-    rows = run_json([sys.executable, "-m", "edge_gemma", "bench", str(model), *options])
-    return {("prompt" if row["n_prompt"] else "generate"): row["avg_ts"] for row in rows}
+def say(text: str) -> None:
+    print(f"{datetime.now().astimezone():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
-def peer(python: str, model: Path, prompt: int, generate: int, depth: int, threads: int) -> dict[str, float]:
-    """Tokens per second of one process of llama.cpp."""
-    options = ["-p", str(prompt), "-n", str(generate), "-d", str(depth), "-t", str(threads), "-r", "1", "--json"]
-    row = run_json([python, "-P", str(HERE / "peer_llama.py"), str(model), *options])
-    return {key: row[key]["mean"] for key in ("prompt", "generate") if row[key]}
+@dataclass
+class Run:
+    """Cases being measured into one file."""
+
+    setup: Setup
+    output: Path
+    result: record.Record
+    deadline: float
+
+    def all(self, cases: list[Case]) -> None:
+        for number, case in enumerate(cases, 1):
+            if case.name in self.result["cases"]:
+                continue
+            reason = self._one(case, f"{number} of {len(cases)}, {case.name}")
+            self.result["skipped"].pop(case.name, None)
+            if reason:
+                say(f"{case.name}: skipped: {reason}")
+                self.result["skipped"][case.name] = reason
+            record.save(self.result, self.output)
+
+    def _one(self, case: Case, title: str) -> str:
+        """Measure and keep; or why not."""
+        path = case.file.path(self.setup.models)
+        if not path.exists():
+            return f"no {path.name} in the folder of models; {case.file.how}"
+        facts = Facts.of(path)
+        seconds = estimate(case, facts)
+        if time.monotonic() + seconds > self.deadline:
+            return f"it takes about {seconds:.0f} s, more than is left of --budget-minutes"
+        say(f"{title}: about {seconds:.0f} s")
+        start = time.monotonic()
+        try:
+            measured = rounds.measure(case, self.setup, facts, say)
+        except (Skipped, WorkerError) as error:
+            return str(error)
+        self.result["cases"][case.name] = {
+            **asdict(case),
+            "title": case.file.title,
+            "commit": commit(),
+            "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": round(time.monotonic() - start, 1),
+            **measured,
+        }
+        return ""
 
 
-def limits(threads: int, size: int) -> dict[str, float]:
-    """Bandwidth and dot-product peak, just now."""
-    row = run_json([sys.executable, str(HERE / "limits.py"), "-t", str(threads), "--bytes", str(size), "--json"])
-    return {key: row[key] for key in ("read_bytes_per_s", "dot_macs_per_s")}
-
-
-# ---- start and memory --------------------------------------------------------------------------------------------
-
-
-def first_token(model: Path, threads: int, cache: str | None) -> dict[str, float]:
-    """Seconds from starting a process to its first piece of text, and the memory it has at its end.
-
-    cache: a folder for compiled kernels; a new one makes it the first start ever.
-    """
-    command = [sys.executable, "-m", "edge_gemma", "run", str(model), "-p", PROMPT, "-n", "2", "--temp", "0"]
-    more = {"EDGE_GEMMA_CACHE_DIR": cache} if cache else {}
-    start = time.perf_counter()
-    with subprocess.Popen(
-        [*command, "--threads", str(threads)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment(PYTHONUNBUFFERED="1", **more),
-    ) as process:
-        assert process.stdout
-        if not process.stdout.read(1):
-            raise SystemExit(f"{model}: no text came")
-        seconds = time.perf_counter() - start
-        process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return {"seconds": seconds, "peak_rss_bytes": usage.ru_maxrss * 1024}
-
-
-def starts(model: Path, threads: int) -> dict[str, Any]:
-    """The first start ever, and the median of five warm ones."""
-    with tempfile.TemporaryDirectory() as folder:
-        cold = first_token(model, threads, folder)
-        warm = [first_token(model, threads, folder) for _ in range(5)]
+def new_result() -> record.Record:
+    """A result without cases."""
     return {
-        "cold_seconds": cold["seconds"],
-        "warm_seconds": statistics.median(w["seconds"] for w in warm),
-        "warm_values": [w["seconds"] for w in warm],
-        "peak_rss_bytes": statistics.median(w["peak_rss_bytes"] for w in warm),
-        "file_bytes": model.stat().st_size,
+        "format": record.FORMAT,
+        "machine": {
+            "cpu": cpu_info(),
+            "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "software": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numba", "llvmlite", "numpy")},
+        },
+        "cases": {},
+        "skipped": {},
     }
 
 
-# ---- the comparison ----------------------------------------------------------------------------------------------
+def commit() -> str:
+    """What was measured, as git names it; empty outside a checkout."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()
 
 
-def compare(named: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one model, and medians. `named` is a path, or NAME=path."""
-    name, _, path = named.rpartition("=")
-    model = Path(path)
-    shape = (args.prompt, args.generate, args.depth, args.threads)
-    rounds = []
-    for number in range(args.rounds):
-        print(f"{model.name}: round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-        limit = limits(args.threads, min(model.stat().st_size, 1 << 30))
-        rounds.append({"ours": ours(model, *shape), "peer": peer(args.peer_python, model, *shape), "limits": limit})
-    result: dict[str, Any] = {"model": name or model.name, "file_bytes": model.stat().st_size, "rounds": rounds}
-    for kind in rounds[0]["ours"]:
-        result[kind] = {
-            "ours": statistics.median(r["ours"][kind] for r in rounds),
-            "peer": statistics.median(r["peer"][kind] for r in rounds),
-            "ratio": statistics.median(r["ours"][kind] / r["peer"][kind] for r in rounds),
-        }
-    for key in rounds[0]["limits"]:
-        result[key] = statistics.median(r["limits"][key] for r in rounds)
-    return result | {"starts": starts(model, args.threads)}
+def open_result(path: Path, resume: bool) -> record.Record:
+    """A new result, or the one at `path` to go on with. Raises SystemExit where that would mix or lose figures."""
+    fresh = new_result()
+    if not path.exists():
+        return fresh
+    if not resume:
+        raise SystemExit(f"{path} exists; --resume continues it")
+    old = record.load(path)
+    if old["machine"] != fresh["machine"]:
+        raise SystemExit(f"{path} is of another machine: {old['machine']}")
+    return old
+
+
+def show(cases: list[Case], models: Path) -> None:
+    """Names and estimates."""
+    total = 0.0
+    for case in cases:
+        path = case.file.path(models)
+        seconds = estimate(case, Facts.of(path)) if path.exists() else 0.0
+        total += seconds
+        print(f"{case.name:36} {case.rounds} rounds  " + (f"{seconds:5.0f} s" if seconds else f"no {path.name}"))
+    print(f"about {total / 60:.0f} minutes")
+
+
+def make(cases: list[Case], models: Path) -> None:
+    """The model files of `cases` that are not there."""
+    for model in dict.fromkeys(case.file for case in cases):
+        if not model.path(models).exists():
+            say(f"making {model.path(models)}")
+            model.make(models)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare with llama.cpp and transformers on the same files.")
+    add = parser.add_argument
+    add(
+        "--models", type=Path, required=True, metavar="FOLDER", help="where the model files are, 2b-Q4_0.gguf and so on"
+    )
+    add("--make", action="store_true", help="make the missing model files first (all: 75 GB)")
+    add("-o", dest="output", type=Path, help="the result, as JSON")
+    add("--resume", action="store_true", help="continue the result: measure only what it lacks")
+    add("--quick", action="store_true", help="a few cases, under 3 minutes")
+    add("--only", action="append", default=[], metavar="PATTERN", help="cases whose name contains or matches it")
+    add("--rounds", type=int, metavar="N", help="rounds of every case; default: as --list shows")
+    add("--budget-minutes", type=float, default=float("inf"), metavar="N", help="begin no case that would end later")
+    add("--list", action="store_true", help="show the cases and do nothing")
+    add("-t", dest="threads", type=int, default=default_threads(), help="default: fast physical cores")
+    add("--peer-python", default="", metavar="PYTHON", help="an interpreter with llama-cpp-python built for this CPU")
+    add("--avx2-python", default="", metavar="PYTHON", help="one with llama-cpp-python built with AVX2, no AVX-512")
+    add("--transformers-python", default="", metavar="PYTHON", help="one with transformers and torch")
+    add("--transformers-model", type=Path, metavar="FOLDER", help="Gemma 3 270M as a Hugging Face folder")
+    args = parser.parse_args()
+    if not args.list and not args.output:
+        parser.error("-o is needed")
+    return args
+
+
+def chosen(args: argparse.Namespace) -> list[Case]:
+    from dataclasses import replace
+
+    select: Callable[[int], list[Case]] = quick if args.quick else matrix
+    cases = only(select(args.threads), args.only)
+    return [replace(case, rounds=args.rounds) for case in cases] if args.rounds else cases
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare with llama.cpp on the same files.")
-    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL")
-    parser.add_argument("--peer-python", required=True, help="an interpreter that has llama-cpp-python")
-    parser.add_argument("-p", dest="prompt", type=int, default=512)
-    parser.add_argument("-n", dest="generate", type=int, default=32)
-    parser.add_argument("-d", dest="depth", type=int, default=0)
-    parser.add_argument("-t", dest="threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="the result, as JSON")
-    args = parser.parse_args()
-    result = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": args.threads,
-        "n_prompt": args.prompt,
-        "n_gen": args.generate,
-        "models": [compare(model, args) for model in args.models],
-    }
-    args.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(f"written to {args.output}; `python bench/report.py {args.output}` puts it into the README")
+    args = arguments()
+    cases = chosen(args)
+    if args.make:
+        make(cases, args.models)
+    if args.list:
+        return show(cases, args.models)
+    setup = Setup(args.models, args.peer_python, args.avx2_python, args.transformers_python, args.transformers_model)
+    result = open_result(args.output, args.resume)
+    start = time.monotonic()
+    Run(setup, args.output, result, start + 60 * args.budget_minutes).all(cases)
+    say(f"{time.monotonic() - start:.0f} s; `python bench/report.py {args.output}` makes the tables")
+    return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""Worker processes, asked by lines of JSON, and processes timed to their first token. Knows no cases."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+WORKERS = HERE / "workers"
+PAUSE = 0.05
+"""Seconds before each question: what another engine's threads may spin after their work."""
+
+
+class WorkerError(Exception):
+    """A worker could not do what it was asked, or ended."""
+
+
+class Worker:
+    """One process of `bench/workers`, alive until it is closed; its model stays loaded between questions."""
+
+    def __init__(self, script: str, python: str, environment: dict[str, str] | None = None) -> None:
+        self._script = script
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (closed below)
+        self._process = subprocess.Popen(
+            [python, str(WORKERS / script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """The value of handler `do`. Raises WorkerError with what the process said."""
+        assert self._process.stdin and self._process.stdout
+        time.sleep(PAUSE)
+        try:
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise WorkerError(self._last_words()) from None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(self._last_words())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(f"{self._script}: {answer['error']}")
+        return answer["value"]
+
+    def close(self) -> None:
+        """End the process. Idempotent."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream:
+                stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        words = self._errors.read()[-2000:].strip()
+        return f"{self._script}: ended with status {self._process.wait()}\n{words}"
+
+
+def our_environment(isa: str | None = None, cache: str | None = None) -> dict[str, str]:
+    """Ours, with the checkout importable; `isa` and `cache` are the runtime's own variables."""
+    given = {"EDGE_GEMMA_ISA": isa, "EDGE_GEMMA_CACHE_DIR": cache}
+    return os.environ | {"PYTHONPATH": str(ROOT)} | {name: value for name, value in given.items() if value}
+
+
+def first_token(command: list[str], model: Path, environment: dict[str, str] | None = None) -> dict[str, float]:
+    """Seconds from starting `command` to its first byte of text, and its memory at that moment, in bytes.
+
+    peak: the most that has been resident; file: pages of `model` among it; import: seconds that the process says on
+    stderr it spent importing, where it says so. Raises WorkerError if no text comes.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process:
+            assert process.stdout
+            came = process.stdout.read(1)
+            seconds = time.perf_counter() - start
+            memory = resident(process.pid, model) if came else {}
+            process.kill()
+        errors.seek(0)
+        said = errors.read()
+    if not came:
+        raise WorkerError(f"{' '.join(command)}: no text came\n{said[-2000:]}")
+    imported = re.search(r"^import ([\d.]+)$", said, re.MULTILINE)
+    return {"seconds": seconds, **memory, **({"import": float(imported[1])} if imported else {})}
+
+
+def resident(pid: int, model: Path) -> dict[str, float]:
+    """Bytes: `peak`, and `file`, the pages of `model` that the process has mapped. Empty where no system tells."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return {}
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    maps = psutil.Process(pid).memory_maps()
+    return {
+        "peak": int(peak[1]) * 1024 if peak else 0,
+        "file": sum(area.rss for area in maps if area.path == str(model.resolve())),
+    }
