@@ -88,8 +88,8 @@ def our_environment(isa: str | None = None, cache: str | None = None) -> dict[st
 def first_token(command: list[str], model: Path, environment: dict[str, str] | None = None) -> dict[str, float]:
     """Seconds from starting `command` to its first byte of text, and its memory at that moment, in bytes.
 
-    peak: the most that has been resident; file: pages of `model` among it; import: seconds that the process says on
-    stderr it spent importing, where it says so. Raises WorkerError if no text comes.
+    The memory is what `resident` tells; import: seconds that the process says on stderr it spent importing, where it
+    says so. Raises WorkerError if no text comes.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         start = time.perf_counter()
@@ -108,13 +108,17 @@ def first_token(command: list[str], model: Path, environment: dict[str, str] | N
 
 
 def resident(pid: int, model: Path) -> dict[str, float]:
-    """Bytes: `peak`, and `file`, the pages of `model` that the process has mapped. Empty where no system tells."""
+    """Bytes of a process: the `peak` so far; now, `file`, pages of `model`, and `anonymous`, which no file backs.
+
+    Empty where the system does not tell.
+    """
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         return {}
-    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    told = dict(re.findall(r"^(\w+):\s+(\d+) kB$", status.read_text(), re.MULTILINE))
     maps = psutil.Process(pid).memory_maps()
     return {
-        "peak": int(peak[1]) * 1024 if peak else 0,
+        "peak": int(told["VmHWM"]) * 1024,
         "file": sum(area.rss for area in maps if area.path == str(model.resolve())),
+        "anonymous": int(told["RssAnon"]) * 1024,
     }

@@ -7,7 +7,7 @@ A result is {"format", "machine", "software", "cases": {name: case}, "skipped": 
     rows1, rows2, ...           seconds of one step
     first_token, cold           seconds from the start of a process; `cold` with no kernel compiled yet
     own_first_token             the same, less what the peer's Python needs to import it
-    peak, file                  bytes resident at the first token, and the model's pages among them
+    peak, file, anonymous       bytes resident at the first token; the model's pages; what no file backs
     step, answer                seconds per token: bare steps, and an answer with sampling and text
     read, dot                   the machine: bytes and multiply-adds per second
 """

@@ -235,4 +235,4 @@ def _starts(case: Case, setup: Setup, facts: Facts, repack: bool, say: Say) -> d
 def _start(seen: dict[str, float]) -> Measures:
     """As results name it."""
     measured = {"first_token": seen["seconds"], "own_first_token": seen["seconds"] - seen.get("import", 0.0)}
-    return measured | {key: seen[key] for key in ("peak", "file") if key in seen}
+    return measured | {key: seen[key] for key in ("peak", "file", "anonymous") if key in seen}
