@@ -118,8 +118,10 @@ def _plain(case: Case, threads: int) -> bool:
 
 
 def only(cases: Iterable[Case], patterns: Iterable[str]) -> list[Case]:
-    """The cases whose name matches one of `patterns` (as of a shell), or contains it."""
-    wanted = [p if any(c in p for c in "*?[") else f"*{p}*" for p in patterns]
+    """The cases that one of `patterns` names, matches as in a shell, or else is part of the name of; all for none."""
+    cases, patterns = list(cases), list(patterns)
+    names = {case.name for case in cases}
+    wanted = [p if p in names or any(c in p for c in "*?[") else f"*{p}*" for p in patterns]
     return [case for case in cases if not wanted or any(fnmatch.fnmatch(case.name, p) for p in wanted)]
 
 
@@ -142,6 +144,8 @@ def estimate(case: Case, facts: Facts) -> float:
     if case.kind == "overhead":
         return opened + 2 * case.rounds * GENERATE * step
     if case.kind == "rows":
-        return opened + slow * case.rounds * STEP_REPEATS * (8 * step + sum(ROWS) * prompt / 4) + case.rounds
+        return opened + slow * case.rounds * STEP_REPEATS * (8 * step + sum(ROWS) * prompt / 4) + 2 * case.rounds
     deep = 1.35 if case.kind == "long" else 1
-    return opened + case.rounds + slow * (case.rounds * (case.prompt * prompt * deep + GENERATE * step) + 64 * prompt)
+    return (
+        opened + 2 * case.rounds + slow * (case.rounds * (case.prompt * prompt * deep + GENERATE * step) + 64 * prompt)
+    )

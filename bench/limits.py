@@ -67,8 +67,8 @@ def _together(functions: list[Callable[[], Any]]) -> float:
     return time.perf_counter() - start
 
 
-def read_bandwidth(memory: NDArray[np.uint8], threads: int, repeats: int = 5) -> list[float]:
-    """Bytes per second of each repetition; a small buffer is passed over several times in one."""
+def read_bandwidth(memory: NDArray[np.uint8], threads: int, seconds: float) -> list[float]:
+    """Bytes per second of repeated passes, for so long; a small buffer is passed over several times in one."""
     part = memory.size // threads // 4096 * 4096
     passes = -(-LEAST_READ // memory.size)
 
@@ -77,22 +77,28 @@ def read_bandwidth(memory: NDArray[np.uint8], threads: int, repeats: int = 5) ->
             _read(address, part)
 
     jobs = [partial(read, memory.ctypes.data + i * part) for i in range(threads)]
-    _together(jobs)
-    return [part * passes * threads / _together(jobs) for _ in range(repeats)]
+    return [part * passes * threads / taken for taken in _repeated(jobs, seconds)]
 
 
-def dot_peak(threads: int, repeats: int = 5, rounds: int = 10_000_000) -> list[float]:
-    """Multiply-adds of bytes per second of each repetition."""
-    jobs = [lambda: _multiply(rounds)] * threads
-    _multiply(1)
-    _together(jobs)
+def dot_peak(threads: int, seconds: float, rounds: int = 10_000_000) -> list[float]:
+    """Multiply-adds of bytes per second of each repetition, for so long."""
     products = rounds * CHAINS * 4 * LANES * threads
-    return [products / _together(jobs) for _ in range(repeats)]
+    _multiply(1)
+    return [products / taken for taken in _repeated([partial(_multiply, rounds)] * threads, seconds)]
 
 
-def measure(memory: NDArray[np.uint8], threads: int, repeats: int = 5) -> dict[str, Any]:
-    """Medians, with the repetitions they are of."""
-    bandwidth, peak = read_bandwidth(memory, threads, repeats), dot_peak(threads, repeats)
+def _repeated(jobs: list[Callable[[], Any]], seconds: float) -> list[float]:
+    """The time of each repetition after a first one, until `seconds` have passed."""
+    _together(jobs)
+    end, times = time.perf_counter() + seconds, [_together(jobs)]
+    while time.perf_counter() < end:
+        times.append(_together(jobs))
+    return times
+
+
+def measure(memory: NDArray[np.uint8], threads: int, seconds: float = 1.0) -> dict[str, Any]:
+    """Medians, with the repetitions they are of; each of the two takes so many seconds."""
+    bandwidth, peak = read_bandwidth(memory, threads, seconds), dot_peak(threads, seconds)
     return {
         "isa": current().name,
         "threads": threads,

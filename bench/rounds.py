@@ -18,6 +18,8 @@ from bench.processes import WORKERS, Worker, first_token, our_environment
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
 WARM_PROMPT, WARM_TOKENS = 64, 4
+LIMIT_SECONDS = 0.4
+"""For each limit, before and after each round."""
 
 Say = Callable[[str], None]
 Measures = dict[str, float]
@@ -97,9 +99,12 @@ def _steady(case: Case, setup: Setup, facts: Facts, repack: bool, say: Say) -> d
         work = {"rows": _rows, "overhead": _overhead}.get(case.kind, _speed)
         rounds = []
         for number in range(case.rounds):
-            measured: Round = {"limits": bench.machine.ask("measure")} | {side: {} for side in bench.sides}
+            measured: Round = {"limits": {}} | {side: {} for side in bench.sides}
+            before = bench.machine.ask("measure", seconds=LIMIT_SECONDS)
             for side, name, value in work(bench):
                 measured[side][name] = value
+            after = bench.machine.ask("measure", seconds=LIMIT_SECONDS)
+            measured["limits"] = {name: (before[name] + after[name]) / 2 for name in before}
             rounds.append(measured)
             say(f"  round {number + 1} of {case.rounds}: {summary(measured)}")
     return {"engines": engines, "notes": notes, "rounds": rounds}
@@ -141,10 +146,10 @@ def _open(
 
 def _peer(stack: ExitStack, case: Case, setup: Setup) -> Worker | None:
     python = interpreter(case, setup)
-    if not python:
+    if not python and case.peer != "transformers":
         return None
-    if case.peer == "transformers" and not setup.transformers_model:
-        raise Skipped("--transformers-model is not given")
+    if case.peer == "transformers" and not (python and setup.transformers_model):
+        raise Skipped("--transformers-python and --transformers-model are needed")
     script = "transformers_peer.py" if case.peer == "transformers" else "llama.py"
     return stack.enter_context(Worker(script, python))
 
