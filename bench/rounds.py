@@ -99,7 +99,7 @@ def _steady(case: Case, setup: Setup, facts: Facts, repack: bool, say: Say) -> d
         work = {"rows": _rows, "overhead": _overhead}.get(case.kind, _speed)
         rounds = []
         for number in range(case.rounds):
-            measured: Round = {"limits": {}} | {side: {} for side in bench.sides}
+            measured: Round = {side: {} for side in ("limits", *bench.sides)}
             before = bench.machine.ask("measure", seconds=LIMIT_SECONDS)
             for side, name, value in work(bench):
                 measured[side][name] = value

@@ -30,9 +30,9 @@ def compact(result: Record) -> str:
     rows = [[case["title"], *_speed_cells(case, "pp512"), *_speed_cells(case, "tg64")] for case in shown]
     how = (
         f"Prompts of 512 tokens; 64 generated from an empty cache; {_threads(result)} threads; medians of rounds in "
-        "which ours and llama.cpp, built for this machine, took turns. Peak: what the machine did in the same round, int8 "
-        "products for prompts, bytes read for generation. [docs/benchmarks.md](docs/benchmarks.md) has long prompts, "
-        "several rows, AVX2 only, start and memory, and what is aimed at."
+        "which ours and llama.cpp, built for this machine, took turns. Peak: what the machine did in the same round, "
+        "int8 products for prompts, bytes read for generation. [docs/benchmarks.md](docs/benchmarks.md) has long "
+        "prompts, several rows, AVX2 only, start and memory, and what is aimed at."
     )
     return f"{table(head, rows)}\n{machine(result)} {how}\n"
 
