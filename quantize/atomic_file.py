@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ import psutil
 from edge_gemma.errors import OutputError
 
 HEADROOM = 64 << 20  # bytes that must stay free on the disk
+SYNC_BYTES = 64 << 20  # are sent to the disk while more is written: the end need not wait for all
 CLOCK_SECONDS = 60.0  # by which the clock of a disk may differ from that of processes
 
 _in_progress: set[Path] = set()
@@ -58,6 +60,9 @@ class AtomicFile:
             raise OutputError(f"{self.path}: needs {self._size + HEADROOM} bytes of disk, {free} are free")
         self._fd = self._create()
         _in_progress.add(self.partial)
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._syncing: Future[None] | None = None
+        self._unsynced = 0
         return self
 
     def _create(self) -> int:
@@ -77,9 +82,23 @@ class AtomicFile:
         view = memoryview(data).cast("B")
         try:
             while view:
-                view = view[os.write(self._fd, view) :]
+                written = os.write(self._fd, view)
+                self._unsynced += written
+                view = view[written:]
+            self._sync_early()
         except OSError as error:
             raise self._failed(error) from error
+
+    def _sync_early(self) -> None:
+        """Begin to send to the disk what it lacks, unless it is busy with that already."""
+        if self._unsynced >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._finish_sync()
+            self._syncing, self._unsynced = self._syncer.submit(_sync_data, self._fd), 0
+
+    def _finish_sync(self) -> None:
+        """Wait for it. Raises its OSError, which the system tells only once."""
+        if self._syncing is not None:
+            self._syncing.result()
 
     def rewrite_start(self, data: bytes) -> None:
         """Write `data` over the first bytes of the file; the next `write` appends again. Raises as `write`."""
@@ -90,6 +109,7 @@ class AtomicFile:
     def flush(self) -> None:
         """Wait until everything written is on the disk."""
         try:
+            self._finish_sync()
             os.fsync(self._fd)
         except OSError as error:
             raise self._failed(error) from error
@@ -101,7 +121,7 @@ class AtomicFile:
             if kind is None:
                 self._publish()
             else:
-                os.close(self._fd)
+                self._close()
         finally:
             self.partial.unlink(missing_ok=True)
             _in_progress.discard(self.partial)
@@ -110,7 +130,7 @@ class AtomicFile:
         try:
             self.flush()
         finally:
-            os.close(self._fd)
+            self._close()
         if self.path.exists() and not self._force:
             raise FileExistsError(f"{self.path} appeared while it was being written; pass --force to replace it")
         try:
@@ -118,6 +138,12 @@ class AtomicFile:
             _sync_folder(self.path.parent)
         except OSError as error:
             raise self._failed(error) from error
+
+    def _close(self) -> None:
+        try:
+            self._syncer.shutdown()
+        finally:
+            os.close(self._fd)
 
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(f"{self.path}: {os.strerror(error.errno or errno.EIO)}")
@@ -143,6 +169,10 @@ def _being_written(partial: Path, pid: int) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def _sync_data(fd: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS and Windows have but the latter
 
 
 def _sync_folder(folder: Path) -> None:

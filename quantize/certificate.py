@@ -94,7 +94,7 @@ def measure(values: NDArray[np.float32], data: NDArray[np.uint8], info: TensorIn
 
 
 class Certificate:
-    """Gathers what is known of a file while it is written: `add` every stretch of rows, in the file's order."""
+    """Gathers what is known of a file while it is written: all its rows, a stretch at a time, in the file's order."""
 
     def __init__(self, infos: Sequence[TensorInfo], *, certified: bool = False) -> None:
         """`certified`: leave room for a `Quality`."""
@@ -104,9 +104,12 @@ class Certificate:
         self._source = hashlib.sha256()
         self.quality = UNKNOWN if certified else None
 
-    def add(self, name: str, raw: NDArray[np.uint8], data: NDArray[np.uint8], error: ErrorSum) -> None:
-        """Rows as they were in the source, as they are written, and what `measure` says of them."""
+    def add_source(self, raw: NDArray[np.uint8]) -> None:
+        """The next rows as they are in the source. May be called in another thread than `add`."""
         self._source.update(np.ascontiguousarray(raw).data)
+
+    def add(self, name: str, data: NDArray[np.uint8], error: ErrorSum) -> None:
+        """The next rows as they are written, and what `measure` says of them."""
         self._hashes[name].update(np.ascontiguousarray(data).data)
         self._errors[name].add(error)
 

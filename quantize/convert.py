@@ -1,53 +1,36 @@
-"""`quantize`: any source to a GGUF file of a given type, in slabs of rows over a few threads.
+"""`quantize`: any source to a GGUF file of a given type. The bytes do not depend on the number of threads.
 
-The bytes do not depend on the number of threads. A few slabs are in memory at a time, whatever the model's size.
+Knows the order of the steps, and not how tensors become bytes (`pipeline.py`).
 """
 
 from __future__ import annotations
 
-import math
+import errno
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge_gemma.config import GemmaConfig
-from edge_gemma.errors import CheckpointError
+from edge_gemma.errors import CheckpointError, OutputError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
 from edge_gemma.quantize.atomic_file import AtomicFile, check_destination
-from edge_gemma.quantize.certificate import Certificate, Certify, ErrorSum, measure, source_copy
+from edge_gemma.quantize.certificate import Certificate, Certify, source_copy
 from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
 from edge_gemma.quantize.imatrix import read as read_imatrix
 from edge_gemma.quantize.lora import merge, open_adapter
-from edge_gemma.quantize.plan import (
-    Importance,
-    Plan,
-    check_source,
-    check_type,
-    column_weights,
-    formats_used,
-    make_plan,
-    weighted_formats,
-)
+from edge_gemma.quantize.pipeline import Progress, write_tensors
+from edge_gemma.quantize.plan import Plan, check_source, check_type, formats_used, make_plan, weighted_formats
 from edge_gemma.quantize.recipe import Overrides
-from edge_gemma.quantize.source import Source, SourceTensor
-from edge_gemma.quantize.writer import TensorInfo
+from edge_gemma.quantize.source import Source
 from edge_gemma.weights import Weights
 
-SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB
 MAX_THREADS = 8  # beyond that the memory for slabs grows and the disk is the limit
 
-Progress = Callable[[int, int, str], None]
-"""progress(bytes of the source done, of how many, name of the tensor)"""
 KernelProgress = Callable[[int, int, str], None]
 
 
@@ -105,14 +88,14 @@ def quantize(
     size = len(header) + made.nbytes
     with AtomicFile(target, size, force=force) as file:
         file.write(header)
-        _write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
+        write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
         file.rewrite_start(made.header(certificate.metadata()))
         if certify is not None:
             with _runnable(Path(source), made.source, target, lora) as original:
                 certificate.quality = certify(file.partial, original)
             file.rewrite_start(made.header(certificate.metadata()))
         file.flush()
-        _verify(file.partial)
+        _verify(file.partial, target)
     return QuantizeReport(
         tensors=len(made.infos),
         bytes_in=sum(tensor.nbytes for tensor in made.source.tensors),
@@ -175,105 +158,10 @@ def _default_threads() -> int:
     return min(usable, MAX_THREADS)
 
 
-def _verify(path: Path) -> None:
+def _verify(written: Path, target: Path) -> None:
     """Open what was written as the runtime will; a file it refuses must never get its name."""
-    with GgufFile.open(path, strict=True) as file:
-        Weights.bind(file, GemmaConfig.from_gguf(file))
-
-
-@dataclass(frozen=True)
-class _Slab:
-    """Rows [start, stop) of a tensor, to be written in the format of `info`, with weights for the columns or none."""
-
-    tensor: SourceTensor
-    info: TensorInfo
-    weights: NDArray[np.float32] | None
-    start: int
-    stop: int
-
-
-def _slabs(made: Plan, importance: Importance | None) -> Iterator[_Slab]:
-    for tensor, info in zip(made.source.tensors, made.infos, strict=True):
-        step = max(1, SLAB_VALUES // tensor.columns)
-        weights = column_weights(made, importance, info)
-        for start in range(0, tensor.rows, step):
-            yield _Slab(tensor, info, weights, start, min(start + step, tensor.rows))
-
-
-def _write_tensors(
-    file: AtomicFile,
-    made: Plan,
-    importance: Importance | None,
-    progress: Progress | None,
-    threads: int,
-    certificate: Certificate,
-) -> None:
-    total, done = sum(tensor.nbytes for tensor in made.source.tensors), 0
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
     try:
-        for slab, rows in _in_order(pool, _slabs(made, importance), ahead=threads + 1):
-            file.write(rows.data.data)
-            certificate.add(slab.info.name, rows.raw, rows.data, rows.error)
-            if slab.stop == slab.tensor.rows:
-                file.write(bytes(slab.info.padded - slab.info.nbytes))
-            done += (slab.stop - slab.start) * slab.tensor.row_bytes
-            if progress is not None:
-                progress(done, total, slab.tensor.name)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_order(pool: ThreadPoolExecutor, slabs: Iterator[_Slab], ahead: int) -> Iterator[tuple[_Slab, _Converted]]:
-    """Each slab with its bytes, in order; no more than `ahead` are worked on or waiting."""
-    waiting: deque[tuple[_Slab, Future[_Converted]]] = deque()
-    for slab in slabs:
-        waiting.append((slab, pool.submit(_convert, slab)))
-        if len(waiting) >= ahead:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    while waiting:
-        first, future = waiting.popleft()
-        yield first, future.result()
-
-
-@dataclass(frozen=True)
-class _Converted:
-    """The rows of a slab as stored in the source, as written, and how far these are from those."""
-
-    raw: NDArray[np.uint8]
-    data: NDArray[np.uint8]
-    error: ErrorSum
-
-
-def _convert(slab: _Slab) -> _Converted:
-    tensor, info = slab.tensor, slab.info
-    raw = tensor.raw(slab.start, slab.stop)
-    values = blocks.decode(raw, tensor.format.name)
-    largest = blocks.magnitude(values)
-    if not math.isfinite(largest):
-        raise _not_finite(values, slab)
-    if tensor.shift != 0.0:
-        values = values + np.float32(tensor.shift)
-    data = _encode(slab, raw, values, largest + abs(tensor.shift))
-    return _Converted(raw, data, measure(values, data, info, slab.start))
-
-
-def _encode(slab: _Slab, raw: NDArray[np.uint8], values: NDArray[np.float32], largest: float) -> NDArray[np.uint8]:
-    tensor, info = slab.tensor, slab.info
-    if tensor.format == info.format and tensor.shift == 0.0:
-        return np.ascontiguousarray(raw)  # a second rounding of the same blocks could only lose
-    try:
-        return blocks.encode(values, info.format.name, slab.weights, largest=largest)
-    except blocks.OutOfRangeError as error:
-        row = slab.start + error.row
-        largest = float(np.abs(values[error.row]).max())
-        where = f"{tensor.origin}: row {row}"
-        raise CheckpointError(f"{where}: {largest:.6g} is too large for {info.format.name}") from None
-
-
-def _not_finite(values: NDArray[np.float32], slab: _Slab) -> CheckpointError:
-    finite = np.isfinite(values)
-    row = int(np.argmin(finite.all(axis=1)))
-    bad, column = int((~finite[row]).sum()), int(np.argmin(finite[row]))
-    where = f"{slab.tensor.origin}: row {slab.start + row}"
-    return CheckpointError(f"{where}: {bad} values are NaN or infinite, the first in column {column}")
+        with GgufFile.open(written, strict=True) as file:
+            Weights.bind(file, GemmaConfig.from_gguf(file))
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be read back: {os.strerror(error.errno or errno.EIO)}") from error

@@ -1,5 +1,6 @@
 """The output appears complete or not at all; its bytes and the memory used depend on nothing but the source."""
 
+import errno
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import psutil
 import pytest
 
 from edge_gemma.errors import OutputError
-from edge_gemma.quantize import atomic_file, cli, convert, quantize
+from edge_gemma.quantize import atomic_file, cli, convert, pipeline, quantize
 from edge_gemma.quantize.safetensors import read_safetensors
 from tests.quantize import tiny_checkpoint as tiny
 
@@ -45,7 +46,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
 def test_bytes_do_not_depend_on_threads_or_slabs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     for threads, slab in ((1, 1 << 20), (2, 1 << 10), (4, 1 << 8), (3, 7)):
-        monkeypatch.setattr(convert, "SLAB_VALUES", slab)
+        monkeypatch.setattr(pipeline, "SLAB_VALUES", slab)
         quantize(folder, tmp_path / f"{threads}.gguf", threads=threads)
         seen.add((tmp_path / f"{threads}.gguf").read_bytes())
     assert len(seen) == 1
@@ -116,8 +117,8 @@ def test_failure_in_the_middle_leaves_the_old_file(folder: Path, tmp_path: Path,
 def test_a_file_that_cannot_be_read_back_is_not_published(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(path: Path) -> None:
-        raise ValueError(path.name)
+    def broken(written: Path, target: Path) -> None:
+        raise ValueError(written.name)
 
     monkeypatch.setattr(convert, "_verify", broken)
     with pytest.raises(ValueError, match=r"\.out\.gguf\.partial"):
@@ -130,6 +131,32 @@ def test_a_full_disk_is_seen_before_writing(folder: Path, tmp_path: Path, monkey
     with pytest.raises(OutputError, match="10 are free"):
         quantize(folder, tmp_path / "out.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_error_while_more_is_written_is_not_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it once, to whoever syncs first: here in the background."""
+    calls = []
+
+    def fail(fd: int) -> None:
+        calls.append(fd)
+        raise OSError(errno.EIO, "told once")
+
+    monkeypatch.setattr(atomic_file, "SYNC_BYTES", 4096)
+    monkeypatch.setattr(atomic_file, "_sync_data", fail)
+    with pytest.raises(OutputError, match=r"out\.gguf: Input/output error"):
+        quantize(folder, tmp_path / "out.gguf")
+    assert len(calls) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_early_syncs_change_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantize(folder, tmp_path / "a.gguf")
+    synced = []
+    monkeypatch.setattr(atomic_file, "SYNC_BYTES", 1)
+    monkeypatch.setattr(atomic_file, "_sync_data", synced.append)
+    quantize(folder, tmp_path / "b.gguf")
+    assert synced and (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.quantize import cli, convert, lora, quantize
+from edge_gemma.quantize import cli, lora, pipeline, quantize
 from edge_gemma.quantize.lora import Delta, open_adapter
 from edge_gemma.quantize.safetensors import read_safetensors
 from edge_gemma.quantize.torch_file import read_torch
@@ -172,7 +172,7 @@ def test_bytes_depend_on_neither_slabs_nor_threads(tmp_path: Path, monkeypatch: 
     write_adapter(tmp_path / "lora", adapter_tensors(weights, rank=19), r=19)
     seen = set()
     for threads, slab in ((1, 1 << 20), (2, 1 << 10), (3, 7)):
-        monkeypatch.setattr(convert, "SLAB_VALUES", slab)
+        monkeypatch.setattr(pipeline, "SLAB_VALUES", slab)
         quantize(tmp_path / "hf", tmp_path / f"{slab}.gguf", threads=threads, lora=[(tmp_path / "lora", 1.0)])
         seen.add((tmp_path / f"{slab}.gguf").read_bytes())
     assert len(seen) == 1

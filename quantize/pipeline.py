@@ -1,0 +1,159 @@
+"""Tensors through a few threads, in slabs of rows: read, encoded, hashed and written at the same time, in order.
+
+A few slabs are in memory at a time, whatever the model's size. Knows how slabs become bytes, and no file's beginning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.errors import CheckpointError
+from edge_gemma.quantize import blocks
+from edge_gemma.quantize.atomic_file import AtomicFile
+from edge_gemma.quantize.certificate import Certificate, ErrorSum, measure
+from edge_gemma.quantize.plan import Importance, Plan, column_weights
+from edge_gemma.quantize.source import SourceTensor
+from edge_gemma.quantize.writer import TensorInfo
+
+SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB
+HASHED_LATER = 3  # slabs that may wait to be hashed
+
+Progress = Callable[[int, int, str], None]
+"""progress(bytes of the source done, of how many, name of the tensor)"""
+
+
+def write_tensors(
+    file: AtomicFile,
+    made: Plan,
+    importance: Importance | None,
+    progress: Progress | None,
+    threads: int,
+    certificate: Certificate,
+) -> None:
+    """Append the data of all tensors to `file`, encoded by `threads` threads, and tell `certificate` of it.
+
+    Raises CheckpointError for values that cannot be stored, OutputError when the file cannot be written.
+    """
+    total, done = sum(tensor.nbytes for tensor in made.source.tensors), 0
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
+    with _Queue("hash source") as of_source, _Queue("hash result") as of_result:
+        try:
+            for slab, rows in _in_order(pool, _slabs(made, importance), ahead=threads + 1):
+                of_source.put(certificate.add_source, rows.raw)
+                of_result.put(certificate.add, slab.info.name, rows.data, rows.error)
+                file.write(rows.data.data)
+                if slab.stop == slab.tensor.rows:
+                    file.write(bytes(slab.info.padded - slab.info.nbytes))
+                done += (slab.stop - slab.start) * slab.tensor.row_bytes
+                if progress is not None:
+                    progress(done, total, slab.tensor.name)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Queue:
+    """A thread that makes the calls it is given, in order. Context manager: leaving it waits for them."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting: deque[Future[Any]] = deque()
+
+    def put(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Make this call later. Waits while HASHED_LATER calls are outstanding; raises what an earlier one raised."""
+        self._waiting.append(self._pool.submit(call, *arguments))
+        if len(self._waiting) > HASHED_LATER:
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        while kind is None and self._waiting:
+            self._waiting.popleft().result()
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """Rows [start, stop) of a tensor, to be written in the format of `info`, with weights for the columns or none."""
+
+    tensor: SourceTensor
+    info: TensorInfo
+    weights: NDArray[np.float32] | None
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """The rows of a slab as stored in the source, as written, and how far these are from those."""
+
+    raw: NDArray[np.uint8]
+    data: NDArray[np.uint8]
+    error: ErrorSum
+
+
+def _slabs(made: Plan, importance: Importance | None) -> Iterator[_Slab]:
+    for tensor, info in zip(made.source.tensors, made.infos, strict=True):
+        step = max(1, SLAB_VALUES // tensor.columns)
+        weights = column_weights(made, importance, info)
+        for start in range(0, tensor.rows, step):
+            yield _Slab(tensor, info, weights, start, min(start + step, tensor.rows))
+
+
+def _in_order(pool: ThreadPoolExecutor, slabs: Iterator[_Slab], ahead: int) -> Iterator[tuple[_Slab, _Converted]]:
+    """Each slab with its bytes, in order; no more than `ahead` are worked on or waiting."""
+    waiting: deque[tuple[_Slab, Future[_Converted]]] = deque()
+    for slab in slabs:
+        waiting.append((slab, pool.submit(_convert, slab)))
+        if len(waiting) >= ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    while waiting:
+        first, future = waiting.popleft()
+        yield first, future.result()
+
+
+def _convert(slab: _Slab) -> _Converted:
+    tensor, info = slab.tensor, slab.info
+    raw = tensor.raw(slab.start, slab.stop)
+    values = blocks.decode(raw, tensor.format.name)
+    largest = blocks.magnitude(values)
+    if not math.isfinite(largest):
+        raise _not_finite(values, slab)
+    if tensor.shift != 0.0:
+        values = values + np.float32(tensor.shift)
+    data = _encode(slab, raw, values, largest + abs(tensor.shift))
+    return _Converted(raw, data, measure(values, data, info, slab.start))
+
+
+def _encode(slab: _Slab, raw: NDArray[np.uint8], values: NDArray[np.float32], largest: float) -> NDArray[np.uint8]:
+    tensor, info = slab.tensor, slab.info
+    if tensor.format == info.format and tensor.shift == 0.0:
+        return np.ascontiguousarray(raw)  # a second rounding of the same blocks could only lose
+    try:
+        return blocks.encode(values, info.format.name, slab.weights, largest=largest)
+    except blocks.OutOfRangeError as error:
+        row = slab.start + error.row
+        largest = float(np.abs(values[error.row]).max())
+        where = f"{tensor.origin}: row {row}"
+        raise CheckpointError(f"{where}: {largest:.6g} is too large for {info.format.name}") from None
+
+
+def _not_finite(values: NDArray[np.float32], slab: _Slab) -> CheckpointError:
+    finite = np.isfinite(values)
+    row = int(np.argmin(finite.all(axis=1)))
+    bad, column = int((~finite[row]).sum()), int(np.argmin(finite[row]))
+    where = f"{slab.tensor.origin}: row {slab.start + row}"
+    return CheckpointError(f"{where}: {bad} values are NaN or infinite, the first in column {column}")
