@@ -140,7 +140,7 @@ def estimate(case: Case, facts: Facts) -> float:
     )
     opened = 3 + 2 * facts.file_bytes / 1e9
     if case.kind == "start":
-        return 30 + (case.rounds + 1) * (3 + facts.file_bytes / 1e9)
+        return 25 + (case.rounds + 1) * (1 + facts.file_bytes / 1e9)
     if case.kind == "overhead":
         return opened + 2 * case.rounds * GENERATE * step
     if case.kind == "rows":

@@ -95,6 +95,7 @@ def new_result() -> record.Record:
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
             "memory_bytes": psutil.virtual_memory().total,
             "system": f"{platform.system()} {platform.machine()}",
+            "virtual": is_virtual(),
         },
         "software": {
             "python": platform.python_version(),
@@ -103,6 +104,12 @@ def new_result() -> record.Record:
         "cases": {},
         "skipped": {},
     }
+
+
+def is_virtual() -> bool:
+    """Whether the processor says that others share it, where the system tells."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and " hypervisor" in flags.read_text("utf-8", "replace")
 
 
 def commit() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench import record
-from bench.cases import ROWS
+from bench.cases import ROWS, matrix
 from bench.record import Record
 from bench.targets import targets
 
@@ -63,7 +63,9 @@ def machine(result: Record) -> str:
     of = result["machine"]
     dates = sorted({case["time"][:10] for case in result["cases"].values()}) or ["never"]
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"Measured {when} on {of['cpu']}, {of['cores']} cores, {of['memory_bytes'] / 2**30:.0f} GiB, {of['system']}."
+    kind = " (a virtual machine: ratios count, not absolute figures)" if of["virtual"] else ""
+    size = f"{of['cores']} cores, {of['memory_bytes'] / 2**30:.0f} GiB, {of['system']}"
+    return f"Measured {when} on {of['cpu']}, {size}{kind}."
 
 
 def _engines(result: Record) -> str:
@@ -120,7 +122,7 @@ def _starts(result: Record) -> str:
 
 def _limits(result: Record) -> str:
     rows = []
-    for case in result["cases"].values():
+    for case in _cases(result):
         read, dot = (record.values(case, name, "limits") for name in ("read", "dot"))
         if read:
             spread = [f"{min(v) / 1e9:.0f} to {max(v) / 1e9:.0f}" for v in (read, dot)]
@@ -160,7 +162,10 @@ def _spread(figures: list[float]) -> str:
 
 
 def _cases(result: Record, *kinds: str) -> list[Record]:
-    return [case for case in result["cases"].values() if case["kind"] in kinds]
+    """In the order of the matrix, however they were measured; all for no kind."""
+    order = {case.name: place for place, case in enumerate(matrix(_threads(result)))}
+    named = sorted(result["cases"].items(), key=lambda item: order.get(item[0], len(order)))
+    return [case for _, case in named if not kinds or case["kind"] in kinds]
 
 
 def _ordinary(case: Record, result: Record) -> bool:
