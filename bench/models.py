@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,3 @@ class Facts:
         ours = self.file_bytes + cache + OVERHEAD
         theirs = cache + 4 * PHYSICAL_BATCH * self.vocabulary + (self.repacked if repack else 0)
         return ours + (theirs if peer else 0)
-
-
-def missing(models: Sequence[ModelFile], folder: Path) -> list[ModelFile]:
-    return [model for model in models if not model.path(folder).exists()]

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -48,8 +48,10 @@ class Run:
     output: Path
     result: record.Record
     deadline: float
+    failed: int = 0
 
     def all(self, cases: list[Case]) -> None:
+        """Measure what the result lacks. What cannot be is skipped; `failed` counts what should have been possible."""
         for number, case in enumerate(cases, 1):
             if case.name in self.result["cases"]:
                 continue
@@ -73,8 +75,11 @@ class Run:
         start = time.monotonic()
         try:
             measured = rounds.measure(case, self.setup, facts, say)
-        except (Skipped, WorkerError) as error:
+        except Skipped as error:
             return str(error)
+        except WorkerError as error:
+            self.failed += 1
+            return f"failed: {error}"
         self.result["cases"][case.name] = {
             **asdict(case),
             "title": case.file.title,
@@ -162,7 +167,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--models", type=Path, required=True, metavar="FOLDER", help="where the model files are, 2b-Q4_0.gguf and so on"
     )
-    add("--make", action="store_true", help="make the missing model files first (all: 75 GB)")
+    add("--make", action="store_true", help="make the missing model files first (all: 90 GB)")
     add("-o", dest="output", type=Path, help="the result, as JSON")
     add("--resume", action="store_true", help="continue the result: measure only what it lacks")
     add("--quick", action="store_true", help="a few cases, under 3 minutes")
@@ -182,27 +187,27 @@ def arguments() -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    from dataclasses import replace
-
     select: Callable[[int], list[Case]] = quick if args.quick else matrix
     cases = only(select(args.threads), args.only)
     return [replace(case, rounds=args.rounds) for case in cases] if args.rounds else cases
 
 
-def main() -> None:
+def main() -> int:
+    """1 if a case failed that had what it needs."""
     args = arguments()
     cases = chosen(args)
     if args.make:
         make(cases, args.models)
     if args.list:
-        return show(cases, args.models)
+        show(cases, args.models)
+        return 0
     setup = Setup(args.models, args.peer_python, args.avx2_python, args.transformers_python, args.transformers_model)
-    result = open_result(args.output, args.resume)
     start = time.monotonic()
-    Run(setup, args.output, result, start + 60 * args.budget_minutes).all(cases)
+    run = Run(setup, args.output, open_result(args.output, args.resume), start + 60 * args.budget_minutes)
+    run.all(cases)
     say(f"{time.monotonic() - start:.0f} s; `python bench/report.py {args.output}` makes the tables")
-    return None
+    return int(run.failed > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -71,9 +71,17 @@ def test_results_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
         open_result(tmp_path / "r.json", resume=True)
 
 
-@pytest.mark.parametrize("error", [Skipped("no room"), WorkerError("no room")])
+@pytest.mark.parametrize(
+    ("error", "reason", "failed"),
+    [(Skipped("no room"), "no room", 0), (WorkerError("no answer"), "failed: no answer", 1)],
+)
 def test_what_cannot_be_measured_is_skipped_with_a_reason(
-    error: Exception, setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    reason: str,
+    failed: int,
+    setup: Setup,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fails(case: Case, *_: Any) -> dict[str, Any]:
         if case.kind == "short":
@@ -81,10 +89,14 @@ def test_what_cannot_be_measured_is_skipped_with_a_reason(
         return measured(case)
 
     monkeypatch.setattr(rounds, "measure", fails)
-    result = run(setup, CASES)
-    assert result["skipped"] == {"270m-Q4_K_M/short/t2": "no room"}
+    output = setup.models / "result.json"
+    running = Run(setup, output, open_result(output, False), time.monotonic() + 600)
+    running.all(CASES)
+    result = record.load(output)
+    assert result["skipped"] == {"270m-Q4_K_M/short/t2": reason}
     assert list(result["cases"]) == ["270m-Q4_K_M/rows/t2"]
-    assert "270m-Q4_K_M/short/t2: skipped: no room" in capsys.readouterr().err
+    assert running.failed == failed
+    assert f"270m-Q4_K_M/short/t2: skipped: {reason}" in capsys.readouterr().err
     monkeypatch.setattr(rounds, "measure", measured)
     assert run(setup, CASES, resume=True)["skipped"] == {}
 
