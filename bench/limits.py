@@ -46,16 +46,18 @@ def _read(address: int, size: int) -> int:
 
 
 @njit(nogil=True)
-def _multiply(rounds: int) -> int:
-    """rounds x CHAINS dependent `dot4`."""
-    u, s = splat_int(0x01020304), splat_int(0x04030201)
-    one = splat_int(0x00010000)
+def _multiply(rounds: int, inputs: int) -> int:
+    """rounds x CHAINS dependent `dot4`, each with inputs of its own, so that no two share a part of the work."""
+    u, one, small, v = splat_int(0x01020304), splat_int(1), splat_int(0x0F0F0F0F), _VECTOR
     a = b = c = d = e = f = g = h = i = j = k = m = splat_int(0)
     for _ in range(rounds):
-        a, b, c, d = dot4(a, u, s), dot4(b, u, s), dot4(c, u, s), dot4(d, u, s)
-        e, f, g, h = dot4(e, u, s), dot4(f, u, s), dot4(g, u, s), dot4(h, u, s)
-        i, j, k, m = dot4(i, u, s), dot4(j, u, s), dot4(k, u, s), dot4(m, u, s)
-        s = s + one  # where a product is several instructions, all of them have to be done each time
+        a, b = dot4(a, u, load_int(inputs)), dot4(b, u, load_int(inputs + v))
+        c, d = dot4(c, u, load_int(inputs + 2 * v)), dot4(d, u, load_int(inputs + 3 * v))
+        e, f = dot4(e, u, load_int(inputs + 4 * v)), dot4(f, u, load_int(inputs + 5 * v))
+        g, h = dot4(g, u, load_int(inputs + 6 * v)), dot4(h, u, load_int(inputs + 7 * v))
+        i, j = dot4(i, u, load_int(inputs + 8 * v)), dot4(j, u, load_int(inputs + 9 * v))
+        k, m = dot4(k, u, load_int(inputs + 10 * v)), dot4(m, u, load_int(inputs + 11 * v))
+        u = (u + one) & small  # where a product is several instructions, all of them have to be done each time
     total = ((a + b) + (c + d)) + ((e + f) + (g + h)) + ((i + j) + (k + m))
     return sum_lanes_int(total)
 
@@ -87,8 +89,11 @@ def read_bandwidth(memory: NDArray[np.uint8], threads: int, seconds: float) -> l
 def dot_peak(threads: int, seconds: float, rounds: int = 10_000_000) -> list[float]:
     """Multiply-adds of bytes per second of each repetition, for so long."""
     products = rounds * CHAINS * 4 * LANES * threads
-    _multiply(1)
-    return [products / taken for taken in _repeated([partial(_multiply, rounds)] * threads, seconds)]
+    inputs = np.random.default_rng(0).integers(-127, 128, CHAINS * _VECTOR, dtype=np.int8)
+    _multiply(1, inputs.ctypes.data)
+    return [
+        products / taken for taken in _repeated([partial(_multiply, rounds, inputs.ctypes.data)] * threads, seconds)
+    ]
 
 
 def _repeated(jobs: list[Callable[[], Any]], seconds: float) -> list[float]:
