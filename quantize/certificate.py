@@ -4,8 +4,8 @@
 |---|---|
 | edge_gemma.version | of this package |
 | edge_gemma.source.sha256 | SHA-256 of the data of the source's tensors, in the order of this file |
-| edge_gemma.tensors | names, in the order of the next two |
-| edge_gemma.sha256 | SHA-256 of each tensor's bytes |
+| edge_gemma.names.sha256 | SHA-256 of the tensors' names, each behind a line end but the first |
+| edge_gemma.sha256 | SHA-256 of each tensor's bytes, in the order of the file, as 8 little-endian numbers each |
 | edge_gemma.error | RMS(tensor - source) / RMS(source) of each, over the rows of `sampled` |
 | edge_gemma.certified.* | with `--certify`: the fields of `Quality` |
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from edge_gemma import __version__
 from edge_gemma.quantize import blocks
-from edge_gemma.quantize.metadata import Metadata, Value, f32, string, strings, u32
+from edge_gemma.quantize.metadata import Metadata, Value, f32, string, u32
 from edge_gemma.quantize.writer import TensorInfo
 
 VERSION = "edge_gemma.version"
 SOURCE = "edge_gemma.source.sha256"
-TENSORS, HASHES, ERRORS = "edge_gemma.tensors", "edge_gemma.sha256", "edge_gemma.error"
+NAMES, HASHES, ERRORS = "edge_gemma.names.sha256", "edge_gemma.sha256", "edge_gemma.error"
+HASH_WORDS = 8
 CERTIFIED = "edge_gemma.certified."
 
 SAMPLE_VALUES = 2**18
@@ -96,9 +97,9 @@ def measure(values: NDArray[np.float32], data: NDArray[np.uint8], info: TensorIn
 class Certificate:
     """Gathers what is known of a file while it is written: all its rows, a stretch at a time, in the file's order."""
 
-    def __init__(self, infos: Sequence[TensorInfo], *, certified: bool = False) -> None:
-        """`certified`: leave room for a `Quality`."""
-        self._names = [info.name for info in infos]
+    def __init__(self, names: Sequence[str], *, certified: bool = False) -> None:
+        """`names` of the tensors, in the file's order; `certified`: leave room for a `Quality`."""
+        self._names = list(names)
         self._hashes = {name: hashlib.sha256() for name in self._names}
         self._errors = {name: ErrorSum() for name in self._names}
         self._source = hashlib.sha256()
@@ -115,17 +116,23 @@ class Certificate:
 
     def metadata(self) -> Metadata:
         """All that is known so far. The size of its encoding never changes."""
+        hashes = b"".join(self._hashes[name].digest() for name in self._names)
         errors = np.array([self._errors[name].relative for name in self._names], np.float32)
         result: Metadata = {
             VERSION: string(__version__),
             SOURCE: string(self._source.hexdigest()),
-            TENSORS: strings([name.encode() for name in self._names]),
-            HASHES: strings([self._hashes[name].hexdigest().encode() for name in self._names]),
+            NAMES: string(names_sha256(self._names)),
+            HASHES: Value("ARRAY[UINT32]", np.frombuffer(hashes, "<u4")),
             ERRORS: Value("ARRAY[FLOAT32]", errors),
         }
         if self.quality is not None:
             result |= {CERTIFIED + field: _typed(value) for field, value in asdict(self.quality).items()}
         return result
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """As `edge_gemma.names.sha256` has it."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _typed(value: str | float) -> Value:

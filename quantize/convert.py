@@ -83,7 +83,7 @@ def quantize(
     stored = {tensor.format.name for tensor in made.source.tensors}
     blocks.prepare(formats_used(made.infos), weighted_formats(made, importance), stored, kernel_progress)
     source_copy(target).unlink(missing_ok=True)  # of a run that was killed
-    certificate = Certificate(made.infos, certified=certify is not None)
+    certificate = Certificate([info.name for info in made.infos], certified=certify is not None)
     header = made.header(certificate.metadata())
     size = len(header) + made.nbytes
     with AtomicFile(target, size, force=force) as file:

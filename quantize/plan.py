@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
 from edge_gemma.quantize import presets
+from edge_gemma.quantize.certificate import Certificate
 from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
 from edge_gemma.quantize.names import OUTPUT
 from edge_gemma.quantize.recipe import MIXES, PRESETS, TYPES, Model, Overrides, choose, layer_and_role
@@ -59,7 +60,8 @@ def make_plan(source: Source, type: str, overrides: Overrides, importance: Impor
         _check_importance(source, importance)
     model, tied = _model(source, importance is not None), all(t.name != OUTPUT for t in source.tensors)
     if type in PRESETS:
-        formats = presets.assign(type, model, source.tensors, overrides, tied=tied)
+        spare = _own_header(source)
+        formats = presets.assign(type, model, source.tensors, overrides, tied=tied, spare=spare)
         file_type = PRESETS[type].file_type
     else:
         formats = [choose(MIXES[type], model, t.name, t.shape, overrides, tied=tied) for t in source.tensors]
@@ -127,6 +129,13 @@ def _info(tensor: SourceTensor, chosen: BlockFormat) -> TensorInfo:
 def _metadata(source: Source, file_type: int) -> Metadata:
     own = {"general.file_type": u32(file_type), "general.quantization_version": u32(QUANTIZATION_VERSION)}
     return {"general.architecture": string("")} | source.metadata | own
+
+
+def _own_header(source: Source) -> int:
+    """Bytes that our files' headers have and those of others have not."""
+    own = {key: value for key, value in source.metadata.items() if key.startswith("edge_gemma.")}
+    certificate = Certificate([tensor.name for tensor in source.tensors], certified=True).metadata()
+    return len(encode_header(own | certificate, []))
 
 
 def formats_used(infos: Sequence[TensorInfo]) -> list[str]:

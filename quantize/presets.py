@@ -18,6 +18,7 @@ from edge_gemma.formats import FORMATS, BlockFormat
 from edge_gemma.quantize.names import EMBEDDING, OUTPUT
 from edge_gemma.quantize.recipe import MIXES, PRESETS, Model, Overrides, choose, layer_and_role
 from edge_gemma.quantize.source import SourceTensor
+from edge_gemma.quantize.writer import padded
 
 ERRORS = {
     "IQ4_NL": 5.4e-3,
@@ -57,19 +58,22 @@ class _Option:
 
 
 def assign(
-    preset: str, model: Model, tensors: Sequence[SourceTensor], overrides: Overrides, *, tied: bool
+    preset: str, model: Model, tensors: Sequence[SourceTensor], overrides: Overrides, *, tied: bool, spare: int
 ) -> list[BlockFormat]:
-    """The format of each tensor. What the user says for a tensor holds; the others share the remaining bytes."""
+    """The format of each tensor. What the user says for a tensor holds; the others share the remaining bytes.
+
+    `spare`: bytes to stay below the standard type's, for what else the file holds.
+    """
     like = MIXES[PRESETS[preset].like]
     standard = [choose(like, model, t.name, t.shape, Overrides(), tied=tied) for t in tensors]
-    budget = sum(_nbytes(t, f) for t, f in zip(tensors, standard, strict=True))
+    budget = sum(_nbytes(t, f) for t, f in zip(tensors, standard, strict=True)) - spare
     options = [_options(t, model, overrides, tied=tied) for t in tensors]
     chosen = _cheapest(options, budget)
     return [option.format for option in _widened(chosen, options, budget)]
 
 
 def _nbytes(tensor: SourceTensor, chosen: BlockFormat) -> int:
-    return tensor.rows * chosen.row_bytes(tensor.columns)
+    return padded(tensor.rows * chosen.row_bytes(tensor.columns))
 
 
 def _options(tensor: SourceTensor, model: Model, overrides: Overrides, *, tied: bool) -> list[_Option]:

@@ -18,7 +18,17 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile, Tensor
 from edge_gemma.quantize import blocks
-from edge_gemma.quantize.certificate import ERRORS, HASHES, SOURCE, TENSORS, ErrorSum, measure, sampled
+from edge_gemma.quantize.certificate import (
+    ERRORS,
+    HASH_WORDS,
+    HASHES,
+    NAMES,
+    SOURCE,
+    ErrorSum,
+    measure,
+    names_sha256,
+    sampled,
+)
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo
 from edge_gemma.weights import VISION_PREFIXES, Weights
@@ -56,11 +66,12 @@ class Verification:
 
 @dataclass(frozen=True)
 class _Certificate:
-    """What the file says of its tensors, by name."""
+    """What the file says of its tensors, by name; nothing if it was made for `other_tensors`."""
 
-    hashes: dict[str, str]
+    hashes: dict[str, bytes]
     errors: dict[str, float]
     source: str
+    other_tensors: bool = False
 
 
 def verify(path: Path, against: Source | None = None, progress: Progress | None = None) -> Verification:
@@ -72,7 +83,8 @@ def verify(path: Path, against: Source | None = None, progress: Progress | None 
         Weights.bind(file, GemmaConfig.from_gguf(file))
         certificate = _certificate(file)
         result = Verification(len(file.tensors), certificate is not None)
-        _check_names(file, certificate, result)
+        if certificate is not None and certificate.other_tensors:
+            result.problems.append("the certificate is for a file of other tensors, or in another order")
         total, done = sum(tensor.nbytes for tensor in file.tensors.values()), 0
         for tensor in file.tensors.values():
             _check_data(file, tensor, certificate, result)
@@ -89,22 +101,13 @@ def _certificate(file: GgufFile) -> _Certificate | None:
     keys = file.metadata
     if HASHES not in keys:
         return None
-    names = [name.decode("ascii", "replace") for name in keys.strings(TENSORS)]
-    hashes = [digest.decode("ascii", "replace") for digest in keys.strings(HASHES)]
-    errors = keys.float_array(ERRORS, len(names))
-    if len(hashes) != len(names):
-        raise keys.error(HASHES, f"has {len(hashes)} entries, expected {len(names)}")
-    by_name = dict(zip(names, hashes, strict=True))
-    return _Certificate(by_name, dict(zip(names, errors.tolist(), strict=True)), keys.string(SOURCE))
-
-
-def _check_names(file: GgufFile, certificate: _Certificate | None, result: Verification) -> None:
-    if certificate is None:
-        return
-    for name in certificate.hashes.keys() - file.tensors.keys():
-        result.problems.append(f"{name}: is in the certificate and not in the file")
-    for name in file.tensors.keys() - certificate.hashes.keys():
-        result.problems.append(f"{name}: is in the file and not in the certificate")
+    names = list(file.tensors)
+    if keys.string(NAMES) != names_sha256(names):
+        return _Certificate({}, {}, keys.string(SOURCE), other_tensors=True)
+    words = keys.int_array(HASHES, HASH_WORDS * len(names)).astype("<u4").reshape(len(names), HASH_WORDS)
+    errors = keys.float_array(ERRORS, len(names)).tolist()
+    hashes = {name: row.tobytes() for name, row in zip(names, words, strict=True)}
+    return _Certificate(hashes, dict(zip(names, errors, strict=True)), keys.string(SOURCE))
 
 
 # ---- the file alone ----------------------------------------------------------------------------------------------
@@ -120,7 +123,7 @@ def _check_data(file: GgufFile, tensor: Tensor, certificate: _Certificate | None
         what = "values" if tensor.format.is_float else "scales"
         result.problems.append(f"{tensor.name}: {bad} {what} are NaN or infinite")
     expected = certificate.hashes.get(tensor.name) if certificate else None
-    if expected is not None and digest.hexdigest() != expected:
+    if expected is not None and digest.digest() != expected:
         result.problems.append(f"{tensor.name}: was changed after it was written (SHA-256 is not the certificate's)")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import cli, presets, quantize
+from edge_gemma.quantize.certificate import Certificate
 from edge_gemma.quantize.convert import plan
+from edge_gemma.quantize.metadata import f32, string
+from edge_gemma.quantize.plan import make_plan
 from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
-from edge_gemma.quantize.source import SourceTensor
+from edge_gemma.quantize.source import Source, SourceTensor
 from tests.quantize import tiny_checkpoint as tiny
 
 RECORD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data/recipes.json").read_text())
@@ -168,26 +172,40 @@ MODELS = {
 }
 
 
+SPARE = 10_000  # bytes: as many as a certificate takes
+
+
 @pytest.mark.parametrize("preset", presets.PRESETS)
 @pytest.mark.parametrize("name", MODELS)
 def test_presets_fit_into_the_bytes_of_the_type_they_are_like(name: str, preset: str) -> None:
     model, facts = MODELS[name], Model(26, 2)
-    chosen = presets.assign(preset, facts, model, Overrides(), tied=True)
+    chosen = presets.assign(preset, facts, model, Overrides(), tied=True, spare=SPARE)
     like = MIXES[presets.PRESETS[preset].like]
     standard = [choose(like, facts, t.name, t.shape, Overrides(), tied=True) for t in model]
     size, allowed = (
         sum(t.rows * f.row_bytes(t.columns) for t, f in zip(model, formats, strict=True))
         for formats in (chosen, standard)
     )
-    assert 0.98 * allowed <= size <= allowed or name == "tiny"
+    assert 0.98 * allowed <= size <= allowed - SPARE or name == "tiny"
     assert size <= allowed
-    assert presets.assign(preset, facts, model, Overrides(), tied=True) == chosen
+    assert presets.assign(preset, facts, model, Overrides(), tied=True, spare=SPARE) == chosen
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_the_file_of_a_preset_with_its_certificate_is_no_larger_than_one_without(preset: str) -> None:
+    model = MODELS["gemma3-270m"]
+    own = {"edge_gemma.version": string("0.0.0"), "edge_gemma.attention.scale": f32(1.0)}
+    source = Source(own | {"general.name": string("x")}, model, [], [])
+    made = make_plan(source, preset, Overrides(), None)
+    like = make_plan(replace(source, metadata={}), presets.PRESETS[preset].like, Overrides(), None)
+    certificate = Certificate([t.name for t in model], certified=True).metadata()
+    assert made.nbytes + len(made.header(certificate)) <= like.nbytes + len(like.header({}))
 
 
 def test_a_preset_keeps_what_the_user_says() -> None:
     model = MODELS["gemma3-270m"]
     said = Overrides((("attn_v", "Q8_0"),))
-    chosen = presets.assign("EG4", Model(18, 4), model, said, tied=True)
+    chosen = presets.assign("EG4", Model(18, 4), model, said, tied=True, spare=0)
     named = dict(zip((t.name for t in model), chosen, strict=True))
     assert {f.name for name, f in named.items() if "attn_v" in name} == {"Q8_0"}
     assert named["output_norm.weight"].name == "F32"
