@@ -1,12 +1,14 @@
 """Our quantizer beside llama-quantize on the real Gemma 3 270M: size, weight error, divergence; writes docs/quality.md.
 
-    python -m tests.goldens.compare_encoders theirs SOURCE FOLDER [--imatrix FILE]   needs llama-cpp-python
-    python -m tests.goldens.compare_encoders ours SOURCE FOLDER [--imatrix FILE]
-    python -m tests.goldens.compare_encoders measure SOURCE FOLDER                   every file there is, once
-    python -m tests.goldens.compare_encoders report FOLDER                           the tables, into docs/quality.md
+    python -m tests.goldens.compare_encoders calibrate SOURCE FOLDER                 FOLDER/imatrix.gguf
+    python -m tests.goldens.compare_encoders theirs SOURCE FOLDER [--imatrix]        needs llama-cpp-python
+    python -m tests.goldens.compare_encoders ours SOURCE FOLDER [--imatrix]
+    python -m tests.goldens.compare_encoders measure SOURCE FOLDER [--delete]        every file there is, once
+    python -m tests.goldens.compare_encoders report FOLDER [NOISY_FOLDER]            the tables, into docs/quality.md
 
-SOURCE is the model as F32 GGUF. Files are called `ours-Q4_0.gguf`, `theirs-Q4_0-imatrix.gguf` and so on. The text and
-the formulas are those of `real.py`; the reference is the source itself, run by us.
+SOURCE is the model as F32 GGUF, or what `make_noisy_model.py` makes of it. Files are called `ours-Q4_0.gguf`,
+`theirs-Q4_0-imatrix.gguf` and so on; `--only` takes some of the types. What is measured is in `encoder_measures.py`;
+the reference is the source itself, run by us.
 """
 
 from __future__ import annotations
@@ -14,14 +16,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from tests.goldens.real import COMPARED, DATA, WINDOW, divergence, reference_top, windows
 
 DOCS = Path(__file__).parents[2] / "docs/quality.md"
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
@@ -31,37 +31,47 @@ MIXES = [
 ]  # fmt: skip
 PURE = ["Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"]
 """Also with every matrix in this one format, the embedding too: what the format itself does."""
+PRESETS = ["EG4", "EG8"]
+LIKE = {"EG4": "Q4_0", "EG8": "Q8_0"}
 
 Floats = npt.NDArray[np.float32]
+Results = dict[str, dict[str, Any]]
 
 
-def tasks() -> list[tuple[str, bool]]:
-    return [(mix, False) for mix in MIXES] + [(mix, True) for mix in PURE]
+def tasks(only: Sequence[str]) -> list[tuple[str, bool]]:
+    every = [(mix, False) for mix in MIXES] + [(mix, True) for mix in PURE]
+    return [(mix, pure) for mix, pure in every if not only or stem_of(mix, pure) in only]
 
 
-def file_name(maker: str, mix: str, pure: bool, imatrix: object) -> str:
-    return f"{maker}-{mix}{'-pure' if pure else ''}{'-imatrix' if imatrix else ''}.gguf"
+def stem_of(mix: str, pure: bool) -> str:
+    return f"{mix}-pure" if pure else mix
 
 
-def make_ours(source: Path, folder: Path, imatrix: Path | None) -> None:
+def path_of(folder: Path, maker: str, mix: str, pure: bool, imatrix: bool) -> Path:
+    return folder / f"{maker}-{stem_of(mix, pure)}{'-imatrix' if imatrix else ''}.gguf"
+
+
+def make_ours(source: Path, folder: Path, imatrix: bool, only: Sequence[str]) -> None:
     from edge_gemma.quantize import quantize
     from edge_gemma.quantize.recipe import Overrides
 
-    for mix, pure in [*tasks(), ("EG4", False), ("EG8", False)]:
-        out = folder / file_name("ours", mix, pure, imatrix)
-        quantize(source, out, mix, overrides=Overrides(pure=pure), imatrix=imatrix, force=True)
+    weights = folder / "imatrix.gguf" if imatrix else None
+    presets = [(mix, False) for mix in PRESETS if not only or mix in only]
+    for mix, pure in [*tasks(only), *presets]:
+        out = path_of(folder, "ours", mix, pure, imatrix)
+        quantize(source, out, mix, overrides=Overrides(pure=pure), imatrix=weights, force=True)
         print(out, flush=True)
 
 
-def make_theirs(source: Path, folder: Path, imatrix: Path | None) -> None:
+def make_theirs(source: Path, folder: Path, imatrix: bool, only: Sequence[str]) -> None:
     import llama_cpp
 
     from tests.goldens.record_recipes import FILE_TYPES
 
     llama_cpp.llama_backend_init()
-    entries = _peer_imatrix(imatrix) if imatrix else None
-    for mix, pure in tasks():
-        out = folder / file_name("theirs", mix, pure, imatrix)
+    entries = _peer_imatrix(folder / "imatrix.gguf") if imatrix else None
+    for mix, pure in tasks(only):
+        out = path_of(folder, "theirs", mix, pure, imatrix)
         params = llama_cpp.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.pure = FILE_TYPES[mix], 2, pure
         if entries is not None:
@@ -91,119 +101,82 @@ def _peer_imatrix(path: Path) -> Any:
 _KEPT: list[Floats] = []
 
 
-def logits(path: Path, count: int = COMPARED) -> Iterator[Floats]:
-    """(count, WINDOW - 1, vocabulary), one window at a time."""
-    from edge_gemma import Gemma
-
-    with np.load(DATA / "text_ids.npz") as file:
-        text = windows(file["ids"])
-    with Gemma(path, context=WINDOW, threads=2, kv_type="f32") as model:
-        for window in text[:count]:
-            yield model.logits(window.tolist())[:-1]
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def reference(source: Path, folder: Path) -> tuple[npt.NDArray[np.int32], Floats]:
-    """Best ids and their log-probabilities in the source's own run, (COMPARED, WINDOW - 1, TOP)."""
-    path = folder / "reference.npz"
-    if not path.exists():
-        tops = [[reference_top(row) for row in window] for window in logits(source)]
-        np.savez(path, ids=[[i for i, _ in w] for w in tops], log_p=[[p for _, p in w] for w in tops])
-    with np.load(path) as file:
-        return file["ids"], file["log_p"]
-
-
-def divergences(path: Path, ids: npt.NDArray[np.int32], log_p: Floats) -> dict[str, float]:
-    """Mean divergence and share of positions with the same best token."""
-    values, same = [], []
-    for window, best, log in zip(logits(path, len(ids)), ids, log_p, strict=True):
-        values += [divergence(*row) for row in zip(best, log, window, strict=True)]
-        same.append((window.argmax(axis=1) == best[:, 0]).mean())
-    return {"kl": float(np.mean(values)), "top_1": float(np.mean(same))}
-
-
-def weight_error(path: Path, source: Path) -> dict[str, float]:
-    """RMS of the errors of all matrices over RMS of their values; a sixteenth of the embedding's rows."""
-    from edge_gemma.gguf import GgufFile
-    from edge_gemma.quantize import blocks
-
-    error = power = 0.0
-    with GgufFile.open(path) as file, GgufFile.open(source) as original:
-        for name, tensor in file.tensors.items():
-            if len(tensor.shape) == 2:
-                step = 16 if name == "token_embd.weight" else 1
-                exact = blocks.decode(original.data(original.tensors[name])[::step], "F32").astype(np.float64)
-                raw = np.ascontiguousarray(file.data(tensor)[::step])
-                error += step * float(
-                    ((blocks.decode(raw, tensor.format.name).reshape(exact.shape) - exact) ** 2).sum()
-                )
-                power += step * float((exact**2).sum())
-    return {"rmse": float(np.sqrt(error / power))}
-
-
-def measure(source: Path, folder: Path) -> None:
-    """Add to results.json what is not in it."""
-    results_path = folder / "results.json"
-    results = json.loads(results_path.read_text()) if results_path.exists() else {}
-    top = reference(source, folder)
-    for path in sorted(folder.glob("*.gguf")):
-        if path.stem not in results:
-            entry = {"bytes": path.stat().st_size} | weight_error(path, source) | divergences(path, *top)
-            results[path.stem] = entry
-            results_path.write_text(json.dumps(results, indent=1))
-            print(path.stem, entry, flush=True)
-
-
-def table(results: dict[str, dict[str, float]], suffix: str) -> list[str]:
+def table(results: Results, suffix: str) -> list[str]:
+    error = "weighted" if suffix else "rmse"
     lines = [
-        "| type | MB | weight error, theirs | ours | divergence, theirs | ours | | top-1, theirs | ours |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| type | MB | weight error, theirs | ours | divergence, theirs | ours | text 1 | text 2 "
+        "| top-1, theirs | ours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for mix, pure in tasks():
-        stem = f"{mix}{'-pure' if pure else ''}{suffix}"
-        ours, theirs = results.get(f"ours-{stem}"), results.get(f"theirs-{stem}")
+    for mix, pure in tasks([]):
+        ours, theirs = (results.get(f"{maker}-{stem_of(mix, pure)}{suffix}") for maker in ("ours", "theirs"))
         if ours and theirs:
             label = f"{mix}, pure" if pure else mix
-            change = f"{100 * (ours['kl'] / theirs['kl'] - 1):+.0f}%"
+            changes = " | ".join(f"{100 * (a / b - 1):+.1f}%" for a, b in zip(ours["kl"], theirs["kl"], strict=True))
             lines.append(
-                f"| {label} | {ours['bytes'] / 1e6:.1f} | {theirs['rmse']:.4f} | {ours['rmse']:.4f} "
-                f"| {theirs['kl']:.4f} | {ours['kl']:.4f} | {change} | {theirs['top_1']:.1%} | {ours['top_1']:.1%} |"
+                f"| {label} | {ours['bytes'] / 1e6:.1f} | {theirs[error]:.4f} | {ours[error]:.4f} "
+                f"| {_mean(theirs, 'kl'):.4f} | {_mean(ours, 'kl'):.4f} | {changes} "
+                f"| {_mean(theirs, 'top_1'):.1%} | {_mean(ours, 'top_1'):.1%} |"
             )
     return lines
 
 
-def presets(results: dict[str, dict[str, float]]) -> list[str]:
-    lines = ["| file | MB | divergence | top-1 |", "|---|---|---|---|"]
-    for stem in ("ours-EG4", "theirs-Q4_0", "theirs-Q4_K_M", "ours-EG8", "theirs-Q8_0", "ours-EG4-imatrix"):
-        if entry := results.get(stem):
-            maker, _, name = stem.partition("-")
-            label = f"{name.replace('-', ', ')} ({'llama-quantize' if maker == 'theirs' else 'ours'})"
-            lines.append(f"| {label} | {entry['bytes'] / 1e6:.1f} | {entry['kl']:.4f} | {entry['top_1']:.1%} |")
+def presets(results: Results) -> list[str]:
+    lines = ["| file | bytes | weight error | divergence | top-1 |", "|---|---|---|---|---|"]
+    for suffix in ("", "-imatrix"):
+        for preset, like in LIKE.items():
+            for stem in (f"ours-{preset}{suffix}", f"ours-{like}{suffix}", f"theirs-{like}{suffix}"):
+                if entry := results.get(stem):
+                    maker, name = stem.split("-", 1)
+                    label = f"{name.replace('-', ', ')} ({'llama-quantize' if maker == 'theirs' else 'ours'})"
+                    figures = f"{entry['rmse']:.4f} | {_mean(entry, 'kl'):.4f} | {_mean(entry, 'top_1'):.1%}"
+                    lines.append(f"| {label} | {entry['bytes']:,} | {figures} |")
     return lines
 
 
-def report(folder: Path) -> None:
+def _mean(entry: dict[str, Any], key: str) -> float:
+    return float(np.mean(entry[key]))
+
+
+def report(folders: Sequence[Path]) -> None:
     """Replace what is between the markers of docs/quality.md."""
-    results = json.loads((folder / "results.json").read_text())
-    parts = ["## Without an importance matrix", "", *table(results, ""), ""]
-    parts += ["## With an importance matrix", "", *table(results, "-imatrix"), ""]
-    parts += ["## Presets", "", *presets(results)]
+    parts: list[str] = []
+    for folder, model in zip(folders, ("the published weights", "weights on no grid"), strict=False):
+        results = json.loads((folder / "results.json").read_text())
+        for title, lines in (
+            ("without an importance matrix", table(results, "")),
+            ("with an importance matrix", table(results, "-imatrix")),
+            ("presets", presets(results)),
+        ):
+            parts += [f"## {model[0].upper()}{model[1:]}: {title}", "", *lines, ""]
     text = DOCS.read_text("utf-8")
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    DOCS.write_text("\n".join([head, *parts, tail]), "utf-8")
+    DOCS.write_text("\n".join([head, *parts[:-1], tail]), "utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare our quantizer with llama-quantize.")
-    parser.add_argument("step", choices=["theirs", "ours", "measure", "report"])
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="SOURCE FOLDER, or FOLDER for report")
-    parser.add_argument("--imatrix", type=Path)
+    parser.add_argument("step", choices=["calibrate", "theirs", "ours", "measure", "report"])
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="SOURCE FOLDER; for report FOLDERs")
+    parser.add_argument("--imatrix", action="store_true", help="use FOLDER/imatrix.gguf")
+    parser.add_argument("--only", nargs="+", default=[], metavar="TYPE", help="such as Q4_K_M, Q4_0-pure")
+    parser.add_argument("--most", type=int, help="measure so many files and stop")
+    parser.add_argument("--delete", action="store_true", help="delete files when they are measured")
     args = parser.parse_args()
     if args.step == "report":
-        report(*args.paths)
-    elif args.step == "measure":
-        measure(*args.paths)
+        return report(args.paths)
+    source, folder = args.paths
+    if args.step in ("theirs", "ours"):
+        return (make_ours if args.step == "ours" else make_theirs)(source, folder, args.imatrix, args.only)
+    from tests.goldens.encoder_measures import calibrate, measure
+
+    if args.step == "calibrate":
+        calibrate(source, folder / "imatrix.gguf")
     else:
-        (make_ours if args.step == "ours" else make_theirs)(*args.paths, args.imatrix)
+        measure(source, folder, delete=args.delete, most=args.most)
 
 
 if __name__ == "__main__":
