@@ -161,9 +161,9 @@ def _check_peer(case: Case, engine: dict[str, Any]) -> None:
 
 
 def _buffer_size(facts: Facts) -> int:
-    """As large as the file, but at most half of what is free once it is resident: its pages must stay."""
+    """As large as the file, but at most a quarter of what is free once it is resident: its pages must stay."""
     left: int = psutil.virtual_memory().available - facts.file_bytes
-    return min(facts.file_bytes, max(left // 2, 2**28))
+    return min(facts.file_bytes, max(left // 4, 2**28))
 
 
 def _warm_up(bench: Bench) -> None:
