@@ -56,11 +56,12 @@ _VECTOR = 4 * LANES
 def make_embed_blocks(fmt: IntFormat) -> Any:
     """Rows of a quantized table: y = scale * table[token]. Every lane reads the same row (stride 0); lane 0 is kept."""
     BLOCKS, SUBS, MINS, NBYTES, ZERO = fmt.blocks, fmt.subs, fmt.mins, fmt.layout.nbytes, fmt.zero
+    FLIP = 128 - ZERO if fmt.wide else 0  # bytes that come signed become unsigned + 128
 
     @inlined
     def value(w: Any, byte: Any, factor: Any, offset: Any) -> Any:
-        unsigned = np.float32(first_lane_int((w >> (8 * byte)) & splat_int(255)) - np.int32(ZERO))
-        return fma(splat(unsigned), factor, offset)
+        unsigned = first_lane_int(((w >> (8 * byte)) & splat_int(255)) ^ splat_int(FLIP))
+        return fma(splat(np.float32(unsigned - np.int32(ZERO + FLIP))), factor, offset)
 
     @inlined
     def block(at: Any, i: Any, multiplier: Any, y: Any) -> None:

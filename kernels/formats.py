@@ -28,7 +28,7 @@ from numba.extending import (
 
 from edge_gemma.formats import FORMATS, BlockFormat
 from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import ZEROS
+from edge_gemma.kernels.layout import WIDE_ZERO, ZEROS
 from edge_gemma.kernels.simd import (
     byte_table,
     half_to_float,
@@ -45,9 +45,13 @@ from edge_gemma.kernels.simd import (
 
 @dataclass(frozen=True, eq=False)
 class IntFormat:
-    """Facts of a quantized format. `group` neighbouring 32-blocks share the bytes they are read from."""
+    """Facts of a quantized format.
+
+    `top` is the largest byte that `weights` gives; `group` neighbouring 32-blocks share the bytes they are read from.
+    """
 
     layout: BlockFormat
+    top: int
     weights: Callable[..., Any]
     scale: Callable[..., Any]
     subscales: Callable[..., Any] | None = None
@@ -81,8 +85,8 @@ class IntFormat:
 
     @property
     def wide(self) -> bool:
-        """Whether the unsigned weights exceed 127."""
-        return self.zero == 128
+        """Whether weights take all 8 bits; they come plus WIDE_ZERO, which may be 0, and are signed then."""
+        return self.top == 255
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _by_name, (self.name,)
@@ -226,16 +230,19 @@ def _q5_1_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     return _fifth_bits(rows_16_bytes(at + 8, stride), rows_word(at + 4, stride))
 
 
+_FLIP = -0x7F7F7F80 if WIDE_ZERO else 0  # 0x80 in every byte: signed to unsigned + 128
+
+
 def _q8_0_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     a, b = rows_16_bytes(at + 2, stride), rows_16_bytes(at + 18, stride)
-    m = splat_int(-0x7F7F7F80)  # 0x80 in every byte: signed to unsigned + 128
+    m = splat_int(_FLIP)
     return a[0] ^ m, a[1] ^ m, a[2] ^ m, a[3] ^ m, b[0] ^ m, b[1] ^ m, b[2] ^ m, b[3] ^ m
 
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The sixteen levels of IQ4_NL and IQ4_XS (ggml-common.h, kvalues_iq4nl)."""
 
-_iq4 = byte_table("iq4_level", [v + 128 for v in IQ4_VALUES])
+_iq4 = byte_table("iq4_level", [(v + WIDE_ZERO) % 256 for v in IQ4_VALUES])
 
 
 @inlined
@@ -372,17 +379,17 @@ def _table(*formats: IntFormat) -> dict[str, IntFormat]:
 
 _L = FORMATS
 INT_FORMATS: dict[str, IntFormat] = _table(
-    IntFormat(_L["Q4_0"], _q4_0_weights, _scale_first),
-    IntFormat(_L["Q4_1"], _q4_1_weights, _scale_first, minimum=_q4_1_minimum),
-    IntFormat(_L["Q5_0"], _q5_0_weights, _scale_first),
-    IntFormat(_L["Q5_1"], _q5_1_weights, _scale_first, minimum=_q4_1_minimum),
-    IntFormat(_L["Q8_0"], _q8_0_weights, _scale_first),
-    IntFormat(_L["IQ4_NL"], _iq4_nl_weights, _scale_first),
-    IntFormat(_L["Q2_K"], _q2_k_weights, _q2_k_scale, _q2_k_subscales, _q2_k_minimum, group=4),
-    IntFormat(_L["Q3_K"], _q3_k_weights, _q3_k_scale, _q3_k_subscales, group=4),
-    IntFormat(_L["Q4_K"], _q4_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
-    IntFormat(_L["Q5_K"], _q5_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
-    IntFormat(_L["Q6_K"], _q6_k_weights, _q6_k_scale, _q6_k_subscales, group=4),
-    IntFormat(_L["IQ4_XS"], _iq4_xs_weights, _iq4_xs_scale),
+    IntFormat(_L["Q4_0"], 15, _q4_0_weights, _scale_first),
+    IntFormat(_L["Q4_1"], 15, _q4_1_weights, _scale_first, minimum=_q4_1_minimum),
+    IntFormat(_L["Q5_0"], 31, _q5_0_weights, _scale_first),
+    IntFormat(_L["Q5_1"], 31, _q5_1_weights, _scale_first, minimum=_q4_1_minimum),
+    IntFormat(_L["Q8_0"], 255, _q8_0_weights, _scale_first),
+    IntFormat(_L["IQ4_NL"], 255, _iq4_nl_weights, _scale_first),
+    IntFormat(_L["Q2_K"], 3, _q2_k_weights, _q2_k_scale, _q2_k_subscales, _q2_k_minimum, group=4),
+    IntFormat(_L["Q3_K"], 7, _q3_k_weights, _q3_k_scale, _q3_k_subscales, group=4),
+    IntFormat(_L["Q4_K"], 15, _q4_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
+    IntFormat(_L["Q5_K"], 31, _q5_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),
+    IntFormat(_L["Q6_K"], 63, _q6_k_weights, _q6_k_scale, _q6_k_subscales, group=4),
+    IntFormat(_L["IQ4_XS"], 255, _iq4_xs_weights, _iq4_xs_scale),
 )
 """The formats whose products with int8 activations are exact integers."""

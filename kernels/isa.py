@@ -18,7 +18,8 @@ import llvmlite.binding as llvm
 class Isa:
     """One instruction set: what it needs, and what the SIMD vocabulary may assume of it.
 
-    `lanes` is the number of 32-bit lanes of a vector; `dot` names the way `dot4` is done;
+    `lanes` is the number of 32-bit lanes of a vector, `registers` how many vectors the CPU holds;
+    `dot` names the way `dot4` is done;
     `cpu` is LLVM's name of the least CPU that has it, used when the row is forced on a better machine.
     """
 
@@ -26,14 +27,17 @@ class Isa:
     machine: str
     needs: frozenset[str]
     lanes: int
+    registers: int
     dot: str
     fma: bool
     half: bool
     cpu: str
 
 
-def _row(name: str, machine: str, needs: str, lanes: int, dot: str, *, fma: bool, half: bool, cpu: str) -> Isa:
-    return Isa(name, machine, frozenset(needs.split()), lanes, dot, fma, half, cpu)
+def _row(
+    name: str, machine: str, needs: str, lanes: int, registers: int, dot: str, *, fma: bool, half: bool, cpu: str
+) -> Isa:
+    return Isa(name, machine, frozenset(needs.split()), lanes, registers, dot, fma, half, cpu)
 
 
 LADDER: tuple[Isa, ...] = (
@@ -42,15 +46,16 @@ LADDER: tuple[Isa, ...] = (
         "x86",
         "avx512f avx512bw avx512dq avx512vl avx512vnni fma f16c",
         16,
+        32,
         "vpdpbusd.512",
         fma=True,
         half=True,
         cpu="icelake-client",
     ),
-    _row("avxvnni", "x86", "avx2 fma f16c avxvnni", 8, "vpdpbusd.256", fma=True, half=True, cpu="alderlake"),
-    _row("avx2", "x86", "avx2 fma f16c", 8, "vpmaddubsw", fma=True, half=True, cpu="x86-64-v3"),
-    _row("neon", "arm", "neon dotprod", 4, "partial.reduce", fma=True, half=True, cpu="apple-m1"),
-    _row("generic", "", "", 4, "plain", fma=False, half=False, cpu="generic"),
+    _row("avxvnni", "x86", "avx2 fma f16c avxvnni", 8, 16, "vpdpbusd.256", fma=True, half=True, cpu="alderlake"),
+    _row("avx2", "x86", "avx2 fma f16c", 8, 16, "vpmaddubsw", fma=True, half=True, cpu="x86-64-v3"),
+    _row("neon", "arm", "neon dotprod", 4, 32, "partial.reduce", fma=True, half=True, cpu="apple-m1"),
+    _row("generic", "", "", 4, 16, "plain", fma=False, half=False, cpu="generic"),
 )
 
 

@@ -23,8 +23,19 @@ VECTOR = 4 * LANES
 LINE = 64
 D, Z0, Z1, Z, S0, S1, S = 32, 36, 40, 44, 48, 52, 56
 
-ZEROS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "IQ4_NL": 128, "IQ4_XS": 128, "Q3_K": 4, "Q6_K": 32}
-"""What is subtracted from the unsigned weights of a format; 0 for the others."""
+WIDE_ZERO = 0 if current().dot == "vpmaddubsw" else 128
+"""What makes weights of 8 bits unsigned; AVX2 multiplies them as they are, signed."""
+
+ZEROS = {
+    "Q4_0": 8,
+    "Q5_0": 16,
+    "Q3_K": 4,
+    "Q6_K": 32,
+    "Q8_0": WIDE_ZERO,
+    "IQ4_NL": WIDE_ZERO,
+    "IQ4_XS": WIDE_ZERO,
+}
+"""What is subtracted from the bytes of weights of a format; 0 for the others."""
 
 
 def activation_bytes(columns: int) -> int:

@@ -44,8 +44,7 @@ from edge_gemma.kernels.simd import (
     load,
     load_int,
     load_tile,
-    outer_dot4,
-    outer_dot4_wide,
+    outer_dots,
     outer_fma,
     outer_scale,
     prefetch_far,
@@ -60,7 +59,7 @@ from edge_gemma.kernels.simd import (
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 
-TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 1}.get(ISA.dot, 2)
+TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 3}.get(ISA.dot, 2)
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
 BLOCKS_OF_STRETCH = STRETCH // 32
 CLAIM = PANEL * PANELS
@@ -122,7 +121,7 @@ def make_product(fmt: IntFormat, tokens: int) -> Any:
     SUBS, MINS, SIZE = fmt.subs, fmt.mins, tokens * PANEL
     layout = Entry(fmt)
     SUBSCALES, MINIMA, ENTRY, TILE = layout.subscales, layout.minima, layout.size, layout.tile
-    dot = outer_dot4_wide if fmt.wide else outer_dot4
+    dots = outer_dots(fmt.top)
 
     @inlined
     def words(at: Any) -> Any:
@@ -133,27 +132,18 @@ def make_product(fmt: IntFormat, tokens: int) -> Any:
         return load(at), load(at + TILE)
 
     @inlined
-    def half(z: Any, entry: Any, x: Any, stride: Any) -> Any:
-        """The sums of 16 products, begun at the int32 z of each row of X."""
-        total = broadcast_rows(z, stride, zeros_int(SIZE), words(entry))
-        return continued(total, entry, x, stride)
-
-    @inlined
-    def continued(total: Any, entry: Any, x: Any, stride: Any) -> Any:
-        total = dot(total, x, stride, words(entry))
-        total = dot(total, x + 4, stride, words(entry + VECTOR))
-        total = dot(total, x + 8, stride, words(entry + 2 * VECTOR))
-        return dot(total, x + 12, stride, words(entry + 3 * VECTOR))
+    def begin(z: Any, stride: Any, like: Any) -> Any:
+        return broadcast_rows(z, stride, zeros_int(SIZE), like)
 
     @inlined
     def integers(entry: Any, line: Any, stride: Any) -> Any:
-        """The exact sums of one 32-block."""
-        upper = entry + 4 * VECTOR
+        """The exact sums of one 32-block, begun at what the lines have for the weights' zero."""
         if SUBS == 1:
-            return continued(half(line + Z, entry, line, stride), upper, line + 16, stride)
-        low, high = half(line + Z0, entry, line, stride), half(line + Z1, upper, line + 16, stride)
-        total = tile_mul_add(zeros_int(SIZE), low, words(entry + SUBSCALES))
-        return tile_mul_add(total, high, words(entry + SUBSCALES + VECTOR))
+            return dots(begin(line + Z, stride, words(entry)), line, stride, entry, TILE, PANEL, 8)
+        s = entry + SUBSCALES
+        first = dots(begin(line + Z0, stride, words(entry)), line, stride, entry, TILE, PANEL, 4)
+        second = dots(begin(line + Z1, stride, words(entry)), line + 16, stride, entry + 4 * VECTOR, TILE, PANEL, 4)
+        return tile_mul_add(tile_mul_add(zeros_int(SIZE), first, words(s)), second, words(s + VECTOR))
 
     @inlined
     def product(panel: Any, blocks: Any, x: Any, stride: Any, sums: Any) -> None:

@@ -23,8 +23,7 @@ from edge_gemma.kernels.simd import (
     LANES,
     broadcast,
     broadcast_int,
-    dot4,
-    dot4_wide,
+    dots,
     fma,
     load,
     prefetch,
@@ -39,24 +38,10 @@ GRAIN_BYTES = 1 << 16
 """Weights claimed at a time by a thread: long enough to stream, short enough to even out unequal cores."""
 
 
-def _make_half(wide: bool) -> Any:
-    dot = dot4_wide if wide else dot4
-
-    @inlined
-    def half(total: Any, w0: Any, w1: Any, w2: Any, w3: Any, x: Any) -> Any:
-        """total + 16 weights of each row times 16 inputs at x."""
-        total = dot(total, w0, broadcast_int(x))
-        total = dot(total, w1, broadcast_int(x + 4))
-        total = dot(total, w2, broadcast_int(x + 8))
-        return dot(total, w3, broadcast_int(x + 12))
-
-    return half
-
-
 def _make_block(fmt: IntFormat) -> tuple[Any, Any]:
     """A 32-block of LANES rows in registers: how it is read, and how its products are added."""
     SUBS, MINS = fmt.subs, fmt.mins
-    half = _make_half(fmt.wide)
+    products = dots(fmt.top)
 
     @inlined
     def read(at: Any, stride: Any, i: Any) -> Any:
@@ -72,11 +57,10 @@ def _make_block(fmt: IntFormat) -> tuple[Any, Any]:
         """y + the products of the block with the line at x."""
         w, scale, s, m = block
         if SUBS == 1:
-            total = half(broadcast_int(x + Z), w[0], w[1], w[2], w[3], x)
-            total = half(total, w[4], w[5], w[6], w[7], x + 16)
+            total = products(broadcast_int(x + Z), w, x)
         else:
-            total = s[0] * half(broadcast_int(x + Z0), w[0], w[1], w[2], w[3], x)
-            total = total + s[1] * half(broadcast_int(x + Z1), w[4], w[5], w[6], w[7], x + 16)
+            total = s[0] * products(broadcast_int(x + Z0), w[:4], x)
+            total = total + s[1] * products(broadcast_int(x + Z1), w[4:], x + 16)
         y = fma(to_float(total), scale * broadcast(x + D), y)
         if MINS and SUBS == 1:
             y = fma(m[0], broadcast(x + S), y)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.layout import ZEROS
+from edge_gemma.kernels.layout import WIDE_ZERO, ZEROS
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -74,16 +74,16 @@ def _q5_1(b: Bytes) -> Parts:
 
 
 def _q8_0(b: Bytes) -> Parts:
-    return (b[:, 2:] ^ 0x80).astype(np.int32), _half(b, 0), None, None
+    return b[:, 2:].view(np.int8) + np.int32(WIDE_ZERO), _half(b, 0), None, None
 
 
 def _iq4_nl(b: Bytes) -> Parts:
-    return LEVELS[_four_bits(b, 2)] + 128, _half(b, 0), None, None
+    return LEVELS[_four_bits(b, 2)] + WIDE_ZERO, _half(b, 0), None, None
 
 
 def _iq4_xs(b: Bytes) -> Parts:
     scales = _fields(b[:, 4:8], 4, 4) | _fields(b[:, 2:4], 2, 2) << 4
-    return LEVELS[_fields(b[:, 8:], 8, 4)] + 128, _half(b, 0) * (scales - 32).astype(f32), None, None
+    return LEVELS[_fields(b[:, 8:], 8, 4)] + WIDE_ZERO, _half(b, 0) * (scales - 32).astype(f32), None, None
 
 
 def _q2_k(b: Bytes) -> Parts:

@@ -45,7 +45,6 @@ from edge_gemma.kernels.simd_convert import (
 from edge_gemma.kernels.simd_dot import (
     byte_table,
     dot4,
-    dot4_wide,
 )
 from edge_gemma.kernels.simd_memory import (
     broadcast,
@@ -69,9 +68,9 @@ from edge_gemma.kernels.simd_memory import (
 )
 from edge_gemma.kernels.simd_tiles import (
     broadcast_rows,
+    dots,
     load_tile,
-    outer_dot4,
-    outer_dot4_wide,
+    outer_dots,
     outer_fma,
     outer_scale,
     store_sums,
@@ -97,7 +96,7 @@ __all__ = [
     "broadcast_rows",
     "byte_table",
     "dot4",
-    "dot4_wide",
+    "dots",
     "first_lane",
     "first_lane_int",
     "fma",
@@ -115,8 +114,7 @@ __all__ = [
     "maximum",
     "maximum_int",
     "minimum",
-    "outer_dot4",
-    "outer_dot4_wide",
+    "outer_dots",
     "outer_fma",
     "outer_scale",
     "prefetch",

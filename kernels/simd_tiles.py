@@ -14,7 +14,7 @@ from numba.core import cgutils
 
 from edge_gemma.kernels.jit import intrinsic, intrinsic_of_constants
 from edge_gemma.kernels.simd_arithmetic import ir_fma, ir_fold
-from edge_gemma.kernels.simd_dot import DOT4
+from edge_gemma.kernels.simd_dot import ir_dots
 from edge_gemma.kernels.simd_types import (
     F32,
     FLOATS,
@@ -29,6 +29,7 @@ from edge_gemma.kernels.simd_types import (
     ir_row,
     ir_splat,
     ir_store,
+    ir_word,
 )
 
 
@@ -46,27 +47,53 @@ def _sizes(tile: Any, b: Any) -> tuple[int, int]:
     return tile.count // b.count, b.count
 
 
-@intrinsic
-def outer_dot4(_typing: Any, tile: Any, address: Any, stride: Any, u: Any) -> Any:
-    """tile[i][j] + dot4(u[j], the 4 bytes at address + i * stride in every lane). u at most 127."""
-    return _outer_dot(tile, address, stride, u, wide=False)
+def outer_dots(top: int) -> Any:
+    """Declare an operation: tile[i][j] + the products of `steps` vectors of bytes with 4 bytes each of row i.
+
+    Vector k for column j lies at weights + 4 LANES k + apart * j, its 4 bytes of row i at inputs + stride * i + 4 k.
+    top: the largest byte of the vectors, as `simd_dot.ir_dots` has it. apart, n and steps are constants.
+    """
+
+    def dots(_typing: Any, tile: Any, inputs: Any, stride: Any, weights: Any, apart: Any, n: Any, steps: Any) -> Any:
+        if not all(isinstance(c, types.IntegerLiteral) for c in (apart, n, steps)):
+            return None
+        rows, columns = range(tile.count // n.literal_value), range(n.literal_value)
+
+        def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            acc, x, x_stride, w = arguments[:4]
+
+            def step(k: int) -> tuple[list[Any], list[Any]]:
+                at = builder.add(w, ir.Constant(I64, 4 * LANES * k))
+                u = [
+                    ir_load(builder, ir_row(builder, at, ir.Constant(I64, apart.literal_value), j), WORDS)
+                    for j in columns
+                ]
+                s = [ir_word(builder, ir_row(builder, x, x_stride, i), k) for i in rows]
+                return u * len(rows), [v for v in s for _ in columns]
+
+            start = _elements(builder, acc, tile.count)
+            return cgutils.pack_array(
+                builder, ir_dots(builder, start, step, steps.literal_value, top, crowded=tile.count > 1)
+            )
+
+        return tile(tile, types.intp, types.intp, types.intp, apart, n, steps), codegen
+
+    return intrinsic_of_constants(dots)
 
 
-@intrinsic
-def outer_dot4_wide(_typing: Any, tile: Any, address: Any, stride: Any, u: Any) -> Any:
-    """As `outer_dot4`, with u up to 255."""
-    return _outer_dot(tile, address, stride, u, wide=True)
+def dots(top: int) -> Any:
+    """Declare an operation: total + the products of all bytes of u[k] with the 4 bytes at address + 4 k, for all k."""
 
+    def dots(_typing: Any, total: Any, u: Any, address: Any) -> Any:
+        def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            acc, vectors, x = arguments
+            weights = _elements(builder, vectors, u.count)
+            step = lambda k: ([weights[k]], [ir_word(builder, x, k)])  # noqa: E731
+            return ir_dots(builder, [acc], step, u.count, top, crowded=False)[0]
 
-def _outer_dot(tile: Any, address: Any, stride: Any, u: Any, *, wide: bool) -> Any:
-    sizes = _sizes(tile, u)
+        return I(total, u, types.intp), codegen
 
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        acc, base, step, vectors = arguments
-        inputs = [ir_splat(builder, ir_load(builder, ir_row(builder, base, step, i), I32)) for i in range(sizes[0])]
-        return _outer(builder, acc, vectors, sizes, lambda i, c, w: DOT4[wide](builder, c, w, inputs[i]))
-
-    return tile(tile, types.intp, types.intp, u), codegen
+    return intrinsic(dots)
 
 
 @intrinsic

@@ -126,3 +126,8 @@ def ir_concat(builder: Any, parts: list[Any]) -> Any:
 def ir_row(builder: Any, address: Any, stride: Any, row: int) -> Any:
     """address + row * stride."""
     return builder.add(address, builder.mul(stride, ir.Constant(I64, row)))
+
+
+def ir_word(builder: Any, address: Any, k: int) -> Any:
+    """The k-th 4 bytes at an address in every lane."""
+    return ir_splat(builder, ir_load(builder, builder.add(address, ir.Constant(I64, 4 * k)), I32))
