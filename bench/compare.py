@@ -3,7 +3,7 @@
     python bench/compare.py BEFORE.json AFTER.json
 
 For every case that both have: ours before and after, the change, and whether it is beyond the spread, which is when
-no round of one is within the rounds of the other. Where a peer was measured too, its own change shows how the machine
+no round of one is within the rounds of the other, of at least three. Where a peer was measured too, its own change shows how the machine
 drifted; then the lead over the peer is what is compared, round by round, and the drift drops out. Steps of several rows
 are compared by their time.
 """
@@ -22,6 +22,10 @@ from bench import record
 from bench.record import Record, more_is_better
 from bench.tables import table
 
+FEWEST_ROUNDS = 3
+"""Two rounds that happen to lie close together would make anything a change."""
+NOTHING = 0.005
+"""A smaller change is none, however steady."""
 UNCOMPARED = {"file", "anonymous", "own_first_token"}
 
 
@@ -36,7 +40,8 @@ class Change:
     ours: float
     peer: float | None
     corrected: float
-    beyond: bool
+    verdict: str
+    """"better" or "worse" beyond the spread, else "no", or "too few rounds"."""
 
 
 def changes(before: Record, after: Record) -> Iterator[Change]:
@@ -61,8 +66,19 @@ def _change(name: str, measure: str, old: Record, new: Record) -> Change:
         ours=_gain(measure, a, b),
         peer=_gain(measure, *(record.values(case, measure, "peer") for case in (old, new))) if both else None,
         corrected=_middle(compared_b) / _middle(compared_a),
-        beyond=min(compared_b) > max(compared_a) or max(compared_b) < min(compared_a),
+        verdict=verdict(compared_a, compared_b),
     )
+
+
+def verdict(before: list[float], after: list[float]) -> str:
+    """Of figures of which more is better."""
+    if min(len(before), len(after)) < FEWEST_ROUNDS:
+        return "too few rounds"
+    if abs(_middle(after) / _middle(before) - 1) < NOTHING:
+        return "no"
+    if min(after) > max(before):
+        return "better"
+    return "worse" if max(after) < min(before) else "no"
 
 
 def _goodness(measure: str, numbers: list[float]) -> list[float]:
@@ -92,7 +108,7 @@ def rendered(found: list[Change]) -> str:
             f"{c.ours:.3f}",
             "" if c.peer is None else f"{c.peer:.3f}",
             f"{c.corrected:.3f}",
-            ("better" if c.corrected > 1 else "worse") if c.beyond else "no",
+            c.verdict,
         ]
         for c in found
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench import record, report, tables
-from bench.compare import changes, rendered
+from bench.compare import changes, rendered, verdict
 from bench.targets import Target, find, targets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,22 +173,35 @@ def test_a_gain_beyond_the_spread() -> None:
     after = case("2b-Q4_0", "short", [speed(40, 10), speed(60, 20), speed(48, 10)])
     prompt, generation = changes(result(a=SHORT), result(a=after))
     assert (generation.ours, generation.peer, generation.corrected) == (2.0, 1.0, 2.0)
-    assert prompt.beyond
-    assert generation.beyond
+    assert (prompt.verdict, generation.verdict) == ("better", "better")
 
 
 def test_a_slower_machine_is_no_loss() -> None:
     """Everything takes twice as long, the peer too: ours less the drift is as before."""
     after = case("2b-Q4_0", "short", [speed(10, 5), speed(15, 10), speed(12, 5)])
     change = list(changes(result(a=SHORT), result(a=after)))[1]
-    assert (change.ours, change.peer, change.corrected, change.beyond) == (0.5, 0.5, 1.0, False)
+    assert (change.ours, change.peer, change.corrected, change.verdict) == (0.5, 0.5, 1.0, "no")
 
 
 def test_times_are_better_when_shorter() -> None:
-    before, after = (case("2b-Q4_0", "rows", [{"limits": {}, "ours": {"rows2": t}}]) for t in (0.04, 0.02))
+    before, after = (case("2b-Q4_0", "rows", [{"limits": {}, "ours": {"rows2": t}}] * 3) for t in (0.04, 0.02))
     (change,) = changes(result(a=before), result(a=after))
-    assert (change.ours, change.peer, change.corrected, change.beyond) == (2.0, None, 2.0, True)
+    assert (change.ours, change.peer, change.corrected, change.verdict) == (2.0, None, 2.0, "better")
     assert rendered([change]).splitlines()[2] == "| a | rows2 | 0.04 | 0.02 | 2.000 |  | 2.000 | better |"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ([1.0, 1.1, 1.2], [1.3, 1.4, 1.5], "better"),
+        ([1.3, 1.4, 1.5], [1.0, 1.1, 1.2], "worse"),
+        ([1.0, 1.1, 1.4], [1.3, 1.4, 1.5], "no"),  # one round of before is among those of after
+        ([1.0, 1.0, 1.0], [1.004, 1.004, 1.004], "no"),
+        ([1.0, 1.1], [2.0, 2.1, 2.2], "too few rounds"),
+    ],
+)
+def test_verdicts(before: list[float], after: list[float], said: str) -> None:
+    assert verdict(before, after) == said
 
 
 def test_only_what_both_have_is_compared() -> None:
