@@ -54,7 +54,7 @@ class AtomicFile:
         self._force = force
 
     def __enter__(self) -> Self:
-        self._remove_stale()
+        remove_leftovers(self.path)
         free = shutil.disk_usage(self.path.parent).free
         if free < self._size + HEADROOM:
             raise OutputError(f"{self.path}: needs {self._size + HEADROOM} bytes of disk, {free} are free")
@@ -148,12 +148,14 @@ class AtomicFile:
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(f"{self.path}: {os.strerror(error.errno or errno.EIO)}")
 
-    def _remove_stale(self) -> None:
-        prefix = f".{self.path.name}.partial-"
-        for entry in self.path.parent.iterdir():
-            pid = entry.name.removeprefix(prefix)
-            if entry.name.startswith(prefix) and pid.isdigit() and not _being_written(entry, int(pid)):
-                entry.unlink(missing_ok=True)
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of their writing `path`."""
+    prefix = f".{path.name}.partial-"
+    for entry in path.parent.iterdir():
+        pid = entry.name.removeprefix(prefix)
+        if entry.name.startswith(prefix) and pid.isdigit() and not _being_written(entry, int(pid)):
+            entry.unlink(missing_ok=True)
 
 
 def _being_written(partial: Path, pid: int) -> bool:

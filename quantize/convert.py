@@ -10,27 +10,38 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import CheckpointError, OutputError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
-from edge_gemma.quantize.atomic_file import AtomicFile, check_destination
+from edge_gemma.quantize.atomic_file import AtomicFile, check_destination, remove_leftovers
 from edge_gemma.quantize.certificate import Certificate, Certify, source_copy
 from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
-from edge_gemma.quantize.imatrix import read as read_imatrix
+from edge_gemma.quantize.imatrix import load as load_imatrix
+from edge_gemma.quantize.imatrix import quantized_with
 from edge_gemma.quantize.lora import merge, open_adapter
 from edge_gemma.quantize.pipeline import Progress, write_tensors
-from edge_gemma.quantize.plan import Plan, check_source, check_type, formats_used, make_plan, weighted_formats
+from edge_gemma.quantize.plan import (
+    Importance,
+    Plan,
+    check_source,
+    check_type,
+    formats_used,
+    make_plan,
+    weighted_formats,
+)
 from edge_gemma.quantize.recipe import Overrides
 from edge_gemma.quantize.source import Source
 from edge_gemma.weights import Weights
 
 MAX_THREADS = 8  # beyond that the memory for slabs grows and the disk is the limit
 
+Adapters = Sequence[tuple[str | os.PathLike[str], float]]
+"""Folders of LoRA adapters, each with a factor."""
 KernelProgress = Callable[[int, int, str], None]
 
 
@@ -53,7 +64,7 @@ def quantize(
     *,
     overrides: Overrides | None = None,
     imatrix: str | os.PathLike[str] | None = None,
-    lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    lora: Adapters = (),
     requantize: bool = False,
     certify: Certify | None = None,
     force: bool = False,
@@ -73,16 +84,14 @@ def quantize(
     be written, OSError for paths that cannot be used. After any of them the destination is as it was before.
     """
     started = time.perf_counter()
-    check_type(type)
     target = Path(destination)
-    importance = None if imatrix is None else read_imatrix(imatrix)
-    made = make_plan(_open(Path(source), lora), type, overrides or Overrides(), importance)
+    made, importance = _planned(source, type, overrides, imatrix, lora)
     if not requantize:
         check_source(made)
     check_destination(target, force=force, sources=made.source.files)
     stored = {tensor.format.name for tensor in made.source.tensors}
     blocks.prepare(formats_used(made.infos), weighted_formats(made, importance), stored, kernel_progress)
-    source_copy(target).unlink(missing_ok=True)  # of a run that was killed
+    _remove_copy(target)
     certificate = Certificate([info.name for info in made.infos], certified=certify is not None)
     header = made.header(certificate.metadata())
     size = len(header) + made.nbytes
@@ -112,21 +121,37 @@ def plan(
     *,
     overrides: Overrides | None = None,
     imatrix: str | os.PathLike[str] | None = None,
-    lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    lora: Adapters = (),
 ) -> Plan:
     """What `quantize` would write: the format and size of every tensor. Writes nothing; raises as `quantize` does."""
+    return _planned(source, type, overrides, imatrix, lora)[0]
+
+
+def _planned(
+    source: str | os.PathLike[str],
+    type: str,
+    overrides: Overrides | None,
+    imatrix: str | os.PathLike[str] | None,
+    lora: Adapters,
+) -> tuple[Plan, Importance | None]:
     check_type(type)
-    importance = None if imatrix is None else read_imatrix(imatrix)
-    return make_plan(_open(Path(source), lora), type, overrides or Overrides(), importance)
+    if imatrix is None:
+        return make_plan(open_source(Path(source), lora), type, overrides or Overrides(), None), None
+    matrix = load_imatrix(imatrix)
+    made = make_plan(open_source(Path(source), lora), type, overrides or Overrides(), matrix.means)
+    return replace(made, metadata=made.metadata | quantized_with(Path(imatrix).name, matrix)), matrix.means
 
 
-def _open(source: Path, lora: Sequence[tuple[str | os.PathLike[str], float]]) -> Source:
-    opened = open_source(source)
+def open_source(source: Path, lora: Adapters = ()) -> Source:
+    """The checkpoint `source`, a Hugging Face folder or a GGUF file, with adapters added, each times a factor.
+
+    Raises CheckpointError, ModelFormatError or OSError.
+    """
+    opened = _open(source)
     return merge(opened, [open_adapter(Path(path), scale) for path, scale in lora]) if lora else opened
 
 
-def open_source(source: Path) -> Source:
-    """The checkpoint `source`: a Hugging Face folder or a GGUF file. Raises CheckpointError or OSError."""
+def _open(source: Path) -> Source:
     if source.is_dir():
         return open_folder(source)
     if not source.exists():
@@ -137,9 +162,7 @@ def open_source(source: Path) -> Source:
 
 
 @contextmanager
-def _runnable(
-    source: Path, opened: Source, target: Path, lora: Sequence[tuple[str | os.PathLike[str], float]]
-) -> Iterator[Path]:
+def _runnable(source: Path, opened: Source, target: Path, lora: Adapters) -> Iterator[Path]:
     """The source as a file that runs: itself, or an exact copy beside `target`, which is removed afterwards."""
     if not source.is_dir() and not lora:
         yield source
@@ -151,6 +174,13 @@ def _runnable(
         yield copy
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _remove_copy(target: Path) -> None:
+    """What a killed run left of the source's copy, complete or not."""
+    copy = source_copy(target)
+    copy.unlink(missing_ok=True)
+    remove_leftovers(copy)
 
 
 def _default_threads() -> int:

@@ -90,6 +90,17 @@ def write(
             file.write(array.tobytes().ljust(info.padded, b"\0"))
 
 
+def quantized_with(name: str, matrix: ImportanceMatrix) -> Metadata:
+    """What llama-quantize says in a file of the matrix it was made with; `name` is its file, without folder."""
+    keys = {"quantize.imatrix.file": string(name)}
+    if matrix.datasets:
+        keys["quantize.imatrix.dataset"] = string(", ".join(matrix.datasets))
+    keys["quantize.imatrix.entries_count"] = u32(len(matrix.means))
+    if matrix.chunks:
+        keys["quantize.imatrix.chunks_count"] = u32(matrix.chunks)
+    return keys
+
+
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_gemma.commands import options, terminal
+from edge_gemma.errors import CheckpointError
+from edge_gemma.quantize.cli import parse_lora
 
 if TYPE_CHECKING:
     from edge_gemma.quantize.verification import Verification
@@ -24,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_model(parser)
     parser.add_argument("--against", metavar="SRC", type=Path, help="the Hugging Face folder or GGUF file it is from")
+    parser.add_argument(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        action="append",
+        default=[],
+        type=parse_lora,
+        help="an adapter that was merged into SRC, as for `quantize`; repeatable, in the same order",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -32,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     from edge_gemma.quantize.convert import open_source
     from edge_gemma.quantize.verification import verify
 
-    source = None if args.against is None else open_source(args.against)
+    if args.lora and args.against is None:
+        raise CheckpointError("--lora is for --against: name the checkpoint that the adapter was merged into")
+    source = None if args.against is None else open_source(args.against, args.lora)
     status = terminal.Status()
 
     def progress(done: int, total: int, name: str) -> None:

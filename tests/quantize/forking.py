@@ -2,9 +2,10 @@
 
 A program of its own, so that Numba is imported once for hundreds of children:
 
-    python -m tests.quantize.forking FOLDER WORK CASES
+    python -m tests.quantize.forking FOLDER WORK CASES [OPTION ...]
 
-FOLDER is a checkpoint, WORK an empty folder, CASES a JSON list of `Case` fields. Prints a JSON list of `Outcome`s.
+FOLDER is a checkpoint, WORK an empty folder, CASES a JSON list of `Case` fields, OPTIONs are of `quantize`. Prints
+a JSON list of `Outcome`s.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class Outcome:
     rerun: str
 
 
-def main(folder: str, work: str, cases: str) -> None:
+def main(folder: str, work: str, cases: str, *options: str) -> None:
     """Run every case and print the outcomes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this runs in the background
-    runner = Runner(folder, Path(work))
+    runner = Runner(folder, Path(work), options)
     outcomes = [asdict(runner.run(Case(**case))) for case in json.loads(cases)]
     print(json.dumps({"calls": runner.calls, "outcomes": outcomes}))
 
@@ -63,8 +64,8 @@ def main(folder: str, work: str, cases: str) -> None:
 class Runner:
     """Runs cases; knows what a conversion that nothing happens to writes, how long it takes and its system calls."""
 
-    def __init__(self, folder: str, work: Path) -> None:
-        self.folder, self.out = folder, work / "out.gguf"
+    def __init__(self, folder: str, work: Path, options: tuple[str, ...]) -> None:
+        self.folder, self.out, self.options = folder, work / "out.gguf", options
         assert self.convert() == 0
         started = time.perf_counter()
         assert self.convert() == 0
@@ -76,7 +77,7 @@ class Runner:
         """As the command line does it."""
         from edge_gemma.quantize import cli
 
-        return cli.main([self.folder, str(self.out), "--force", "--quiet"])
+        return cli.main([self.folder, str(self.out), "--force", "--quiet", *self.options])
 
     def run(self, case: Case) -> Outcome:
         """The conversion with an old file there; then again with nothing happening."""

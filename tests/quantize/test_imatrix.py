@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_gemma.errors import ModelFormatError
-from edge_gemma.quantize import imatrix
+from edge_gemma.quantize import imatrix, quantize
+from tests.quantize import tiny_checkpoint as tiny
 
 SUMS = {"blk.1.ffn_down.weight": np.arange(96.0), "blk.0.attn_q.weight": np.linspace(1e-6, 1e6, 64)}
 
@@ -81,6 +82,26 @@ def test_the_file_is_llama_cpps(tmp_path: Path) -> None:
         expected[f"{name}.in_sum2"] = ("F32", SUMS[name].astype(np.float32).tolist())
         expected[f"{name}.counts"] = ("F32", [1536.0])
     assert tensors == expected and list(tensors) == list(expected)
+
+
+def test_a_file_says_which_matrix_it_was_made_with(tmp_path: Path) -> None:
+    """Under llama-quantize's keys; the matrix by its name alone, for where it lay is nobody's business."""
+    weights = tiny.write_checkpoint(tmp_path / "hf", "gemma2")
+    columns = weights["model.layers.0.self_attn.q_proj.weight"].shape[1]
+    sums = {f"blk.{layer}.attn_q.weight": np.ones(columns) for layer in range(2)}
+    imatrix.write(tmp_path / "m.gguf", sums, 1536, datasets=["a.txt"], chunks=3, chunk_size=512)
+    quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q4_1", imatrix=tmp_path / "m.gguf")
+    quantize(tmp_path / "out.gguf", tmp_path / "again.gguf", "Q8_0", requantize=True)
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    kind = gguf.GGUFValueType
+    found = {name: (f.types, f.contents()) for name, f in fields.items() if name.startswith("quantize.")}
+    assert found == {
+        "quantize.imatrix.file": ([kind.STRING], "m.gguf"),
+        "quantize.imatrix.dataset": ([kind.STRING], "a.txt"),
+        "quantize.imatrix.entries_count": ([kind.UINT32], 2),
+        "quantize.imatrix.chunks_count": ([kind.UINT32], 3),
+    }
+    assert not any(name.startswith("quantize.") for name in gguf.GGUFReader(tmp_path / "again.gguf").fields)
 
 
 def test_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def fork(folder: Path, work: Path, cases: list[Case]) -> dict[str, Any]:
+def fork(folder: Path, work: Path, cases: list[Case], *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.quantize.forking", str(folder), str(work)]
-    command.append(json.dumps([vars(case) for case in cases]))
+    command += [json.dumps([vars(case) for case in cases]), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
@@ -111,3 +111,20 @@ def test_a_limit_on_the_size_of_files(run: Run, folder: Path, tmp_path: Path) ->
         assert outcome["status"] == EXIT_OUTPUT and outcome["destination"] == "old" and outcome["leftovers"] == 0
         assert "File too large" in outcome["errors"]
     assert run([Case("limit", size)])[0]["status"] == EXIT_WRITTEN
+
+
+def test_killed_while_it_certifies(folder: Path, tmp_path: Path) -> None:
+    """The copy of the source that it makes is removed by the next run, in whatever state it was left."""
+    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog. " * 8)
+    options = ["--type", "Q8_0", "--certify", str(tmp_path / "text"), "--certify-windows", "1"]
+    work = tmp_path / "work"
+    work.mkdir()
+    calls: list[str] = fork(folder, work, [], *options)["calls"]
+    created, copied = (at for at, name in enumerate(calls) if name == "replace")
+    opened = [at for at, name in enumerate(calls[:created]) if name == "open"]
+    cases = [Case("kill", at) for at in (opened[0] + 1, opened[1], opened[1] + 1, opened[1] + 5, created, created + 1)]
+    cases += [Case("kill", copied), Case("kill", copied, after=True), Case("interrupt", created + 1)]
+    outcomes = fork(folder, work, cases, *options)["outcomes"]
+    assert [outcome["rerun"] for outcome in outcomes] == [""] * len(cases)
+    assert [outcome["leftovers"] for outcome in outcomes] == [1, 1, 2, 2, 2, 2, 1, 0, 0]
+    assert [outcome["destination"] for outcome in outcomes] == ["old"] * 7 + ["new", "old"]

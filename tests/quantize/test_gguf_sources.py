@@ -1,0 +1,71 @@
+"""GGUF -> GGUF: the same file as from the folder, blocks of the same type copied, damage refused."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from edge_gemma.errors import CheckpointError, ModelFormatError
+from edge_gemma.gguf import GgufFile
+from edge_gemma.quantize import quantize
+from tests.quantize import tiny_checkpoint as tiny
+from tests.quantize.converting import TYPES, convert, metadata, values
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_gguf_source_gives_the_same_file_as_the_folder(tmp_path: Path, type: str) -> None:
+    tiny.write_checkpoint(tmp_path / "hf", "gemma3")
+    quantize(tmp_path / "hf", tmp_path / "wide.gguf", "F32")
+    quantize(tmp_path / "hf", tmp_path / "direct.gguf", type)
+    report = quantize(tmp_path / "wide.gguf", tmp_path / "again.gguf", type)
+    assert not report.notices
+    a, b = metadata(tmp_path / "direct.gguf"), metadata(tmp_path / "again.gguf")
+    for each in (a, b):  # the norms are stored in different ways
+        del each["edge_gemma.source.sha256"]
+    assert a == b
+    with GgufFile.open(tmp_path / "direct.gguf") as x, GgufFile.open(tmp_path / "again.gguf") as y:
+        assert all(np.array_equal(x.data(x.tensors[name]), y.data(y.tensors[name])) for name in x.tensors)
+
+
+def test_kinds_of_values_survive_a_gguf_source(tmp_path: Path) -> None:
+    wide = convert(tmp_path)
+    quantize(wide, tmp_path / "again.gguf")
+    with GgufFile.open(wide) as a, GgufFile.open(tmp_path / "again.gguf") as b:
+        assert {k: a.metadata.kind(k) for k in a.metadata} == {k: b.metadata.kind(k) for k in b.metadata}
+
+
+def test_quantized_source_is_told_and_its_blocks_of_the_same_type_are_copied(tmp_path: Path) -> None:
+    small = convert(tmp_path, type="Q4_0")
+    report = quantize(small, tmp_path / "again.gguf", "Q4_0")
+    assert any("quantized already" in notice for notice in report.notices)
+    with GgufFile.open(small) as a, GgufFile.open(tmp_path / "again.gguf") as b:
+        assert all(np.array_equal(a.data(a.tensors[n]), b.data(b.tensors[n])) for n in a.tensors)
+
+
+def test_damaged_gguf_source(tmp_path: Path) -> None:
+    path = convert(tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ModelFormatError):
+        quantize(path, tmp_path / "again.gguf")
+
+
+def test_unknown_type_and_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'Q3_K' is not written; one of F32"):
+        quantize(tmp_path, tmp_path / "out.gguf", "Q3_K")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        quantize(tmp_path / "nothing", tmp_path / "out.gguf")
+
+
+def test_the_real_model_becomes_q4_0(tmp_path: Path, real_model: Path) -> None:
+    """As the demo does it: the norms, the tokenizer and the Q8_0 embedding are carried over bit by bit."""
+    quantize(real_model, tmp_path / "out.gguf", "Q4_0", requantize=True)
+    with GgufFile.open(real_model) as a, GgufFile.open(tmp_path / "out.gguf", strict=True) as b:
+        assert set(a.tensors) == set(b.tensors)
+        for name in ("token_embd.weight", "blk.3.attn_q_norm.weight", "output_norm.weight"):
+            assert np.array_equal(a.data(a.tensors[name]), b.data(b.tensors[name]))
+        wide = values(a, "blk.17.ffn_down.weight")
+        written = b.data(b.tensors["blk.17.ffn_down.weight"])
+        assert np.array_equal(written, gguf.quants.quantize(wide, gguf.GGMLQuantizationType.Q4_0))
+        assert np.array_equal(*(list(f.metadata.strings("tokenizer.ggml.tokens")) for f in (a, b)))
+        assert b.metadata.u32("general.file_type") == 2
