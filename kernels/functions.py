@@ -11,56 +11,62 @@ from typing import Any
 from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.simd import (
     bits_as_float,
+    bits_as_int,
     fma,
     maximum,
     minimum,
-    select_less,
     splat,
     splat_int,
-    to_float,
-    to_int,
 )
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.693145751953125  # 15 bits: n * LN2_HIGH is exact for |n| < 2^9
 LN2_LOW = 1.428606820309417e-06
-EXP_LOW, EXP_HIGH = -87.33654, 88.37626  # results stay normal numbers between these
+EXP_LOW, EXP_HIGH = -88.0, 88.37626  # 2^n is 0, and the largest power of two, at these
+NEAREST = 12582912.0  # 1.5 * 2^23: what is added to it is rounded to an integer, in the low bits of the sum
+EXP_C2, EXP_C3, EXP_C4, EXP_C5, EXP_C6 = 0.5, 0.16666533, 0.041667238, 0.008367524, 0.0013863744
+"""e^r = 1 + r + C2 r^2 + ..., the least largest error on |r| <= ln 2 / 2: 4e-9."""
 
 
 @inlined
 def _split(x: Any) -> Any:
-    """x = n ln 2 + r with |r| <= ln 2 / 2: the power 2^n, and (e^r - 1) by Taylor's series to r^7 (error 5e-9)."""
-    n = to_int(x * splat(LOG2_E))
-    k = to_float(n)
-    r = fma(k, splat(-LN2_LOW), fma(k, splat(-LN2_HIGH), x))
-    p = fma(r, splat(1.0 / 5040.0), splat(1.0 / 720.0))
-    p = fma(p, r, splat(1.0 / 120.0))
-    p = fma(p, r, splat(1.0 / 24.0))
-    p = fma(p, r, splat(1.0 / 6.0))
-    p = fma(p, r, splat(0.5))
+    """x = n ln 2 + r with |r| <= ln 2 / 2: the power 2^n (0 where n is -127), and e^r - 1."""
+    shifted = fma(x, splat(LOG2_E), splat(NEAREST))
+    n = shifted - splat(NEAREST)
+    r = fma(n, splat(-LN2_LOW), fma(n, splat(-LN2_HIGH), x))
+    p = fma(r, splat(EXP_C6), splat(EXP_C5))
+    p = fma(p, r, splat(EXP_C4))
+    p = fma(p, r, splat(EXP_C3))
+    p = fma(p, r, splat(EXP_C2))
     p = fma(p * r, r, r)
-    return bits_as_float((n + splat_int(127)) << 23), p
+    return bits_as_float((bits_as_int(shifted) << 23) + splat_int(127 << 23)), p
 
 
 @inlined
 def exp(x: Any) -> Any:
-    """e^x; exactly 0 below EXP_LOW, and constant above EXP_HIGH."""
+    """e^x; exactly 0 below -87.7, where results stop being normal numbers, and constant above EXP_HIGH."""
     power, p = _split(minimum(splat(EXP_HIGH), maximum(splat(EXP_LOW), x)))
-    return select_less(x, splat(EXP_LOW), splat(0.0), fma(p, power, power))
+    return fma(p, power, power)
 
 
 @inlined
-def tanh(x: Any) -> Any:
-    """(e^2x - 1) / (e^2x + 1), by e^2x - 1 without cancellation."""
-    power, p = _split(minimum(splat(20.0), maximum(splat(-20.0), x + x)))
+def _tanh_of_half(x: Any) -> Any:
+    """(e^x - 1) / (e^x + 1), by e^x - 1 without cancellation."""
+    power, p = _split(minimum(splat(20.0), maximum(splat(-20.0), x)))
     m = fma(p, power, power - splat(1.0))
     return m / (m + splat(2.0))
 
 
 @inlined
+def tanh(x: Any) -> Any:
+    """See `_tanh_of_half`."""
+    return _tanh_of_half(x + x)
+
+
+@inlined
 def softcap(x: Any, cap: Any, inverse: Any) -> Any:
     """cap * tanh(x / cap)."""
-    return cap * tanh(x * inverse)
+    return cap * _tanh_of_half(x * (inverse + inverse))
 
 
 SQRT_2_OVER_PI = 0.7978845608028654

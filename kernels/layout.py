@@ -73,8 +73,12 @@ def matmul_scratch(rows: int) -> int:
 
 # ---- attention ---------------------------------------------------------------------------------------------------
 
-QUERY_ROWS = 8
+QUERY_ROWS = 32
 """Rows of one tile of queries."""
+QUERY_HEADS = 2
+"""Heads of a tile, of those that share keys."""
+QUERIES = 32
+"""Queries of a tile that meet a span together."""
 SPAN = 256
 """Keys of one partial result, aligned to positions; part of the definition of attention's result."""
 
@@ -85,8 +89,13 @@ def record_bytes(head_dim: int) -> int:
 
 
 def attention_scratch(head_dim: int, group: int) -> int:
-    """Bytes a thread needs: scores, partial results and states of one tile, for `group` queries per key head."""
-    return max(QUERY_ROWS, group) * (4 * SPAN + 2 * record_bytes(head_dim))
+    """Bytes a thread needs: queries and states of a tile, scores and partial results of those that meet a span.
+
+    A single row needs scores alone, for `group` queries per key head.
+    """
+    record = record_bytes(head_dim)
+    tile = 2 * QUERY_ROWS * QUERY_HEADS * record + QUERIES * (4 * SPAN + record)
+    return max(tile, group * 4 * SPAN)
 
 
 def partial_bytes(heads: int, head_dim: int, capacity: int) -> int:

@@ -52,25 +52,26 @@ def _lanes(x: Floats) -> Floats:
 
 # ---- functions ---------------------------------------------------------------------------------------------------
 
-EXP_LOW, EXP_HIGH = f32(-87.33654), f32(88.37626)
+EXP_LOW, EXP_HIGH = f32(-88), f32(88.37626)
 
 
 def _split(x: Floats) -> tuple[Floats, Floats]:
-    """2^n and e^r - 1 for x = n ln 2 + r."""
-    n = np.rint(x * f32(1.4426950408889634))
+    """2^n, or 0 where n is -127, and e^r - 1 for x = n ln 2 + r."""
+    nearest = f32(1.5 * 2**23)
+    n = fma(x, f32(1.4426950408889634), nearest) - nearest
     r = fma(n, f32(-1.428606820309417e-06), fma(n, f32(-0.693145751953125), x))
-    p = fma(r, f32(1 / 5040), f32(1 / 720))
-    for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2):
+    p = fma(r, f32(0.0013863744), f32(0.008367524))
+    for coefficient in (0.041667238, 0.16666533, 0.5):
         p = fma(p, r, f32(coefficient))
     with np.errstate(invalid="ignore"):  # a NaN's power does not matter: r is NaN
-        return np.ldexp(f32(1), n.astype(np.int32)), fma(p * r, r, r)
+        power = np.where(n < -126, f32(0), np.ldexp(f32(1), n.astype(np.int32)))
+    return power, fma(p * r, r, r)
 
 
 def exp(x: ArrayLike) -> Floats:
-    """e^x; 0 below EXP_LOW, constant above EXP_HIGH."""
-    x = np.asarray(x, f32)
-    power, p = _split(np.clip(x, EXP_LOW, EXP_HIGH))
-    return np.where(x < EXP_LOW, f32(0), fma(p, power, power))
+    """e^x; 0 below -87.7, constant above EXP_HIGH."""
+    power, p = _split(np.clip(np.asarray(x, f32), EXP_LOW, EXP_HIGH))
+    return fma(p, power, power)
 
 
 def tanh(x: ArrayLike) -> Floats:

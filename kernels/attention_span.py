@@ -1,0 +1,230 @@
+"""The partial results of some queries over one span of keys. Knows no operation, thread or ring.
+
+Both products are register tiles that run over a block of keys that the first-level cache holds, for one group of
+queries after another; between them the scores rest in scratch memory, SPAN of a query side by side. Bits depend on
+none of that: a score is one chain of fma over the head, a sum of values one chain over the keys.
+
+Queries come in groups of the largest of SIZES that are left. `position` is that of query 0, and `heads` neighbours
+share one: query j has position + j // heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edge_gemma.kernels.functions import exp, softcap
+from edge_gemma.kernels.jit import inlined
+from edge_gemma.kernels.layout import SPAN, VECTOR
+from edge_gemma.kernels.simd import (
+    ISA,
+    LANES,
+    lane_numbers,
+    load,
+    load_half,
+    load_tile,
+    max_lanes,
+    maximum,
+    outer_fma,
+    prefetch_far,
+    scatter,
+    scatter_half,
+    splat,
+    splat_int,
+    store,
+    store_half,
+    store_scalar,
+    store_tile,
+    sum_lanes,
+    where_less,
+    zeros,
+)
+
+CACHE_TYPES = {"f16": (load_half, store_half, scatter_half, 2), "f32": (load, store, scatter, 4)}
+"""How the cache's elements are loaded, stored and scattered, and their bytes."""
+
+MINUS_INFINITY = np.float32(-np.inf)
+
+_SUMS = 16 if LANES == 16 or ISA.machine == "arm" else 8
+"""Vectors of sums in a register tile: beside them, 2 to 4 vectors and an input fit the registers."""
+TILE = _SUMS // 2
+"""Queries of the largest tile."""
+KEYS = 4 * LANES
+"""Keys scored at a time; the scores of a span are computed in such blocks."""
+BLOCK = 64
+"""Keys whose values are added at a time."""
+_WIDTH = 4 * LANES
+"""Dimensions of a head that every register tile divides."""
+
+
+def _vectors(m: int) -> int:
+    """Vectors of a register tile beside m queries: so many that the sums hide the latency of an fma."""
+    return min(4, _SUMS // m)
+
+
+def _groups(make: Any, sizes: tuple[int, ...]) -> Any:
+    """`make(m)` for queries j..count in groups of m, the largest of `sizes` that are left."""
+    if not sizes:
+        return inlined(lambda j, count, *arguments: None)
+    size, group, rest = sizes[0], make(sizes[0]), _groups(make, sizes[1:])
+
+    @inlined
+    def groups(j: Any, count: Any, *arguments: Any) -> None:
+        while j + size <= count:
+            group(j, *arguments)
+            j += size
+        rest(j, count, *arguments)
+
+    return groups
+
+
+@inlined
+def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, cap: Any, record: Any) -> None:
+    """Scores of keys first..end of the span that starts at position `start`, to exp(score - m); m and l to the record.
+
+    Keys outside low..high are masked.
+    """
+    store_scalar(record, MINUS_INFINITY)
+    if low >= start + end or high < start + first:
+        return
+    inverse, top, total = np.float32(1.0) / cap, splat(MINUS_INFINITY), splat(0.0)
+    for k in range(first, end, LANES):
+        score = load(scores + 4 * k)
+        if cap > np.float32(0.0):
+            score = softcap(score, splat(cap), splat(inverse))
+        if start + k < low or start + k + LANES - 1 > high:
+            position = lane_numbers() + splat_int(start + k)
+            score = where_less(position, splat_int(low), splat(MINUS_INFINITY), score)
+            score = where_less(position, splat_int(high + 1), score, splat(MINUS_INFINITY))
+        store(scores + 4 * k, score)
+        top = maximum(score, top)
+    m = max_lanes(top)
+    for k in range(first, end, LANES):
+        weight = exp(load(scores + 4 * k) - splat(m))
+        store(scores + 4 * k, weight)
+        total = total + weight
+    weights = sum_lanes(total)
+    store_scalar(record, m if weights > np.float32(0.0) else np.float32(np.inf))  # what is NaN counts as seen
+    store_scalar(record + 4, weights)
+
+
+def _loader(load_values: Any, size: int, n: int) -> Any:
+    """n vectors of the cache, `stride` bytes apart."""
+    if n == 2:
+        return inlined(lambda at, stride: (load_values(at), load_values(at + stride)))
+    return inlined(
+        lambda at, stride: (
+            load_values(at), load_values(at + stride), load_values(at + 2 * stride), load_values(at + 3 * stride),
+        )
+    )  # fmt: skip
+
+
+def _asker(step: int) -> Any:
+    """Ask for the `step` bytes at an address."""
+    LINES = max(step // 64, 1)
+
+    @inlined
+    def ask(at: Any) -> None:
+        for line in range(LINES):
+            prefetch_far(at + 64 * line)
+
+    return ask
+
+
+def _make_scores(load_values: Any, size: int, m: int) -> Any:
+    """Scores of KEYS keys for m queries."""
+    n = _vectors(m)
+    COUNT, STEP, load_keys = m * n, n * size * LANES, _loader(load_values, size, n)
+    ask = _asker(STEP)
+
+    @inlined
+    def scores(
+        j: Any, last: Any, heads: Any, key: Any, q: Any, stride: Any, k: Any, ahead: Any, head_dim: Any, s: Any,
+    ) -> None:  # fmt: skip
+        """last: the last key that query 0 sees; ahead: from the block to what is needed after it."""
+        if key > last + (j + m - 1) // heads:
+            return
+        ahead = ahead if j == 0 else 0
+        q, s, vector = q + j * stride, s + 4 * (j * SPAN + key), size * LANES * head_dim
+        for block in range(0, KEYS, n * LANES):
+            at, tile = k + size * head_dim * (key + block), zeros(COUNT)
+            for d in range(head_dim):
+                ask(at + ahead + STEP * d)
+                tile = outer_fma(tile, q + 4 * d, stride, load_keys(at + size * LANES * d, vector))
+            store_tile(tile, s + 4 * block, 4 * SPAN, n)
+
+    return scores
+
+
+def _make_values(load_values: Any, size: int, m: int, n: int, part: int) -> Any:
+    """The values of BLOCK keys, weighted, to the sums of m queries, n vectors at a time.
+
+    Part 0 is as much of the head as every tile divides, part 1 the rest.
+    """
+    COUNT, load_vectors, ask = m * n, _loader(load_values, size, n), _asker(n * size * LANES)
+
+    @inlined
+    def values(
+        j: Any, last: Any, heads: Any, first: Any, s: Any, v: Any, ahead: Any, head_dim: Any, out: Any, record: Any,
+    ) -> None:  # fmt: skip
+        """last: the last key that query 0 sees; ahead: from the block to what is needed after it."""
+        end = min(last + (j + m - 1) // heads + 1, first + BLOCK, SPAN)
+        ahead, row, whole = ahead if j == 0 else 0, size * head_dim, head_dim // _WIDTH * _WIDTH
+        weights, out = s + j * 4 * SPAN, out + j * record
+        for d in range(part * whole, head_dim if part else whole, n * LANES):
+            tile = load_tile(zeros(COUNT), out + 4 * d, record, n)
+            for key in range(first, end):
+                at = v + size * d + row * key
+                ask(at + ahead)
+                tile = outer_fma(tile, weights + 4 * key, 4 * SPAN, load_vectors(at, size * LANES))
+            store_tile(tile, out + 4 * d, record, n)
+
+    return values
+
+
+def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
+    """The partial results of some queries over one span; `sizes` of tiles, the last one 1."""
+    load_values, _, _, SIZE = CACHE_TYPES[kind]
+
+    @inlined
+    def weigh(
+        count: Any, heads: Any, position: Any, start: Any, first: Any, window: Any, cap: Any, s: Any, head_dim: Any,
+        records: Any, record: Any,
+    ) -> None:  # fmt: skip
+        """Scores to weights, query by query; the sums of values to zero."""
+        for j in range(count):
+            high, at = position + j // heads, records + j * record
+            end = min((high + sizes[0] - start + KEYS - 1) // KEYS * KEYS, SPAN)
+            _weigh(s + j * 4 * SPAN, start, first, end, max(high - window + 1, 0), high, cap, at)
+            for d in range(VECTOR, VECTOR + 4 * head_dim, VECTOR):
+                store(at + d, splat(0.0))
+
+    score = _groups(lambda m: _make_scores(load_values, SIZE, m), sizes)
+    add_values = _groups(lambda m: _make_values(load_values, SIZE, m, _vectors(m), 0), sizes)
+    add_rest = _groups(lambda m: _make_values(load_values, SIZE, m, 2, 1), sizes[-1:])
+
+    @inlined
+    def span(
+        q: Any, stride: Any, count: Any, heads: Any, position: Any, start: Any, window: Any, k: Any, v: Any,
+        after: Any, head_dim: Any, cap: Any, s: Any, records: Any, record: Any,
+    ) -> None:  # fmt: skip
+        """`count` queries, `stride` bytes apart, over the span of keys at position `start`.
+
+        k, v: the span's keys and values; after: the keys needed next; s: room for scores;
+        records: the results, `record` bytes apart.
+        """
+        last = position - start
+        first, end = max(last - window + 1, 0), min(last + (count - 1) // heads + 1, SPAN)
+        first_block = first // KEYS * KEYS
+        row, end_block = SIZE * head_dim, (end - 1) // KEYS * KEYS
+        for key in range(first_block, end, KEYS):
+            ahead = row * KEYS if key < end_block else v + row * first - (k + row * key)
+            score(0, count, last, heads, key, q, stride, k, ahead, head_dim, s)
+        weigh(count, heads, position, start, first_block, window, cap, s, head_dim, records, record)
+        for key in range(first, end, BLOCK):
+            ahead = row * BLOCK if key + BLOCK < end else after - (v + row * key)
+            add_values(0, count, last, heads, key, s, v, ahead, head_dim, records + VECTOR, record)
+            add_rest(0, count, last, heads, key, s, v, ahead, head_dim, records + VECTOR, record)
+
+    return span, SIZE
