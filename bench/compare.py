@@ -3,9 +3,9 @@
     python bench/compare.py BEFORE.json AFTER.json
 
 For every case that both have: ours before and after, the change, and whether it is beyond the spread, which is when
-no round of one is within the rounds of the other, of at least three. Where a peer was measured too, its own change shows how the machine
-drifted; then the lead over the peer is what is compared, round by round, and the drift drops out. Steps of several rows
-are compared by their time.
+no round of one is within the rounds of the other, of at least three. Where a peer was measured too, its own change
+shows how the machine drifted; then the lead over the peer is what is compared, round by round, and the drift drops out.
+Steps of several rows are compared by their time.
 """
 
 from __future__ import annotations

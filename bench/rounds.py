@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +19,16 @@ from bench.processes import WORKERS, Worker, first_token, our_environment
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
 WARM_PROMPT, WARM_TOKENS = 64, 4
-LIMIT_SECONDS = 0.4
-"""For each limit, before and after each round."""
+LIMIT_SECONDS = 0.3
+"""For each limit, several times in each round."""
+TURN = 16
+"""Tokens that an engine generates before it is the other's turn."""
 
 Say = Callable[[str], None]
 Measures = dict[str, float]
 Round = dict[str, Measures]
+Figure = tuple[str, str, float]
+"""Side ("ours", "peer", or "limits"), measure, value."""
 
 
 class Skipped(Exception):  # noqa: N818  (an answer, not a fault)
@@ -99,15 +104,18 @@ def _steady(case: Case, setup: Setup, facts: Facts, repack: bool, say: Say) -> d
         work = {"rows": _rows, "overhead": _overhead}.get(case.kind, _speed)
         rounds = []
         for number in range(case.rounds):
-            measured: Round = {side: {} for side in ("limits", *bench.sides)}
-            before = bench.machine.ask("measure", seconds=LIMIT_SECONDS)
-            for side, name, value in work(bench):
-                measured[side][name] = value
-            after = bench.machine.ask("measure", seconds=LIMIT_SECONDS)
-            measured["limits"] = {name: (before[name] + after[name]) / 2 for name in before}
+            measured = collected(work(bench))
             rounds.append(measured)
             say(f"  round {number + 1} of {case.rounds}: {summary(measured)}")
     return {"engines": engines, "notes": notes, "rounds": rounds}
+
+
+def collected(figures: Iterable[Figure]) -> Round:
+    """One round: the mean of what was measured several times in it."""
+    lists: dict[str, dict[str, list[float]]] = {}
+    for side, name, value in figures:
+        lists.setdefault(side, {}).setdefault(name, []).append(value)
+    return {side: {name: statistics.mean(values) for name, values in of.items()} for side, of in lists.items()}
 
 
 def summary(measured: Round) -> str:
@@ -178,33 +186,49 @@ def _warm_up(bench: Bench) -> None:
         bench.ours.ask("answer", tokens=WARM_TOKENS)
 
 
-def _speed(bench: Bench) -> Iterator[tuple[str, str, float]]:
+def _speed(bench: Bench) -> Iterator[Figure]:
     """Tokens per second of a prompt, and of generating: from an empty cache, or on top of the prompt."""
     prompt, depth = bench.case.prompt, bench.case.depth
+    yield from _limits(bench)
     for side, worker in bench.sides.items():
         worker.ask("clear")
         yield side, f"pp{prompt}", prompt / worker.ask("prompt", tokens=prompt)
-    for side, worker in bench.sides.items():
         if not depth:
             worker.ask("clear")
-        yield side, f"tg{GENERATE}" + (f"@{depth}" if depth else ""), GENERATE / worker.ask("generate", tokens=GENERATE)
+    yield from _limits(bench)
+    seconds = dict.fromkeys(bench.sides, 0.0)
+    for _ in range(0, GENERATE, TURN):
+        for side, worker in bench.sides.items():
+            seconds[side] += worker.ask("generate", tokens=TURN)
+    yield from _limits(bench)
+    name = f"tg{GENERATE}@{depth}" if depth else f"tg{GENERATE}"
+    for side, taken in seconds.items():
+        yield side, name, GENERATE / taken
 
 
-def _rows(bench: Bench) -> Iterator[tuple[str, str, float]]:
+def _rows(bench: Bench) -> Iterator[Figure]:
     """Seconds of one step of each number of rows."""
+    yield from _limits(bench)
     for side, worker in bench.sides.items():
         worker.ask("clear")
         worker.ask("prompt", tokens=32)
         for rows, seconds in worker.ask("steps", rows=ROWS, repeats=STEP_REPEATS).items():
             yield side, f"rows{rows}", seconds
+    yield from _limits(bench)
 
 
-def _overhead(bench: Bench) -> Iterator[tuple[str, str, float]]:
+def _overhead(bench: Bench) -> Iterator[Figure]:
     """Seconds per token of bare steps, and of an answer."""
+    yield from _limits(bench)
     bench.ours.ask("clear")
     bench.ours.ask("prompt", tokens=16)
     yield "ours", "step", bench.ours.ask("generate", tokens=GENERATE) / GENERATE
     yield "ours", "answer", bench.ours.ask("answer", tokens=GENERATE)
+
+
+def _limits(bench: Bench) -> Iterator[Figure]:
+    for name, value in bench.machine.ask("measure", seconds=LIMIT_SECONDS).items():
+        yield "limits", name, value
 
 
 # ---- processes that start ----------------------------------------------------------------------------------------

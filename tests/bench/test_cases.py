@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from bench import rounds
-from bench.cases import Case, estimate, matrix, only, quick
+from bench.cases import Case, Kind, estimate, matrix, only, quick
 from bench.models import MODELS, Facts
+from bench.processes import Worker
 from bench.rounds import Setup, Skipped
 from bench.synthetic import SHAPES, Shape, plan, write
 from bench.targets import targets
@@ -115,3 +117,30 @@ def test_a_peer_with_avx512_is_no_avx2_peer() -> None:
     rounds._check_peer(case, {"system": "AVX2 = 1 | FMA = 1"})
     with pytest.raises(Skipped, match="built with AVX-512"):
         rounds._check_peer(case, {"system": "AVX2 = 1 | AVX512 = 1 | "})
+
+
+class Recorder:
+    """A worker that takes a second for a prompt and half a second for a turn, and remembers what it was asked."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self._name, self._log = name, log
+
+    def ask(self, do: str, **_: Any) -> Any:
+        self._log.append(f"{self._name} {do}")
+        return {"prompt": 1.0, "generate": 0.5, "measure": {"read": float(len(self._log))}}.get(do)
+
+
+@pytest.mark.parametrize("kind", ["short", "long"])
+def test_a_round_goes_by_turns(kind: Kind) -> None:
+    log: list[str] = []
+    ours, peer, machine = (cast(Worker, Recorder(name, log)) for name in ("ours", "peer", "machine"))
+    case = Case("2b-Q4_0", kind, 2)
+    measured = rounds.collected(rounds._speed(rounds.Bench(case, ours, peer, machine)))
+    names = {"short": ("pp512", "tg64"), "long": ("pp4096", "tg64@4096")}[kind]
+    assert measured["ours"] == measured["peer"] == dict(zip(names, (case.prompt, 32.0), strict=True))
+    work = [entry for entry in log if not entry.endswith("clear")]
+    turns = ["ours generate", "peer generate"] * 4
+    assert work == ["machine measure", "ours prompt", "peer prompt", "machine measure", *turns, "machine measure"]
+    assert log.count("peer clear") == (2 if kind == "short" else 1)
+    places = [place for place, entry in enumerate(log, 1) if entry == "machine measure"]
+    assert measured["limits"]["read"] == sum(places) / 3
