@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.destination is None:
         raise CheckpointError("OUT is missing: the file to write")
+    if args.certify_windows is not None and (args.certify is None or args.certify_windows < 1):
+        raise CheckpointError("--certify-windows is for --certify, and at least 1")
     certify = None if args.certify is None else certifier(args.certify, args.certify_windows, quiet=args.quiet)
     with _terminated_as_interrupted(), progress_display(args.quiet) as progress:
         report = quantize(

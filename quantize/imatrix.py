@@ -135,7 +135,7 @@ def _mean(path: Path, name: str, sums: Floats, counts: Floats) -> Floats:
 
 def _load_legacy(path: Path) -> ImportanceMatrix:
     reader = _Legacy(path)
-    entries = reader.int32("number of entries", 1, MAX_LEGACY_ENTRIES)
+    entries = reader.entries()
     means = dict(reader.entry(i) for i in range(entries))
     if reader.at == len(reader.raw):  # what follows is optional
         return _checked(path, means, (), 0)
@@ -151,6 +151,13 @@ class _Legacy:
         self.path = path
         self.raw = path.read_bytes()
         self.at = 0
+
+    def entries(self) -> int:
+        """Their number, which is what the file begins with."""
+        count: int = struct.unpack("<i", self._take(4, "number of entries"))[0]
+        if not 1 <= count <= MAX_LEGACY_ENTRIES:
+            raise self._error("beginning", "this is no importance matrix")
+        return count
 
     def entry(self, number: int) -> tuple[str, Floats]:
         """Name and means of the next entry."""

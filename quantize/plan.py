@@ -14,7 +14,7 @@ from edge_gemma.quantize import presets
 from edge_gemma.quantize.certificate import Certificate
 from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
 from edge_gemma.quantize.names import OUTPUT
-from edge_gemma.quantize.recipe import MIXES, PRESETS, TYPES, Model, Overrides, choose, layer_and_role
+from edge_gemma.quantize.recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, layer_and_role
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo, encode_header
 
@@ -58,6 +58,7 @@ def make_plan(source: Source, type: str, overrides: Overrides, importance: Impor
     """The plan of a file of `type` made from `source`. Raises CheckpointError for what cannot be done."""
     if importance is not None:
         _check_importance(source, importance)
+    check_patterns(overrides, (tensor.name for tensor in source.tensors if len(tensor.shape) > 1))
     model, tied = _model(source, importance is not None), all(t.name != OUTPUT for t in source.tensors)
     if type in PRESETS:
         spare = _own_header(source)

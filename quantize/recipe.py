@@ -8,7 +8,7 @@ what replaces a format whose block does not divide the rows. Vectors are always 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edge_gemma.errors import CheckpointError
@@ -113,6 +113,14 @@ class Overrides:
         if name == EMBEDDING:
             return self.embedding or (self.output if tied else None)
         return self.output if name == OUTPUT else None
+
+
+def check_patterns(overrides: Overrides, matrices: Iterable[str]) -> None:
+    """Raise CheckpointError for a pattern that is found in no name of a matrix: it would do nothing."""
+    names = list(matrices)
+    for pattern, chosen in overrides.patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise CheckpointError(f"tensor type {pattern}={chosen}: no matrix of this model has such a name")
 
 
 def known_type(name: str) -> str:

@@ -204,6 +204,12 @@ def test_a_missing_text_is_seen_before_anything_is_written(tmp_path: Path, capsy
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
+@pytest.mark.parametrize("more", [["--certify", "text", "--certify-windows", "0"], ["--certify-windows", "2"]])
+def test_windows_are_of_the_text(tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["quantize", str(tmp_path / "hf"), str(tmp_path / "out.gguf"), *more]) == 2
+    assert "--certify-windows is for --certify, and at least 1" in capsys.readouterr().err
+
+
 # ---- verify ----------------------------------------------------------------------------------------------------------
 
 

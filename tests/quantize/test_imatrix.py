@@ -186,6 +186,12 @@ def test_any_bytes_are_an_error_or_an_importance_matrix(tmp_path_factory: pytest
         assert all((values >= 0).all() for values in means.values())
 
 
+def test_another_file_is_told_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("root:x:0:0\n")
+    with pytest.raises(ModelFormatError, match=r"text: beginning at byte 4: this is no importance matrix"):
+        imatrix.read(tmp_path / "text")
+
+
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         imatrix.read(tmp_path / "none")

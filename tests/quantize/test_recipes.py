@@ -210,3 +210,11 @@ def test_a_preset_keeps_what_the_user_says() -> None:
     assert {f.name for name, f in named.items() if "attn_v" in name} == {"Q8_0"}
     assert named["output_norm.weight"].name == "F32"
     assert math.prod(f.block for f in chosen) > 0
+
+
+@pytest.mark.parametrize("pattern", ["attn_w", "output_norm"])
+def test_a_pattern_that_would_do_nothing_is_refused(tmp_path: Path, pattern: str) -> None:
+    """A misspelt name, or that of a vector, which is F32 whatever is said."""
+    tiny.write_checkpoint(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=f"tensor type {pattern}=Q8_0: no matrix of this model"):
+        plan(tmp_path / "hf", overrides=Overrides(((pattern, "Q8_0"),)))
