@@ -69,9 +69,9 @@ def reference_top(row: Floats) -> tuple[Ids, Floats]:
     return best, (row[best] - np.float32(log_normalizer(row, np.empty_like(row)))).astype(np.float32)
 
 
-def divergence(top_ids: Ids, top_log_p: Floats, row: Floats) -> float:
+def divergence(top_ids: Ids, top_log_p: Floats, row: Floats, scratch: Floats | None = None) -> float:
     """KL(reference || row) in nats over the reference's TOP ids and the event "any other id"."""
     log_p = top_log_p.astype(np.float64)
-    log_q = row[top_ids].astype(np.float64) - log_normalizer(row, np.empty_like(row))
+    log_q = row[top_ids].astype(np.float64) - log_normalizer(row, np.empty_like(row) if scratch is None else scratch)
     rest_p, rest_q = (max(1 - float(np.exp(log).sum()), 1e-9) for log in (log_p, log_q))
     return float((np.exp(log_p) * (log_p - log_q)).sum() + rest_p * np.log(rest_p / rest_q))
