@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -43,6 +43,7 @@ from edge_gemma.weights import Weights
 SEED = 0
 LIMIT = 2**22
 Notice = Callable[[str], None]
+Kind = Literal["decode", "prefill"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ ADDED = ("count", "us", "best_us", "weight_bytes", "kv_bytes", "macs")
 class StepProfile:
     """A step of `rows` rows, the first at `position`; `whole_us` is the program's time with no stamps inside."""
 
-    kind: str
+    kind: Kind
     rows: int
     position: int
     parts: tuple[Part, ...]
@@ -160,10 +161,10 @@ def profile(
         decode = prefill = None
         if n_gen:
             tell("a decode step")
-            decode = _step(engine, ids[n_depth : n_depth + 1], n_depth, repeats)
+            decode = _step(engine, "decode", ids[n_depth : n_depth + 1], n_depth, repeats)
         if n_prompt:
             tell(f"a chunk of {rows} tokens")
-            prefill = _step(engine, ids[n_depth : n_depth + rows], n_depth, repeats)
+            prefill = _step(engine, "prefill", ids[n_depth : n_depth + rows], n_depth, repeats)
     about = _about(path, n_depth=n_depth, n_threads=count, repetitions=repeats, type_k=kv_type, type_v=kv_type)
     return Profile(about, decode, outside, prefill)
 
@@ -229,25 +230,25 @@ def _open(
 # ---- inside the program ------------------------------------------------------------------------------------------
 
 
-def _step(engine: StampedEngine, ids: Sequence[int], position: int, repeats: int) -> StepProfile:
+def _step(engine: StampedEngine, kind: Kind, ids: Sequence[int], position: int, repeats: int) -> StepProfile:
     """One step of `ids`, again and again at `position`, whole and operation by operation by turns."""
     stamped, whole = [], []
     for _ in range(repeats + 1):
-        stamped.append(_run(engine, ids, position, every=True))
-        whole.append(_run(engine, ids, position, every=False))
+        stamped.append(_run(engine, kind, ids, position, every=True))
+        whole.append(_run(engine, kind, ids, position, every=False))
     us = engine.nanoseconds_per_tick() / 1e3
     times = us * np.array([np.diff(run.ticks) for run in stamped[1:]])  # (repeats, rows of the table)
     middle, best = np.median(times, axis=0), times.min(axis=0)
     rows = zip(engine.recorded, engine.arguments, middle.tolist(), best.tolist(), strict=False)
     parts = [part(*row, len(ids), position) for row in rows]
     whole_us = us * statistics.median(run.total for run in whole[1:])
-    return StepProfile("prefill" if len(ids) > 1 else "decode", len(ids), position, gather(parts), whole_us)
+    return StepProfile(kind, len(ids), position, gather(parts), whole_us)
 
 
-def _run(engine: StampedEngine, ids: Sequence[int], position: int, *, every: bool) -> Run:
+def _run(engine: StampedEngine, kind: Kind, ids: Sequence[int], position: int, *, every: bool) -> Run:
     """The run of one step: of a prompt's chunk its layers, without the logits of the last row."""
     engine.every, engine.position, before = every, position, len(engine.runs)
-    if len(ids) > 1:
+    if kind == "prefill":
         engine.prefill(ids)
     else:
         engine.decode(ids[0])

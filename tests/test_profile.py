@@ -89,6 +89,9 @@ def test_parts_are_what_was_asked_for(tiny_gguf: TinyGguf) -> None:
     without = profile(path, n_prompt=8, n_gen=0, threads=1, repeats=1)
     assert without.decode is None and without.outside is None
     assert without.prefill and (without.prefill.rows, without.prefill.position) == (8, 0)
+    one = profile(path, n_prompt=1, n_gen=0, threads=1, repeats=1).prefill
+    assert one and (one.kind, one.rows) == ("prefill", 1)
+    assert {p.label: p.count for p in one.parts} == {p.label: p.count for p in without.prefill.parts}
     only = profile(path, n_prompt=0, n_gen=3, n_depth=5, threads=1, repeats=1)
     assert only.prefill is None and only.outside and only.outside.steps == 3
     assert only.decode and (only.decode.kind, only.decode.rows, only.decode.position) == ("decode", 1, 5)
