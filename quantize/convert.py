@@ -38,7 +38,7 @@ from edge_gemma.quantize.recipe import Overrides
 from edge_gemma.quantize.source import Source
 from edge_gemma.weights import Weights
 
-MAX_THREADS = 8  # beyond that the memory for slabs grows and the disk is the limit
+MAX_THREADS = 32  # beyond that the disk is the limit
 
 Adapters = Sequence[tuple[str | os.PathLike[str], float]]
 """Folders of LoRA adapters, each with a factor."""
@@ -77,7 +77,7 @@ def quantize(
     `type`: one of `recipe.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
     matrices, which weigh the errors of columns. `lora`: adapters to merge, each with a factor. `requantize`: accept a
     source that is quantized already. `certify`: measures the file beside its source, for the certificate in it.
-    `threads`: default one per core this process may use, at most 8.
+    `threads`: default one per core this process may use, at most 32.
     `kernel_progress(done, total, name)` is called while kernels are compiled, once on a machine.
 
     Raises CheckpointError or ModelFormatError for a source that cannot be converted, OutputError when the file cannot

@@ -25,6 +25,7 @@ from edge_gemma.quantize.source import SourceTensor
 from edge_gemma.quantize.writer import TensorInfo
 
 SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB
+VALUES_AT_ONCE = 1 << 22  # over all threads: many of them take smaller slabs
 HASHED_LATER = 3  # slabs that may wait to be hashed
 
 Progress = Callable[[int, int, str], None]
@@ -47,7 +48,8 @@ def write_tensors(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
     with _Queue("hash source") as of_source, _Queue("hash result") as of_result:
         try:
-            for slab, rows in _in_order(pool, _slabs(made, importance), ahead=threads + 1):
+            values = min(SLAB_VALUES, VALUES_AT_ONCE // threads)
+            for slab, rows in _in_order(pool, _slabs(made, importance, values), ahead=threads + 1):
                 of_source.put(certificate.add_source, rows.raw)
                 of_result.put(certificate.add, slab.info.name, rows.data, rows.error)
                 file.write(rows.data.data)
@@ -104,9 +106,10 @@ class _Converted:
     error: ErrorSum
 
 
-def _slabs(made: Plan, importance: Importance | None) -> Iterator[_Slab]:
+def _slabs(made: Plan, importance: Importance | None, values: int) -> Iterator[_Slab]:
+    """All rows, in order, cut into slabs of at most so many values, or of one row."""
     for tensor, info in zip(made.source.tensors, made.infos, strict=True):
-        step = max(1, SLAB_VALUES // tensor.columns)
+        step = max(1, values // tensor.columns)
         weights = column_weights(made, importance, info)
         for start in range(0, tensor.rows, step):
             yield _Slab(tensor, info, weights, start, min(start + step, tensor.rows))
