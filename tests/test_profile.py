@@ -19,7 +19,8 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.model import EVERYTHING
-from edge_gemma.profile import Outside, Part, Profile, StepProfile, as_dict, gather, label_of, part, profile
+from edge_gemma.profile import Outside, Profile, StepProfile, as_dict, profile
+from edge_gemma.profile_parts import Part, gather, label_of, part
 from edge_gemma.program import Recorded
 from edge_gemma.stamps import StampedEngine
 from edge_gemma.weights import Weights

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
-    from edge_gemma.profile import Outside, Part, Profile, StepProfile
+    from edge_gemma.profile import Outside, Profile, StepProfile
+    from edge_gemma.profile_parts import Part
 
 DESCRIPTION = """\
 Measure the speed of prompts (pp) and of generation (tg), without tokenizing and sampling, as llama-bench does.
