@@ -4,9 +4,9 @@ Each matrix may have any format that fits its rows. The choice minimizes the sum
 
     sensitivity of its role * values * relative squared error of the format
 
-subject to the size of the file of the standard type: the best choice for a price per byte, at the lowest price that
-keeps the size. Then, where bytes are left, tensors are widened in the order of what a byte gains. Knows no bytes inside
-a block.
+subject to the size of the file of the standard type: the best choice for a price per byte, at the price where the size
+is met, narrowed tensor by tensor until it is kept. Then, where bytes are left, tensors are widened in the order of what
+a byte gains. Knows no bytes inside a block.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def assign(
     standard = [choose(like, model, t.name, t.shape, Overrides(), tied=tied) for t in tensors]
     budget = sum(_nbytes(t, f) for t, f in zip(tensors, standard, strict=True)) - spare
     options = [_options(t, model, overrides, tied=tied) for t in tensors]
-    chosen = _cheapest(options, budget)
-    return [option.format for option in _widened(chosen, options, budget)]
+    found = [_widened(start, options, budget) for start in _starts(options, budget)]
+    return [option.format for option in min(found, key=_cost)]
 
 
 def _nbytes(tensor: SourceTensor, chosen: BlockFormat) -> int:
@@ -89,13 +89,16 @@ def _options(tensor: SourceTensor, model: Model, overrides: Overrides, *, tied: 
     return sorted(every, key=lambda option: (option.nbytes, option.cost))
 
 
-def _cheapest(options: list[list[_Option]], budget: int) -> list[_Option]:
-    """For each tensor the option of least cost plus price per byte, at the lowest price within the budget."""
+def _starts(options: list[list[_Option]], budget: int) -> list[list[_Option]]:
+    """Two choices within the budget, from the lowest price that keeps it and the highest that does not.
+
+    They can be far apart: a price that makes an embedding narrower may save a hundred times more than is needed.
+    """
     low, high = 0.0, 1.0
     for _ in range(100):
         price = (low + high) / 2
         low, high = (low, price) if _size(_at(options, price)) <= budget else (price, high)
-    return _at(options, high)
+    return [_at(options, high), _narrowed(_at(options, low), options, budget)]
 
 
 def _at(options: list[list[_Option]], price: float) -> list[_Option]:
@@ -104,6 +107,26 @@ def _at(options: list[list[_Option]], price: float) -> list[_Option]:
 
 def _size(chosen: Sequence[_Option]) -> int:
     return sum(option.nbytes for option in chosen)
+
+
+def _cost(chosen: Sequence[_Option]) -> float:
+    return sum(option.cost for option in chosen)
+
+
+def _narrowed(chosen: list[_Option], options: list[list[_Option]], budget: int) -> list[_Option]:
+    """Until the budget is kept, take the narrower option that costs least per byte of those that are too many."""
+    while (excess := _size(chosen) - budget) > 0:
+        moves = [
+            ((option.cost - chosen[i].cost) / min(chosen[i].nbytes - option.nbytes, excess), i, option)
+            for i, every in enumerate(options)
+            for option in every
+            if option.nbytes < chosen[i].nbytes
+        ]
+        if not moves:
+            return chosen  # the budget is less than the least that can be
+        _, at, option = min(moves, key=lambda move: move[:2])
+        chosen[at] = option
+    return chosen
 
 
 def _widened(chosen: list[_Option], options: list[list[_Option]], budget: int) -> list[_Option]:
