@@ -122,13 +122,6 @@ def _finish(state: Any, head_dim: Any, head: Any, y: Any, q: Any, zero: Any) -> 
 
 
 @inlined
-def _copy(out: Any, source: Any, size: Any) -> None:
-    """`size` bytes, a multiple of a vector's."""
-    for d in range(0, size, _V):
-        store(out + d, load(source + d))
-
-
-@inlined
 def _row_of(base: Any, stride: Any, row: Any) -> Any:
     """The address of a row; null of null."""
     return 0 if base == 0 else base + row * stride
@@ -137,14 +130,39 @@ def _row_of(base: Any, stride: Any, row: Any) -> Any:
 # ---- the operations ----------------------------------------------------------------------------------------------
 
 
+@inlined
+def _gather(op: Any, row: Any, count: Any, head: Any, heads: Any, queries: Any, states: Any, record: Any) -> None:
+    """`count` queries, `heads` from `head` on of each row from `row` on, side by side; a fresh state for each.
+
+    Rows lie a power of two apart: read where they are, they would all want the same few lines of the cache.
+    """
+    Q, Q_STRIDE, _, _, _, _, HEAD_DIM, _, _, _, _, _, _, _, _, _, _, _ = _ATTEND
+    size = 4 * word(op, HEAD_DIM)
+    for j in range(count):
+        source = word(op, Q) + (row + j // heads) * word(op, Q_STRIDE) + size * (head + j % heads)
+        for d in range(0, size, _V):
+            store(queries + j * record + d, load(source + d))
+        _reset(states + j * record)
+
+
+@inlined
+def _scatter(op: Any, row: Any, count: Any, head: Any, heads: Any, states: Any, record: Any) -> None:
+    """The results of `_gather`'s queries to their rows."""
+    _, _, Y, Y_STRIDE, _, _, HEAD_DIM, _, _, _, _, _, _, _, _, OUT, OUT_STRIDE, ZERO = _ATTEND
+    for j in range(count):
+        y = _row_of(word(op, Y), word(op, Y_STRIDE), row + j // heads)
+        out = _row_of(word(op, OUT), word(op, OUT_STRIDE), row + j // heads)
+        _finish(states + j * record, word(op, HEAD_DIM), head + j % heads, y, out, word(op, ZERO))
+
+
 def make_attend(kind: str) -> Any:
-    """Several rows: a tile of rows, with up to HEADS of the query heads that share keys, is a piece of work."""
+    """Several rows: a tile of rows, and up to QUERY_HEADS of the heads that share keys, is a piece of work."""
     span, SIZE = make_span(kind, (TILE, 2, 1))
 
     def attend(op: Any, step: Any, thread: Any) -> None:
         (
-            Q, Q_STRIDE, Y, Y_STRIDE, HEADS, KV_HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES,
-            CAPACITY, WINDOW, SOFTCAP, _, OUT, OUT_STRIDE, ZERO,
+            _, _, _, _, HEADS, KV_HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES,
+            CAPACITY, WINDOW, SOFTCAP, _, _, _, _,
         ) = _ATTEND  # fmt: skip
         kv_heads, head_dim, window, cap = word(op, KV_HEADS), word(op, HEAD_DIM), word(op, WINDOW), real(op, SOFTCAP)
         group, record = word(op, HEADS) // kv_heads, _V + 4 * head_dim
@@ -159,26 +177,20 @@ def make_attend(kind: str) -> Any:
             row, rows = word(word(step, STEP_TILES), 2 * tile), word(word(step, STEP_TILES), 2 * tile + 1)
             head, heads = kv_head * group + part * QUERY_HEADS, min(QUERY_HEADS, group - part * QUERY_HEADS)
             position = word(word(step, STEP_POSITIONS), row)
-            for j in range(rows * heads):
-                at = word(op, Q) + (row + j // heads) * word(op, Q_STRIDE) + 4 * head_dim * (head + j % heads)
-                _copy(queries + j * record, at, 4 * head_dim)
-                _reset(states + j * record)
+            _gather(op, row, rows * heads, head, heads, queries, states, record)
             cache = word(word(step, STEP_SEQUENCES), row) * word(op, SEQUENCE_BYTES) + kv_head * word(op, HEAD_BYTES)
             for start in range(max(0, position - window + 1) // SPAN * SPAN, position + rows, SPAN):
-                at = cache + SIZE * head_dim * (start % word(op, CAPACITY))
+                k = word(op, K_CACHE) + cache + SIZE * head_dim * (start % word(op, CAPACITY))
+                v = word(op, V_CACHE) + cache + SIZE * head_dim * (start % word(op, CAPACITY))
                 for j in range(0, rows * heads, QUERIES):
                     count = min(QUERIES, rows * heads - j)
                     span(
                         queries + j * record, record, count, heads, position + j // heads, start, window,
-                        word(op, K_CACHE) + at, word(op, V_CACHE) + at,
-                        word(op, K_CACHE) + at + SIZE * head_dim * SPAN, head_dim, cap, s, partial, record,
+                        k, v, k + SIZE * head_dim * SPAN, head_dim, cap, s, partial, record,
                     )  # fmt: skip
                     for i in range(count):
                         _fold(states + (j + i) * record, partial + i * record, head_dim)
-            for j in range(rows * heads):
-                y = _row_of(word(op, Y), word(op, Y_STRIDE), row + j // heads)
-                out = _row_of(word(op, OUT), word(op, OUT_STRIDE), row + j // heads)
-                _finish(states + j * record, head_dim, head + j % heads, y, out, word(op, ZERO))
+            _scatter(op, row, rows * heads, head, heads, states, record)
             piece = take(op, 1)
 
     return attend

@@ -77,7 +77,7 @@ QUERY_ROWS = 32
 """Rows of one tile of queries."""
 QUERY_HEADS = 2
 """Heads of a tile, of those that share keys."""
-QUERIES = 32
+QUERIES = 16
 """Queries of a tile that meet a span together."""
 SPAN = 256
 """Keys of one partial result, aligned to positions; part of the definition of attention's result."""

@@ -5,6 +5,7 @@ Slots that were never written hold NaN, so that reading one where it matters sho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from edge_gemma.kernels import reference
+from edge_gemma.kernels.compile import assembly
+from edge_gemma.kernels.isa import current
 from edge_gemma.kernels.layout import LANES, QUERY_ROWS, attention_scratch, partial_bytes
-from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE
+from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE, Kernel
 from tests.kernels.harness import CACHE_TYPES, NOTHING, Array, Step, aligned, assert_same_bits, row, run
 
 GLOBAL = 1 << 20
@@ -190,3 +193,17 @@ def test_nan_in_a_query_or_a_visible_key_stays_nan() -> None:
     for rows in (1, 2):
         step = Step(rows, positions=[20, 1][:rows], sequences=[0, 0][:rows])
         assert np.isnan(attend(shape, (keys, values), q[:rows], step, GLOBAL, 0.0)).all()
+
+
+@pytest.mark.skipif(current().machine != "x86" or not current().fma, reason="reads x86 assembly")
+@pytest.mark.parametrize("kernel", ["attend_f16", "attend_one_f16"])
+def test_tiles_stay_in_registers(kernel: str) -> None:
+    """Loops of products alone take no vector from the stack, nor put one there."""
+    text = assembly(Kernel("attention", kernel))
+    loops = [block for block in re.split(r"^\.L\w+:", text, flags=re.MULTILINE) if block.count("vfmadd231ps") >= 8]
+    assert len(loops) >= 4
+    products = [block for block in loops if "vdiv" not in block and "vmax" not in block]
+    spilled = [
+        line for block in products for line in block.splitlines() if re.search(r"\(%rsp\).*%[xyz]mm|mm.*\(%rsp\)", line)
+    ]
+    assert not spilled
