@@ -33,6 +33,7 @@ from edge_gemma.kernels.simd import (
     byte_table,
     half_to_float,
     rows_16_bytes,
+    rows_32_bytes,
     rows_byte,
     rows_short,
     rows_word,
@@ -158,11 +159,10 @@ def _nibbles(q: Any) -> Any:
 @inlined
 def _bits(at: Any, stride: Any, shift: Any, mask: Any) -> Any:
     """32 bytes a row, one weight each: bits `shift`.. of every byte, under the repeated byte `mask`."""
-    a, b = rows_16_bytes(at, stride), rows_16_bytes(at + 16, stride)
-    m = splat_int(mask)
+    w, m = rows_32_bytes(at, stride), splat_int(mask)
     return (
-        (a[0] >> shift) & m, (a[1] >> shift) & m, (a[2] >> shift) & m, (a[3] >> shift) & m,
-        (b[0] >> shift) & m, (b[1] >> shift) & m, (b[2] >> shift) & m, (b[3] >> shift) & m,
+        (w[0] >> shift) & m, (w[1] >> shift) & m, (w[2] >> shift) & m, (w[3] >> shift) & m,
+        (w[4] >> shift) & m, (w[5] >> shift) & m, (w[6] >> shift) & m, (w[7] >> shift) & m,
     )  # fmt: skip
 
 
@@ -234,9 +234,8 @@ _FLIP = -0x7F7F7F80 if WIDE_ZERO else 0  # 0x80 in every byte: signed to unsigne
 
 
 def _q8_0_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    a, b = rows_16_bytes(at + 2, stride), rows_16_bytes(at + 18, stride)
-    m = splat_int(_FLIP)
-    return a[0] ^ m, a[1] ^ m, a[2] ^ m, a[3] ^ m, b[0] ^ m, b[1] ^ m, b[2] ^ m, b[3] ^ m
+    w, m = rows_32_bytes(at + 2, stride), splat_int(_FLIP)
+    return w[0] ^ m, w[1] ^ m, w[2] ^ m, w[3] ^ m, w[4] ^ m, w[5] ^ m, w[6] ^ m, w[7] ^ m
 
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -316,8 +315,8 @@ def _signed_byte(words: Any, shift: Any) -> Any:
 
 
 def _q6_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = rows_short(at + 192 + 2 * i, stride)
-    return _signed_byte(pair, 0), _signed_byte(pair, 8)
+    word, shift = rows_word(at + 192 + 4 * (i >> 1), stride), 16 * (i & 1)
+    return _signed_byte(word, shift), _signed_byte(word, shift + 8)
 
 
 def _q2_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
@@ -330,14 +329,14 @@ def _q2_k_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _q2_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = rows_short(at + 2 * i, stride)
+    pair = rows_word(at + 4 * (i >> 1), stride) >> (16 * (i & 1))
     return pair & splat_int(15), (pair >> 8) & splat_int(15)
 
 
 def _q2_k_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = rows_short(at + 2 * i, stride)
+    pair = rows_word(at + 4 * (i >> 1), stride) >> (16 * (i & 1))
     dmin = splat(0.0) - _half_at(at + 82, stride)
-    return dmin * to_float((pair >> 4) & splat_int(15)), dmin * to_float(pair >> 12)
+    return dmin * to_float((pair >> 4) & splat_int(15)), dmin * to_float((pair >> 12) & splat_int(15))
 
 
 def _q3_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:

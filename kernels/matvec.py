@@ -131,9 +131,21 @@ def make_matvec(fmt: IntFormat) -> Any:
 
 
 def make_few(fmt: IntFormat) -> Any:
-    """The same for a few rows of activations: a block read once is multiplied with all; the sums rest in scratch."""
-    BLOCKS, NBYTES = fmt.blocks, fmt.layout.nbytes
+    """The same for a few rows of activations: a block read once is multiplied with all; the sums rest in scratch.
+
+    Of blocks that share bytes, two are read at a time: more would not stay in registers while rows come and go.
+    """
+    BLOCKS, PAIRED, NBYTES = fmt.blocks, fmt.group > 1, fmt.layout.nbytes
     (read, add), ask = _make_block(fmt), _make_ask(fmt)
+
+    @inlined
+    def advance(at: Any, stride: Any, i: Any, x: Any, step: Any, x_stride: Any, sums: Any) -> None:
+        block = read(at, stride, i)
+        second = read(at, stride, i + 1) if PAIRED else block
+        for t in range(word(step, STEP_ROWS)):
+            line = x + i * LINE + t * x_stride
+            y = add(load(sums + t * VECTOR), block, line)
+            store(sums + t * VECTOR, add(y, second, line + LINE) if PAIRED else y)
 
     @inlined
     def tile(op: Any, step: Any, thread: Any, row: Any, ahead: Any) -> None:
@@ -143,11 +155,12 @@ def make_few(fmt: IntFormat) -> Any:
             store(sums + t * VECTOR, splat(0.0))
         for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
             at = word(op, _W) + row * row_bytes + b * NBYTES
-            for i in range(BLOCKS):
-                ask(ahead + b * LANES * NBYTES, i)
-                block, line = read(at, row_bytes, i), word(op, _X) + (b * BLOCKS + i) * LINE
-                for t in range(tokens):
-                    store(sums + t * VECTOR, add(load(sums + t * VECTOR), block, line + t * x_stride))
+            x, next_tile = word(op, _X) + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
+            for i in range(0, BLOCKS, 2 if PAIRED else 1):
+                ask(next_tile, i)
+                if PAIRED:
+                    ask(next_tile, i + 1)
+                advance(at, row_bytes, i, x, step, x_stride, sums)
         for t in range(tokens):
             store(word(op, _Y) + t * word(op, _Y_STRIDE) + 4 * row, load(sums + t * VECTOR))
 

@@ -98,9 +98,10 @@ def _dots_of_shorts(builder: Any, tile: list[Any], step: Step, count: int, top: 
     for k in range(count):
         products = [product(builder, *each) for each in zip(*step(k), strict=True)]
         sums = [builder.add(*each) for each in zip(sums, products, strict=True)] if k % run else products
-        sums = settle(builder, sums)
         if (k + 1) % run == 0 or k + 1 == count:
-            tile = [_widened(builder, *each) for each in zip(tile, sums, strict=True)]
+            tile = settle(builder, [_widened(builder, *each) for each in zip(tile, sums, strict=True)])
+        else:
+            sums = settle(builder, sums)
     return tile
 
 
