@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from edge_gemma.commands import options, terminal
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.cli import parse_lora
 
 if TYPE_CHECKING:
     from edge_gemma.quantize.verification import Verification
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH[:SCALE]",
         action="append",
         default=[],
-        type=parse_lora,
         help="an adapter that was merged into SRC, as for `quantize`; repeatable, in the same order",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -39,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print."""
+    from edge_gemma.quantize.cli import parse_lora
     from edge_gemma.quantize.convert import open_source
     from edge_gemma.quantize.verification import verify
 
     if args.lora and args.against is None:
         raise CheckpointError("--lora is for --against: name the checkpoint that the adapter was merged into")
-    source = None if args.against is None else open_source(args.against, args.lora)
+    source = None if args.against is None else open_source(args.against, [parse_lora(text) for text in args.lora])
     status = terminal.Status()
 
     def progress(done: int, total: int, name: str) -> None:
