@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import lower_builtin, models, register_model, type_callable
 
 from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.simd_types import ir_load, ir_pointer, operation
+from edge_gemma.kernels.simd_types import ir_call, ir_load, ir_pointer, operation
 
 LANES = 16
 
@@ -184,6 +184,12 @@ def if_less(builder: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
 def absolute(builder: Any, a: Any) -> Any:
     """Without the sign."""
     return builder.bitcast(builder.and_(builder.bitcast(a, _VN), _const(0x7FFFFFFF)), _VV)
+
+
+@operation(V, V)
+def root(builder: Any, a: Any) -> Any:
+    """The square root, correctly rounded as IEEE 754 demands of every CPU."""
+    return ir_call(builder, f"llvm.sqrt.v{LANES}f32", _VV, a)
 
 
 @operation(V, V)

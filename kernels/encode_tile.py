@@ -10,11 +10,8 @@ from typing import Any
 from edge_gemma.kernels.atomics import word
 from edge_gemma.kernels.encode import ENCODE, GROUPS
 from edge_gemma.kernels.encode_fit import VECTOR, inverse
-from edge_gemma.kernels.encode_lanes import load, splat, store, transpose
+from edge_gemma.kernels.encode_lanes import load, root, splat, store, transpose
 from edge_gemma.kernels.jit import inlined
-
-SQUARE = 0.3
-"""How much more errors of large values count; measured on Gemma 3 270M. 0, the least RMS error, diverges 7% more."""
 
 _X, _Y, _ROWS, _COLUMNS, _IMPORTANCE, _SCRATCH = ENCODE.slots
 
@@ -32,14 +29,17 @@ def make_loop(count: int, group: int, nbytes: int, body: Any) -> Any:
 
     @inlined
     def weigh(x: Any, w: Any, importance: Any) -> Any:
-        """The importance, or 1, times 1 + SQUARE x^2 / mean x^2."""
+        """The importance, or 1, times sqrt(1 + x^2 / mean x^2): errors of large values count a little more.
+
+        Measured on Gemma 3 270M: the least RMS error, without the root's factor, diverges 7% more.
+        """
         total = splat(0.0)
         for i in range(count):
             total = total + load(x + i * VECTOR) * load(x + i * VECTOR)
-        factor = inverse(total) * splat(SQUARE * count)
+        factor = inverse(total) * splat(float(count))
         for i in range(count):
             v = load(x + i * VECTOR)
-            more = splat(1.0) + v * v * factor
+            more = root(splat(1.0) + v * v * factor)
             store(w + i * VECTOR, more if importance == 0 else load(w + i * VECTOR) * more)
 
     def loop(op: Any, _step: Any, _thread: Any) -> None:
