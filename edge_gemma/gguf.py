@@ -9,6 +9,7 @@ import mmap
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -136,10 +137,11 @@ class GgufFile:
             raise ValueError(f"{self.path} is closed")
         return self._bytes
 
-    def _close_fd(self) -> None:
+    def _close_fd(self, close: Callable[[int], None] = os.close) -> None:
+        """`close` is kept here because modules may be gone when an interpreter that ends deletes a file left open."""
         fd, self._fd = self._fd, -1  # forgotten first: Ctrl-C between the two must not lead to closing it twice
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
 
 def _refuse_split(metadata: Metadata) -> None:
