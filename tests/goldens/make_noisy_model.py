@@ -1,6 +1,6 @@
 """The real Gemma 3 270M with noise, as F32 GGUF: weights that lie on no format's grid.
 
-    python -m tests.goldens.make_noisy_model MODEL.gguf F32.gguf OUT.gguf
+    python -m tests.goldens.make_noisy_model MODEL.gguf F32.gguf OUT.gguf [SEED]
 
 MODEL.gguf was published quantized (Q4_K_M): its values, widened in F32.gguf, lie on grids that a quantizer can find
 again, which no unquantized checkpoint has. To each group of 32 values normal noise is added, as large as the error that
@@ -22,9 +22,9 @@ from edge_gemma.quantize.presets import ERRORS
 ROWS = 4096  # at a time
 
 
-def main(model: Path, wide: Path, out: Path) -> None:
+def main(model: Path, wide: Path, out: Path, seed: int = 0) -> None:
     shutil.copyfile(wide, out)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with GgufFile.open(model) as quantized, GgufFile.open(wide) as file:
         for name, tensor in file.tensors.items():
             stored = quantized.tensors[name].format
@@ -39,4 +39,4 @@ def main(model: Path, wide: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))
