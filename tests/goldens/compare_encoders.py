@@ -4,7 +4,7 @@
     python -m tests.goldens.compare_encoders theirs SOURCE FOLDER [--imatrix]        needs llama-cpp-python
     python -m tests.goldens.compare_encoders ours SOURCE FOLDER [--imatrix]
     python -m tests.goldens.compare_encoders measure SOURCE FOLDER [--delete]        every file there is, once
-    python -m tests.goldens.compare_encoders report FOLDER [NOISY_FOLDER]            the tables, into docs/quality.md
+    python -m tests.goldens.compare_encoders report FOLDER [NOISY_FOLDER ...]        the tables, into docs/quality.md
 
 SOURCE is the model as F32 GGUF, or what `make_noisy_model.py` makes of it. Files are called `ours-Q4_0.gguf`,
 `theirs-Q4_0-imatrix.gguf` and so on; `--only` takes some of the types. What is measured is in `encoder_measures.py`;
@@ -32,6 +32,7 @@ MIXES = [
 PURE = ["Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"]
 """Also with every matrix in this one format, the embedding too: what the format itself does."""
 PRESETS = ["EG4", "EG8"]
+HEADER = 2  # lines of a table
 LIKE = {"EG4": "Q4_0", "EG8": "Q8_0"}
 
 Floats = npt.NDArray[np.float32]
@@ -137,6 +138,19 @@ def presets(results: Results) -> list[str]:
     return lines
 
 
+def draws(noisy: Sequence[Results]) -> list[str]:
+    """How much more ours diverges than theirs, mean of both texts, for types measured with every draw of the noise."""
+    every = [stem_of(*task) for task in tasks([]) if all(f"ours-{stem_of(*task)}" in results for results in noisy)]
+    lines = [
+        "| type |" + "".join(f" draw {i + 1} |" for i in range(len(noisy))) + " mean |",
+        "|---" * (len(noisy) + 2) + "|",
+    ]
+    for stem in every:
+        ratios = [_mean(results[f"ours-{stem}"], "kl") / _mean(results[f"theirs-{stem}"], "kl") for results in noisy]
+        lines.append(f"| {stem} |" + "".join(f" {100 * (r - 1):+.1f}% |" for r in [*ratios, float(np.mean(ratios))]))
+    return lines
+
+
 def _mean(entry: dict[str, Any], key: str) -> float:
     return float(np.mean(entry[key]))
 
@@ -144,14 +158,17 @@ def _mean(entry: dict[str, Any], key: str) -> float:
 def report(folders: Sequence[Path]) -> None:
     """Replace what is between the markers of docs/quality.md."""
     parts: list[str] = []
-    for folder, model in zip(folders, ("the published weights", "weights on no grid"), strict=False):
-        results = json.loads((folder / "results.json").read_text())
+    every: list[Results] = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    for results, model in zip(every, ("the published weights", "weights on no grid"), strict=False):
         for title, lines in (
             ("without an importance matrix", table(results, "")),
             ("with an importance matrix", table(results, "-imatrix")),
             ("presets", presets(results)),
         ):
-            parts += [f"## {model[0].upper()}{model[1:]}: {title}", "", *lines, ""]
+            if len(lines) > HEADER:
+                parts += [f"## {model[0].upper()}{model[1:]}: {title}", "", *lines, ""]
+    if every[2:]:
+        parts += ["## Weights on no grid: other draws of the noise", "", *draws(every[1:]), ""]
     text = DOCS.read_text("utf-8")
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     DOCS.write_text("\n".join([head, *parts[:-1], tail]), "utf-8")
