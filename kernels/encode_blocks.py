@@ -108,6 +108,6 @@ def kernels() -> dict[str, Any]:
         "Q5_0": _make_scaled("Q5_0", _signed_levels(16), both_signs(starts(13.5, 18.0, 10)), 2, _fifth_bits),
         "Q8_0": _make_scaled("Q8_0", tuple(range(-127, 128)), starts(124.0, 128.0, 9), 1, _signed),
         "IQ4_NL": _make_scaled("IQ4_NL", IQ4_VALUES, both_signs(starts(95.0, 135.0, 7)), 2, _nibbles),
-        "Q4_1": _make_line("Q4_1", 15, starts(13.5, 18.0, 10), 2, _nibbles),
+        "Q4_1": _make_line("Q4_1", 15, starts(13.0, 20.0, 29), 2, _nibbles),
         "Q5_1": _make_line("Q5_1", 31, starts(29.0, 34.0, 11), 2, _fifth_bits),
     }
