@@ -114,7 +114,7 @@ def make_matvec(fmt: IntFormat) -> Any:
         ask(ahead, b)
         return add(y, (weights, scale, (weights[0], weights[0]), (scale, scale)), x + b * LINE)
 
-    run = make_run(fmt, use) if RUNS else None
+    run = make_run(fmt, use)
 
     @inlined
     def advance(y: Any, at: Any, stride: Any, i: Any, x: Any, ahead: Any) -> Any:
@@ -162,7 +162,7 @@ def make_few(fmt: IntFormat) -> Any:
             store(sums + t * VECTOR, y)
         return y
 
-    run = make_run(fmt, use) if RUNS else None
+    run = make_run(fmt, use)
 
     @inlined
     def advance(at: Any, stride: Any, i: Any, x: Any, step: Any, x_stride: Any, sums: Any) -> None:

@@ -31,7 +31,10 @@ def make_run(fmt: IntFormat, use: Callable[..., Any]) -> Any:
     """A function (y, at, stride, context) -> y that reads a run of LANES rows at `at` and uses its blocks in order.
 
     use(y, b, weights, scale, context) -> y gets blocks b = 0..RUN - 1: their weights and scale as `formats` has them.
+    None if the format has no runs.
     """
+    if not has_runs(fmt):
+        return None
     run = _ended
     for b in reversed(range(RUN)):
         run = _with_block(fmt, b, use, run)
@@ -56,7 +59,7 @@ def _with_block(fmt: IntFormat, b: int, use: Callable[..., Any], rest: Callable[
     extend = _extended(tuple(range(loaded, -(-end // 32))), last)
     FIRST, DROP, UPPER = begin % 32 // 4, 8 * (end // 32 - begin // 32), begin % 4 != 0
     words_of = (_after if UPPER else _straddling)(FIRST, (fmt.layout.nbytes - 2) // 4)
-    weights_of = fmt.words
+    weights_of: Any = fmt.words
 
     @inlined
     def block(y: Any, words: Any, at: Any, stride: Any, context: Any) -> Any:
