@@ -33,7 +33,6 @@ from edge_gemma.kernels.simd import (
     byte_table,
     half_to_float,
     rows_16_bytes,
-    rows_32_bytes,
     rows_byte,
     rows_short,
     rows_word,
@@ -49,7 +48,6 @@ class IntFormat:
     """Facts of a quantized format.
 
     `top` is the largest byte that `weights` gives; `group` neighbouring 32-blocks share the bytes they are read from.
-    `words` makes weights of the words that follow the scale, where a block is a float16 scale and words (see `runs`).
     """
 
     layout: BlockFormat
@@ -59,7 +57,6 @@ class IntFormat:
     subscales: Callable[..., Any] | None = None
     minimum: Callable[..., Any] | None = None
     group: int = 1
-    words: Callable[..., Any] | None = None
 
     @property
     def name(self) -> str:
@@ -161,10 +158,11 @@ def _nibbles(q: Any) -> Any:
 @inlined
 def _bits(at: Any, stride: Any, shift: Any, mask: Any) -> Any:
     """32 bytes a row, one weight each: bits `shift`.. of every byte, under the repeated byte `mask`."""
-    w, m = rows_32_bytes(at, stride), splat_int(mask)
+    a, b = rows_16_bytes(at, stride), rows_16_bytes(at + 16, stride)
+    m = splat_int(mask)
     return (
-        (w[0] >> shift) & m, (w[1] >> shift) & m, (w[2] >> shift) & m, (w[3] >> shift) & m,
-        (w[4] >> shift) & m, (w[5] >> shift) & m, (w[6] >> shift) & m, (w[7] >> shift) & m,
+        (a[0] >> shift) & m, (a[1] >> shift) & m, (a[2] >> shift) & m, (a[3] >> shift) & m,
+        (b[0] >> shift) & m, (b[1] >> shift) & m, (b[2] >> shift) & m, (b[3] >> shift) & m,
     )  # fmt: skip
 
 
@@ -224,11 +222,6 @@ def _q4_1_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     return m, m
 
 
-@inlined
-def _q5_0_words(w: Any) -> Any:
-    return _fifth_bits(w[1:], w[0])
-
-
 def _q5_0_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     return _fifth_bits(rows_16_bytes(at + 6, stride), rows_word(at + 2, stride))
 
@@ -240,14 +233,10 @@ def _q5_1_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 _FLIP = -0x7F7F7F80 if WIDE_ZERO else 0  # 0x80 in every byte: signed to unsigned + 128
 
 
-@inlined
-def _flipped(w: Any) -> Any:
-    m = splat_int(_FLIP)
-    return w[0] ^ m, w[1] ^ m, w[2] ^ m, w[3] ^ m, w[4] ^ m, w[5] ^ m, w[6] ^ m, w[7] ^ m
-
-
 def _q8_0_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    return _flipped(rows_32_bytes(at + 2, stride))
+    a, b = rows_16_bytes(at + 2, stride), rows_16_bytes(at + 18, stride)
+    m = splat_int(_FLIP)
+    return a[0] ^ m, a[1] ^ m, a[2] ^ m, a[3] ^ m, b[0] ^ m, b[1] ^ m, b[2] ^ m, b[3] ^ m
 
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -257,13 +246,13 @@ _iq4 = byte_table("iq4_level", [(v + WIDE_ZERO) % 256 for v in IQ4_VALUES])
 
 
 @inlined
-def _iq4_levels(q: Any) -> Any:
-    n = _nibbles(q)
+def _iq4_levels(at: Any, stride: Any) -> Any:
+    n = _nibbles(rows_16_bytes(at, stride))
     return _iq4(n[0]), _iq4(n[1]), _iq4(n[2]), _iq4(n[3]), _iq4(n[4]), _iq4(n[5]), _iq4(n[6]), _iq4(n[7])
 
 
 def _iq4_nl_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    return _iq4_levels(rows_16_bytes(at + 2, stride))
+    return _iq4_levels(at + 2, stride)
 
 
 # ---- 256-blocks --------------------------------------------------------------------------------------------------
@@ -321,21 +310,13 @@ def _q6_k_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 @inlined
-def _pair(at: Any, stride: Any, i: Any) -> Any:
-    """Bytes 2i and 2i + 1 of 16, at the low end; all 16 are read at once, for the loops that want them all."""
-    four = rows_16_bytes(at, stride)
-    word = (four[0] if i < 2 else four[1]) if i < 4 else (four[2] if i < 6 else four[3])
-    return word >> (16 * (i & 1))
-
-
-@inlined
 def _signed_byte(words: Any, shift: Any) -> Any:
     """The byte at bit `shift`, sign-extended."""
     return shift_right_signed(words << (24 - shift), 24)
 
 
 def _q6_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = _pair(at + 192, stride, i)
+    pair = rows_short(at + 192 + 2 * i, stride)
     return _signed_byte(pair, 0), _signed_byte(pair, 8)
 
 
@@ -349,14 +330,14 @@ def _q2_k_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _q2_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = _pair(at, stride, i)
+    pair = rows_short(at + 2 * i, stride)
     return pair & splat_int(15), (pair >> 8) & splat_int(15)
 
 
 def _q2_k_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = _pair(at, stride, i)
+    pair = rows_short(at + 2 * i, stride)
     dmin = splat(0.0) - _half_at(at + 82, stride)
-    return dmin * to_float((pair >> 4) & splat_int(15)), dmin * to_float((pair >> 12) & splat_int(15))
+    return dmin * to_float((pair >> 4) & splat_int(15)), dmin * to_float(pair >> 12)
 
 
 def _q3_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
@@ -383,7 +364,7 @@ def _q3_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 def _iq4_xs_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     """| d: f16 | 2 B: bits 4..5 of scale i in bits 2i | 4 B: bits 0..3 of scale i in nibble i | 8 x 16 B nibbles |"""
-    return _iq4_levels(rows_16_bytes(at + 8 + 16 * i, stride))
+    return _iq4_levels(at + 8 + 16 * i, stride)
 
 
 def _iq4_xs_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
@@ -398,12 +379,12 @@ def _table(*formats: IntFormat) -> dict[str, IntFormat]:
 
 _L = FORMATS
 INT_FORMATS: dict[str, IntFormat] = _table(
-    IntFormat(_L["Q4_0"], 15, _q4_0_weights, _scale_first, words=_nibbles),
+    IntFormat(_L["Q4_0"], 15, _q4_0_weights, _scale_first),
     IntFormat(_L["Q4_1"], 15, _q4_1_weights, _scale_first, minimum=_q4_1_minimum),
-    IntFormat(_L["Q5_0"], 31, _q5_0_weights, _scale_first, words=_q5_0_words),
+    IntFormat(_L["Q5_0"], 31, _q5_0_weights, _scale_first),
     IntFormat(_L["Q5_1"], 31, _q5_1_weights, _scale_first, minimum=_q4_1_minimum),
-    IntFormat(_L["Q8_0"], 255, _q8_0_weights, _scale_first, words=_flipped),
-    IntFormat(_L["IQ4_NL"], 255, _iq4_nl_weights, _scale_first, words=_iq4_levels),
+    IntFormat(_L["Q8_0"], 255, _q8_0_weights, _scale_first),
+    IntFormat(_L["IQ4_NL"], 255, _iq4_nl_weights, _scale_first),
     IntFormat(_L["Q2_K"], 3, _q2_k_weights, _q2_k_scale, _q2_k_subscales, _q2_k_minimum, group=4),
     IntFormat(_L["Q3_K"], 7, _q3_k_weights, _q3_k_scale, _q3_k_subscales, group=4),
     IntFormat(_L["Q4_K"], 15, _q4_k_weights, _q4_k_scale, minimum=_q4_k_minimum, group=2),

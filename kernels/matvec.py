@@ -19,7 +19,6 @@ from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
 from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import LINE, S0, S1, VECTOR, Z0, Z1, D, S, Z
 from edge_gemma.kernels.operations import MATMUL, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
-from edge_gemma.kernels.runs import RUN, has_runs, make_run
 from edge_gemma.kernels.simd import (
     LANES,
     broadcast,
@@ -105,16 +104,8 @@ def _make_stream(tile: Any) -> Any:
 
 def make_matvec(fmt: IntFormat) -> Any:
     """y = W x for one row of activations: decode."""
-    BLOCKS, GROUP, NBYTES, RUNS = fmt.blocks, fmt.group, fmt.layout.nbytes, has_runs(fmt)
+    BLOCKS, GROUP, NBYTES = fmt.blocks, fmt.group, fmt.layout.nbytes
     (read, add), ask = _make_block(fmt), _make_ask(fmt)
-
-    @inlined
-    def use(y: Any, b: Any, weights: Any, scale: Any, context: Any) -> Any:
-        x, ahead = context
-        ask(ahead, b)
-        return add(y, (weights, scale, (weights[0], weights[0]), (scale, scale)), x + b * LINE)
-
-    run = make_run(fmt, use)
 
     @inlined
     def advance(y: Any, at: Any, stride: Any, i: Any, x: Any, ahead: Any) -> Any:
@@ -124,21 +115,16 @@ def make_matvec(fmt: IntFormat) -> Any:
     @inlined
     def tile(op: Any, _step: Any, _thread: Any, row: Any, ahead: Any) -> None:
         row_bytes, x, y = word(op, _ROW_BYTES), word(op, _X), splat(0.0)
-        at, blocks, b = word(op, _W) + row * row_bytes, word(op, _COLUMNS) // (32 * BLOCKS), 0
-        if RUNS:
-            while b + RUN <= blocks:
-                y = run(y, at + b * NBYTES, row_bytes, (x + b * LINE, ahead + b * LANES * NBYTES))
-                b += RUN
-        while b < blocks:
+        for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
+            at = word(op, _W) + row * row_bytes + b * NBYTES
             line, next_tile = x + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
             for g in range(0, BLOCKS, GROUP):
-                y = advance(y, at + b * NBYTES, row_bytes, g, line, next_tile)
+                y = advance(y, at, row_bytes, g, line, next_tile)
                 if GROUP > 1:
-                    y = advance(y, at + b * NBYTES, row_bytes, g + 1, line, next_tile)
+                    y = advance(y, at, row_bytes, g + 1, line, next_tile)
                 if GROUP > 2:
-                    y = advance(y, at + b * NBYTES, row_bytes, g + 2, line, next_tile)
-                    y = advance(y, at + b * NBYTES, row_bytes, g + 3, line, next_tile)
-            b += 1
+                    y = advance(y, at, row_bytes, g + 2, line, next_tile)
+                    y = advance(y, at, row_bytes, g + 3, line, next_tile)
         store(word(op, _Y) + 4 * row, y)
 
     return _make_stream(tile)
@@ -149,20 +135,8 @@ def make_few(fmt: IntFormat) -> Any:
 
     Of blocks that share bytes, two are read at a time: more would not stay in registers while rows come and go.
     """
-    BLOCKS, PAIRED, NBYTES, RUNS = fmt.blocks, fmt.group > 1, fmt.layout.nbytes, has_runs(fmt)
+    BLOCKS, PAIRED, NBYTES = fmt.blocks, fmt.group > 1, fmt.layout.nbytes
     (read, add), ask = _make_block(fmt), _make_ask(fmt)
-
-    @inlined
-    def use(y: Any, b: Any, weights: Any, scale: Any, context: Any) -> Any:
-        x, ahead, x_stride, tokens, sums = context
-        ask(ahead, b)
-        for t in range(tokens):
-            y = load(sums + t * VECTOR)
-            y = add(y, (weights, scale, (weights[0], weights[0]), (scale, scale)), x + b * LINE + t * x_stride)
-            store(sums + t * VECTOR, y)
-        return y
-
-    run = make_run(fmt, use)
 
     @inlined
     def advance(at: Any, stride: Any, i: Any, x: Any, step: Any, x_stride: Any, sums: Any) -> None:
@@ -179,20 +153,14 @@ def make_few(fmt: IntFormat) -> Any:
         sums = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
         for t in range(tokens):
             store(sums + t * VECTOR, splat(0.0))
-        at, blocks, b = word(op, _W) + row * row_bytes, word(op, _COLUMNS) // (32 * BLOCKS), 0
-        if RUNS:
-            while b + RUN <= blocks:
-                context = word(op, _X) + b * LINE, ahead + b * LANES * NBYTES, x_stride, tokens, sums
-                run(splat(0.0), at + b * NBYTES, row_bytes, context)
-                b += RUN
-        while b < blocks:
+        for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
+            at = word(op, _W) + row * row_bytes + b * NBYTES
             x, next_tile = word(op, _X) + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
             for i in range(0, BLOCKS, 2 if PAIRED else 1):
                 ask(next_tile, i)
                 if PAIRED:
                     ask(next_tile, i + 1)
-                advance(at + b * NBYTES, row_bytes, i, x, step, x_stride, sums)
-            b += 1
+                advance(at, row_bytes, i, x, step, x_stride, sums)
         for t in range(tokens):
             store(word(op, _Y) + t * word(op, _Y_STRIDE) + 4 * row, load(sums + t * VECTOR))
 

@@ -160,49 +160,26 @@ def rows_word(builder: Any, address: Any, stride: Any) -> Any:
     return _rows_scalar(builder, address, stride, I32)
 
 
-def _transposed(builder: Any, four: list[Any]) -> list[Any]:
-    """The 4 x 4 words in each 128-bit part of four vectors, transposed."""
+@operation(types.UniTuple(I, 4), types.intp, types.intp)
+def rows_16_bytes(builder: Any, address: Any, stride: Any) -> Any:
+    """The 16 bytes at address + r * stride of each row r, as 4 vectors: lane r of vector k has bytes 4k..4k+3 of row r.
+
+    A 4 x 4 transposition of 32-bit words inside each 128-bit part: part p of the loaded vector j is row 4p + j.
+    """
+    word4 = ir.VectorType(I32, 4)
+    loaded = []
+    for j in range(4):
+        parts = [ir_load(builder, ir_row(builder, address, stride, 4 * p + j), word4) for p in range(LANES // 4)]
+        loaded.append(ir_concat(builder, parts))
     low, high = [], []  # words 0 1 and words 2 3 of two rows, interleaved
-    for a, b in (four[:2], four[2:]):
+    for a, b in ((loaded[0], loaded[1]), (loaded[2], loaded[3])):
         low.append(ir_shuffle(builder, a, b, in_parts([0, LANES, 1, LANES + 1])))
         high.append(ir_shuffle(builder, a, b, in_parts([2, LANES + 2, 3, LANES + 3])))
     columns = []
     for a, b in (low, high):
         columns.append(ir_shuffle(builder, a, b, in_parts([0, 1, LANES, LANES + 1])))
         columns.append(ir_shuffle(builder, a, b, in_parts([2, 3, LANES + 2, LANES + 3])))
-    return columns
-
-
-def _rows_16_bytes(builder: Any, address: Any, stride: Any) -> list[Any]:
-    """Part p of loaded vector j is row 4p + j."""
-    word4 = ir.VectorType(I32, 4)
-    loaded = []
-    for j in range(4):
-        parts = [ir_load(builder, ir_row(builder, address, stride, 4 * p + j), word4) for p in range(LANES // 4)]
-        loaded.append(ir_concat(builder, parts))
-    return _transposed(builder, loaded)
-
-
-@operation(types.UniTuple(I, 4), types.intp, types.intp)
-def rows_16_bytes(builder: Any, address: Any, stride: Any) -> Any:
-    """The 16 bytes at address + r * stride of each row r, as 4 vectors: lane r of vector k has its bytes 4k..4k+3."""
-    return cgutils.pack_array(builder, _rows_16_bytes(builder, address, stride))
-
-
-@operation(types.UniTuple(I, 8), types.intp, types.intp)
-def rows_32_bytes(builder: Any, address: Any, stride: Any) -> Any:
-    """As `rows_16_bytes`, 32 bytes as 8 vectors: by loads of 32 bytes where a vector is longer."""
-    if LANES < 16:
-        second = builder.add(address, ir.Constant(I64, 16))
-        halves = _rows_16_bytes(builder, address, stride), _rows_16_bytes(builder, second, stride)
-        return cgutils.pack_array(builder, halves[0] + halves[1])
-    word8 = ir.VectorType(I32, 8)
-    row = [ir_load(builder, ir_row(builder, address, stride, r), word8) for r in range(16)]
-    pairs = [ir_concat(builder, [row[r], row[r + 4]]) for r in (0, 1, 2, 3, 8, 9, 10, 11)]
-    upper, lower = _transposed(builder, pairs[:4]), _transposed(builder, pairs[4:])  # words k and k + 4 in turns
-    even, odd = ([4 * p + i for p in parts for i in range(4)] for parts in ((0, 2, 4, 6), (1, 3, 5, 7)))
-    words = [ir_shuffle(builder, *each, half) for half in (even, odd) for each in zip(upper, lower, strict=True)]
-    return cgutils.pack_array(builder, words)
+    return cgutils.pack_array(builder, columns)
 
 
 def in_parts(pattern: list[int]) -> list[int]:

@@ -217,19 +217,15 @@ def test_rows(stride: int) -> None:
         quads = simd.rows_16_bytes(a, stride)
         for k in range(4):
             simd.store_int(out + (12 + 4 * k) * LANES, quads[k])
-        eights = simd.rows_32_bytes(a, stride)
-        for k in range(8):
-            simd.store_int(out + (28 + 4 * k) * LANES, eights[k])
 
-    memory = np.random.default_rng(0).integers(0, 256, 250 * LANES, dtype=np.uint8)
+    memory = np.random.default_rng(0).integers(0, 256, 220 * LANES, dtype=np.uint8)
     for offset in (0, 1, 2, 5):
-        out = np.zeros((15, LANES), np.uint32)
+        out = np.zeros((7, LANES), np.uint32)
         gathered(memory.ctypes.data + offset, stride, out.ctypes.data)
-        rows = [memory[offset + r * stride :][:32] for r in range(LANES)]
+        rows = [memory[offset + r * stride :][:16] for r in range(LANES)]
         words = np.array([row.copy().view(np.uint32) for row in rows])
         assert np.array_equal(out[0], words[:, 0] & 0xFF) and np.array_equal(out[1], words[:, 0] & 0xFFFF)
-        assert np.array_equal(out[2], words[:, 0]) and np.array_equal(out[3:7], words[:, :4].T)
-        assert np.array_equal(out[7:], words.T)
+        assert np.array_equal(out[2], words[:, 0]) and np.array_equal(out[3:], words.T)
 
 
 @pytest.mark.parametrize("stride", [4, 6, 13])
