@@ -3,7 +3,7 @@
 Knows no format and no shape. `F` is a vector of `LANES` float32, `I` of `LANES` 32-bit integers; an `I` also serves as
 4 x LANES bytes, byte 4l+i being bits 8i..8i+7 of lane l. Addresses are plain integers (intp); loads and stores need
 no alignment. An intrinsic here is one operation in straight-line LLVM IR, never a loop. What differs between
-instruction sets is inside `dot4`, `dot4_wide`, `fma` and the half-precision conversions, and nowhere else.
+instruction sets is inside `dot4`, `dots`, `outer_dots`, `fma`, look-ups, prefetches and the half-precision conversions.
 
 Operators: F + - * F, I + - * & | ^ I, and I << I >> int, >> being the logical shift.
 """
@@ -52,7 +52,6 @@ from edge_gemma.kernels.simd_memory import (
     load,
     load_int,
     load_scalar,
-    load_scalar_int,
     prefetch,
     prefetch_far,
     rows_16_bytes,
@@ -107,7 +106,6 @@ __all__ = [
     "load_half",
     "load_int",
     "load_scalar",
-    "load_scalar_int",
     "load_tile",
     "max_lanes",
     "max_lanes_int",

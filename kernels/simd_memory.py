@@ -90,12 +90,6 @@ def store_scalar(builder: Any, address: Any, value: Any) -> None:
     ir_store(builder, address, value)
 
 
-@operation(types.int32, types.intp)
-def load_scalar_int(builder: Any, address: Any) -> Any:
-    """One int32."""
-    return ir_load(builder, address, I32)
-
-
 @operation(types.void, types.intp, types.int32)
 def store_scalar_int(builder: Any, address: Any, value: Any) -> None:
     """One int32."""

@@ -88,7 +88,10 @@ def dots(top: int) -> Any:
         def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             acc, vectors, x = arguments
             weights = _elements(builder, vectors, u.count)
-            step = lambda k: ([weights[k]], [ir_word(builder, x, k)])  # noqa: E731
+
+            def step(k: int) -> tuple[list[Any], list[Any]]:
+                return [weights[k]], [ir_word(builder, x, k)]
+
             return ir_dots(builder, [acc], step, u.count, top, crowded=False)[0]
 
         return I(total, u, types.intp), codegen

@@ -177,7 +177,7 @@ def test_loads_and_stores_at_odd_addresses() -> None:
         simd.store(out + 8 * LANES, simd.broadcast(a))
         simd.store_int(out + 12 * LANES, simd.broadcast_int(a + 4))
         simd.store(out + 16 * LANES, simd.splat(simd.load_scalar(a)))
-        simd.store_int(out + 20 * LANES, simd.splat_int(simd.load_scalar_int(a + 4)))
+        simd.store_int(out + 20 * LANES, simd.splat_int(simd.first_lane_int(simd.broadcast_int(a + 4))))
         simd.store(out + 24 * LANES, simd.load_bfloat(a))
         simd.store_int(out + 28 * LANES, simd.lane_numbers())
         simd.store_scalar(out + 32 * LANES, simd.first_lane(simd.load(a)))
