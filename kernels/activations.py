@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_gemma.kernels.atomics import take, word
+from edge_gemma.kernels.atomics import word
 from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import LINE, S0, S1, Z0, Z1, D, S, Z
 from edge_gemma.kernels.operations import QUANTIZE, STEP_ROWS
+from edge_gemma.kernels.pieces import in_pieces
 from edge_gemma.kernels.simd import (
     LANES,
     absolute,
@@ -75,20 +76,19 @@ def quantize_row(x: Any, columns: Any, zero: Any, q: Any) -> None:
         quantize_block(x + 128 * block, zero, q + LINE * block)
 
 
-def quantize(op: Any, step: Any, _thread: Any) -> None:
-    """Rows of float32 to rows of lines."""
-    blocks = word(op, _COLUMNS) // 32
-    pieces = word(step, STEP_ROWS) * blocks
-    grain = 16
-    first = take(op, grain)
-    while first < pieces:
-        for piece in range(first, min(first + grain, pieces)):
-            row, block = piece // blocks, piece % blocks
-            x = word(op, _X) + row * word(op, _X_STRIDE) + 128 * block
-            quantize_block(x, word(op, _ZERO), word(op, _Q) + row * word(op, _Q_STRIDE) + LINE * block)
-        first = take(op, grain)
+@inlined
+def _blocks(op: Any, step: Any) -> Any:
+    return word(step, STEP_ROWS) * (word(op, _COLUMNS) // 32)
+
+
+@inlined
+def quantize(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
+    """A block of a row of float32 to a line."""
+    row, block = piece // (word(op, _COLUMNS) // 32), piece % (word(op, _COLUMNS) // 32)
+    x = word(op, _X) + row * word(op, _X_STRIDE) + 128 * block
+    quantize_block(x, word(op, _ZERO), word(op, _Q) + row * word(op, _Q_STRIDE) + LINE * block)
 
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"quantize": quantize}
+    return {"quantize": in_pieces(_blocks, quantize)}

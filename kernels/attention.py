@@ -40,6 +40,7 @@ from edge_gemma.kernels.operations import (
     STEP_SEQUENCES,
     STEP_TILES,
 )
+from edge_gemma.kernels.pieces import in_pieces
 from edge_gemma.kernels.simd import (
     LANES,
     first_lane,
@@ -60,13 +61,18 @@ _V = VECTOR
 def make_append(kind: str) -> Any:
     """Rows of keys and values into the cache, at their positions."""
     _, store_values, scatter_values, SIZE = CACHE_TYPES[kind]
+    K, V, STRIDE, HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES, CAPACITY = _APPEND
 
-    def append(op: Any, step: Any, _thread: Any) -> None:
-        K, V, STRIDE, HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES, CAPACITY = _APPEND
-        heads, size = word(op, HEADS), word(op, HEAD_DIM)
-        piece = take(op, 1)
-        while piece < word(step, STEP_ROWS) * heads:
-            row, head = piece // heads, piece % heads
+    @inlined
+    def groups(op: Any, step: Any) -> Any:
+        return (word(step, STEP_ROWS) + LANES - 1) // LANES * word(op, HEADS)
+
+    @inlined
+    def append(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+        """One head of LANES rows: their keys lie in the same cache lines, which threads should not share."""
+        size, head = word(op, HEAD_DIM), piece % word(op, HEADS)
+        first = piece // word(op, HEADS) * LANES
+        for row in range(first, min(first + LANES, word(step, STEP_ROWS))):
             slot = word(word(step, STEP_POSITIONS), row) % word(op, CAPACITY)
             start = word(word(step, STEP_SEQUENCES), row) * word(op, SEQUENCE_BYTES) + head * word(op, HEAD_BYTES)
             keys = word(op, K_CACHE) + start + SIZE * (slot // LANES * LANES * size + slot % LANES)
@@ -75,9 +81,8 @@ def make_append(kind: str) -> Any:
             for d in range(0, size, LANES):
                 scatter_values(keys + SIZE * LANES * d, SIZE * LANES, load(word(op, K) + source + 4 * d))
                 store_values(values + SIZE * d, load(word(op, V) + source + 4 * d))
-            piece = take(op, 1)
 
-    return append
+    return in_pieces(groups, append)
 
 
 # ---- folding partial results -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_gemma.kernels import formats
 from edge_gemma.kernels.activations import quantize_row
-from edge_gemma.kernels.atomics import real, take, word
+from edge_gemma.kernels.atomics import real, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
 from edge_gemma.kernels.functions import gelu, softcap
 from edge_gemma.kernels.jit import inlined
@@ -28,6 +28,7 @@ from edge_gemma.kernels.operations import (
     STEP_SCRATCH_BYTES,
     STEP_TOKENS,
 )
+from edge_gemma.kernels.pieces import in_pieces
 from edge_gemma.kernels.simd import (
     FLOAT_LOADS,
     LANES,
@@ -48,6 +49,12 @@ from edge_gemma.kernels.simd import (
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
 _EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
 _VECTOR = 4 * LANES
+
+
+@inlined
+def _rows(_op: Any, step: Any) -> Any:
+    """Pieces of an operation whose pieces are whole rows."""
+    return word(step, STEP_ROWS)
 
 
 # ---- embedding ---------------------------------------------------------------------------------------------------
@@ -77,17 +84,14 @@ def make_embed_blocks(fmt: IntFormat) -> Any:
                     out = value(w[4 * half + k], byte, factor, offset) * multiplier
                     store_scalar(y + 64 * half + 16 * k + 4 * byte, first_lane(out))
 
-    def embed(op: Any, step: Any, _thread: Any) -> None:
+    @inlined
+    def embed(op: Any, step: Any, _thread: Any, row: Any) -> None:
         table, row_bytes, columns, y, y_stride, m = _embed_arguments(op)
-        multiplier = splat(real(op, m))
-        row = take(op, 1)
-        while row < word(step, STEP_ROWS):
-            at = table + word(word(step, STEP_TOKENS), row) * row_bytes
-            for b in range(columns // 32):
-                block(at + b // BLOCKS * NBYTES, b % BLOCKS, multiplier, y + row * y_stride + 128 * b)
-            row = take(op, 1)
+        at = table + word(word(step, STEP_TOKENS), row) * row_bytes
+        for b in range(columns // 32):
+            block(at + b // BLOCKS * NBYTES, b % BLOCKS, splat(real(op, m)), y + row * y_stride + 128 * b)
 
-    return embed
+    return in_pieces(_rows, embed)
 
 
 @inlined
@@ -99,17 +103,14 @@ def _embed_arguments(op: Any) -> Any:
 def make_embed_floats(load_floats: Any, size: int) -> Any:
     """Rows of a float table, elements of `size` bytes."""
 
-    def embed(op: Any, step: Any, _thread: Any) -> None:
+    @inlined
+    def embed(op: Any, step: Any, _thread: Any, row: Any) -> None:
         table, row_bytes, columns, y, y_stride, m = _embed_arguments(op)
-        multiplier = splat(real(op, m))
-        row = take(op, 1)
-        while row < word(step, STEP_ROWS):
-            at = table + word(word(step, STEP_TOKENS), row) * row_bytes
-            for c in range(0, columns, LANES):
-                store(y + row * y_stride + 4 * c, load_floats(at + size * c) * multiplier)
-            row = take(op, 1)
+        at = table + word(word(step, STEP_TOKENS), row) * row_bytes
+        for c in range(0, columns, LANES):
+            store(y + row * y_stride + 4 * c, load_floats(at + size * c) * splat(real(op, m)))
 
-    return embed
+    return in_pieces(_rows, embed)
 
 
 # ---- norms -------------------------------------------------------------------------------------------------------
@@ -134,25 +135,23 @@ def _output(op: Any, step: Any, thread: Any, y: Any, y_stride: Any, row: Any, fi
     return word(op, y) + row * word(op, y_stride) + 4 * first
 
 
-def norm(op: Any, step: Any, thread: Any) -> None:
+@inlined
+def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
     """y = rms_norm(x) * weight (+ base, if that is no null address). arXiv:1910.07467; weights include Gemma's + 1."""
     X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _NORM
     columns, weight = word(op, COLUMNS), word(op, WEIGHT)
-    row = take(op, 1)
-    while row < word(step, STEP_ROWS):
-        x = word(op, X) + row * word(op, X_STRIDE)
-        y = _output(op, step, thread, Y, Y_STRIDE, row, 0)
-        scale = splat(inverse_rms(x, columns, real(op, EPSILON)))
-        if word(op, BASE) == 0:
-            for c in range(0, 4 * columns, _VECTOR):
-                store(y + c, load(x + c) * scale * load(weight + c))
-        else:
-            base = word(op, BASE) + row * word(op, BASE_STRIDE)
-            for c in range(0, 4 * columns, _VECTOR):
-                store(y + c, load(base + c) + load(x + c) * scale * load(weight + c))
-        if word(op, Q) != 0:
-            quantize_row(y, columns, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE))
-        row = take(op, 1)
+    x = word(op, X) + row * word(op, X_STRIDE)
+    y = _output(op, step, thread, Y, Y_STRIDE, row, 0)
+    scale = splat(inverse_rms(x, columns, real(op, EPSILON)))
+    if word(op, BASE) == 0:
+        for c in range(0, 4 * columns, _VECTOR):
+            store(y + c, load(x + c) * scale * load(weight + c))
+    else:
+        base = word(op, BASE) + row * word(op, BASE_STRIDE)
+        for c in range(0, 4 * columns, _VECTOR):
+            store(y + c, load(base + c) + load(x + c) * scale * load(weight + c))
+    if word(op, Q) != 0:
+        quantize_row(y, columns, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE))
 
 
 # ---- rotation ----------------------------------------------------------------------------------------------------
@@ -173,80 +172,84 @@ def _rotate_head(x: Any, size: Any, cosines: Any, scale: Any, norm: Any, epsilon
         store(x + half + c, (b * cosine + a * sine) * scale)
 
 
-def rotate(op: Any, step: Any, _thread: Any) -> None:
-    """Heads of queries or keys in place. `angles` names the step's word: the angles of local or of global layers."""
+@inlined
+def _heads(op: Any, step: Any) -> Any:
+    """Pieces of `rotate`."""
+    _, _, HEADS, _, _, _, _, _ = _ROTATE
+    return word(step, STEP_ROWS) * word(op, HEADS)
+
+
+@inlined
+def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+    """A head of queries or keys in place. `angles` names the step's word: the angles of local or of global layers."""
     X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
-    heads, size = word(op, HEADS), word(op, HEAD_DIM)
-    scale, angles = splat(real(op, SCALE)), word(step, word(op, ANGLES))
-    piece = take(op, 1)
-    while piece < word(step, STEP_ROWS) * heads:
-        row, head = piece // heads, piece % heads
-        x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
-        _rotate_head(x, size, angles + row * 4 * size, scale, word(op, NORM_WEIGHT), real(op, EPSILON))
-        piece = take(op, 1)
+    size, row, head = word(op, HEAD_DIM), piece // word(op, HEADS), piece % word(op, HEADS)
+    x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
+    angles = word(step, word(op, ANGLES)) + row * 4 * size
+    _rotate_head(x, size, angles, splat(real(op, SCALE)), word(op, NORM_WEIGHT), real(op, EPSILON))
 
 
 # ---- gates, sums, caps -------------------------------------------------------------------------------------------
 
 
+def _in_parts(columns: int, each: Any) -> Any:
+    """The kernel that does each(op, step, thread, row, first, end) for PIECE columns of a row at a time.
+
+    `columns` is the word that says how many a row has.
+    """
+
+    @inlined
+    def parts(op: Any, step: Any) -> Any:
+        return word(step, STEP_ROWS) * ((word(op, columns) + PIECE - 1) // PIECE)
+
+    @inlined
+    def part(op: Any, step: Any, thread: Any, piece: Any) -> None:
+        per_row = (word(op, columns) + PIECE - 1) // PIECE
+        first = piece % per_row * PIECE
+        each(op, step, thread, piece // per_row, first, min(first + PIECE, word(op, columns)))
+
+    return in_pieces(parts, part)
+
+
 @inlined
-def _piece(op: Any, step: Any, columns: Any, number: Any) -> Any:
-    """Row, first column and end of piece `number`; row is -1 when there is none."""
-    pieces = (columns + PIECE - 1) // PIECE
-    row, first = number // pieces, number % pieces * PIECE
-    if row >= word(step, STEP_ROWS):
-        row = -1
-    return row, first, min(first + PIECE, columns)
-
-
-def gate(op: Any, step: Any, thread: Any) -> None:
+def gate(op: Any, step: Any, thread: Any, row: Any, first: Any, end: Any) -> None:
     """y = gelu(gate) * up. arXiv:2002.05202 (GeGLU)."""
-    GATE_, UP, STRIDE, COLUMNS, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
-    row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
-    while row >= 0:
-        g, u = word(op, GATE_) + row * word(op, STRIDE), word(op, UP) + row * word(op, STRIDE)
-        y = _output(op, step, thread, Y, Y_STRIDE, row, first)
-        for c in range(4 * first, 4 * end, _VECTOR):
-            store(y + c - 4 * first, gelu(load(g + c)) * load(u + c))
-        if word(op, Q) != 0:
-            q = word(op, Q) + row * word(op, Q_STRIDE) + first // 32 * LINE
-            quantize_row(y, end - first, word(op, ZERO), q)
-        row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
+    GATE_, UP, STRIDE, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
+    g, u = word(op, GATE_) + row * word(op, STRIDE), word(op, UP) + row * word(op, STRIDE)
+    y = _output(op, step, thread, Y, Y_STRIDE, row, first)
+    for c in range(4 * first, 4 * end, _VECTOR):
+        store(y + c - 4 * first, gelu(load(g + c)) * load(u + c))
+    if word(op, Q) != 0:
+        quantize_row(y, end - first, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE) + first // 32 * LINE)
 
 
-def add(op: Any, step: Any, _thread: Any) -> None:
+@inlined
+def add(op: Any, _step: Any, _thread: Any, row: Any, first: Any, end: Any) -> None:
     """y = y + x."""
-    X, X_STRIDE, Y, Y_STRIDE, COLUMNS = _ADD
-    row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
-    while row >= 0:
-        x, y = word(op, X) + row * word(op, X_STRIDE), word(op, Y) + row * word(op, Y_STRIDE)
-        for c in range(4 * first, 4 * end, _VECTOR):
-            store(y + c, load(y + c) + load(x + c))
-        row, first, end = _piece(op, step, word(op, COLUMNS), take(op, 1))
+    X, X_STRIDE, Y, Y_STRIDE, _ = _ADD
+    x, y = word(op, X) + row * word(op, X_STRIDE), word(op, Y) + row * word(op, Y_STRIDE)
+    for c in range(4 * first, 4 * end, _VECTOR):
+        store(y + c, load(y + c) + load(x + c))
 
 
-def cap(op: Any, step: Any, _thread: Any) -> None:
+@inlined
+def cap(op: Any, _step: Any, _thread: Any, row: Any, first: Any, end: Any) -> None:
     """x = cap * tanh(x / cap); a row's last values, fewer than a vector, one by one."""
-    X, X_STRIDE, COLUMNS, CAP = _SOFTCAP
-    columns = word(op, COLUMNS)
+    X, X_STRIDE, _, CAP = _SOFTCAP
     limit, inverse = splat(real(op, CAP)), splat(np.float32(1.0) / real(op, CAP))
-    row, first, end = _piece(op, step, columns, take(op, 1))
-    while row >= 0:
-        x = word(op, X) + row * word(op, X_STRIDE)
-        c = first
-        while c + LANES <= end:
-            store(x + 4 * c, softcap(load(x + 4 * c), limit, inverse))
-            c += LANES
-        while c < end:
-            one = softcap(splat(load_scalar(x + 4 * c)), limit, inverse)
-            store_scalar(x + 4 * c, first_lane(one))
-            c += 1
-        row, first, end = _piece(op, step, columns, take(op, 1))
+    x, c = word(op, X) + row * word(op, X_STRIDE), first
+    while c + LANES <= end:
+        store(x + 4 * c, softcap(load(x + 4 * c), limit, inverse))
+        c += LANES
+    while c < end:
+        store_scalar(x + 4 * c, first_lane(softcap(splat(load_scalar(x + 4 * c)), limit, inverse)))
+        c += 1
 
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    table = {"norm": norm, "rotate": rotate, "gate": gate, "add": add, "softcap": cap}
+    table = {"norm": in_pieces(_rows, norm), "rotate": in_pieces(_heads, rotate)}
+    table |= {"gate": _in_parts(_GATE[3], gate), "add": _in_parts(_ADD[4], add), "softcap": _in_parts(_SOFTCAP[2], cap)}
     for name, fmt in INT_FORMATS.items():
         table[f"embed_{name}"] = make_embed_blocks(fmt)
     for name, (load_floats, size) in FLOAT_LOADS.items():

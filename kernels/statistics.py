@@ -9,29 +9,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.atomics import take, word
+from edge_gemma.kernels.atomics import word
+from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.operations import SQUARES, STEP_ROWS
+from edge_gemma.kernels.pieces import in_pieces
 from edge_gemma.kernels.simd import LANES, fma, load, splat, store
 
 _X, _X_STRIDE, _COLUMNS, _SUMS = SQUARES.slots
 PIECE = 64
-"""Columns that a thread takes at a time."""
+"""Columns of a piece of work."""
 
 
-def squares(op: Any, step: Any, _thread: Any) -> None:
+@inlined
+def _pieces(op: Any, _step: Any) -> Any:
+    return (word(op, _COLUMNS) + PIECE - 1) // PIECE
+
+
+@inlined
+def squares(op: Any, step: Any, _thread: Any, piece: Any) -> None:
     """Write the sums of this step's rows, float32 (columns,)."""
-    columns, stride = word(op, _COLUMNS), word(op, _X_STRIDE)
-    first = take(op, 1) * PIECE
-    while first < columns:
-        for c in range(first, min(first + PIECE, columns), LANES):
-            total = splat(0.0)
-            for row in range(word(step, STEP_ROWS)):
-                v = load(word(op, _X) + row * stride + 4 * c)
-                total = fma(v, v, total)
-            store(word(op, _SUMS) + 4 * c, total)
-        first = take(op, 1) * PIECE
+    for c in range(piece * PIECE, min((piece + 1) * PIECE, word(op, _COLUMNS)), LANES):
+        total = splat(0.0)
+        for row in range(word(step, STEP_ROWS)):
+            v = load(word(op, _X) + row * word(op, _X_STRIDE) + 4 * c)
+            total = fma(v, v, total)
+        store(word(op, _SUMS) + 4 * c, total)
 
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"squares": squares}
+    return {"squares": in_pieces(_pieces, squares)}
