@@ -128,10 +128,20 @@ def test_importance_lowers_the_errors_of_what_is_important(name: str) -> None:
     assert with_it <= without * (0.97 if name != "Q8_0" else 1.0)
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODED if n not in ("Q4_0", "Q8_0")])
-def test_equal_importance_is_none(name: str) -> None:
+@pytest.mark.parametrize("name", ENCODED)
+def test_only_ratios_of_importance_count(name: str) -> None:
     values = normal(4, 768, seed=5)
-    assert np.array_equal(blocks.encode(values, name, np.ones(768, np.float32)), blocks.encode(values, name))
+    importance = np.abs(normal(1, 768, seed=4))[0]
+    encoded = blocks.encode(values, name, importance)
+    assert np.array_equal(blocks.encode(values, name, 4 * importance), encoded)
+    assert not np.array_equal(encoded, blocks.encode(values, name))
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_equal_importance_is_least_squares(name: str) -> None:
+    values = normal(32, 768, seed=5)
+    ones = np.ones(768, np.float32)
+    assert error(values, name, ones) <= error(values, name) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("name", ENCODED)
