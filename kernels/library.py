@@ -12,9 +12,12 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
+import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -28,6 +31,10 @@ from edge_gemma.kernels.operations import Kernel
 log = logging.getLogger(__name__)
 
 SUFFIX = ".kernel"
+KEY_DIGITS = 24
+KEY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
+UNUSED_DAYS = 30
+"""Folders of kernels that no process has opened for so long are removed when a new one is made."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -142,14 +149,27 @@ def cache_folder() -> Path | None:
     try:
         base = Path(override) if override else user_cache_path("edge-gemma", appauthor=False)
         folder = base / "kernels" / cache_key()
+        new = not folder.exists()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _only_ours(folder):
             log.warning("kernels are not cached: others may write to %s", folder)
             return None
+        os.utime(folder)
+        if new:
+            _forget_unused(folder.parent)
     except (OSError, RuntimeError) as error:
         log.warning("kernels are not cached: %s", error)
         return None
     return folder
+
+
+def _forget_unused(kernels: Path) -> None:
+    """Remove what older versions left: each release, compiler or CPU has a folder of some MB of its own."""
+    oldest = time.time() - 86400 * UNUSED_DAYS
+    for folder in kernels.iterdir():
+        if KEY.fullmatch(folder.name) and folder.lstat().st_mtime < oldest:
+            log.info("removing kernels that were not used for %d days: %s", UNUSED_DAYS, folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _only_ours(folder: Path) -> bool:
@@ -175,4 +195,4 @@ def cache_key() -> str:
     for package in ("numba", "llvmlite", "numpy"):
         digest.update(importlib.metadata.version(package).encode())
     digest.update(json.dumps([llvm.get_default_triple(), *target()]).encode())
-    return digest.hexdigest()[:24]
+    return digest.hexdigest()[:KEY_DIGITS]

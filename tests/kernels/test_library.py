@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -195,6 +196,29 @@ def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made = library.cache_folder()
     assert made == tmp_path / "kernels" / library.cache_key()
     assert made.stat().st_mode & 0o077 == 0
+
+
+def test_folders_of_long_ago_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
+    names = ["0" * 24, "1" * 24, "of somebody else"]
+    for name, days in zip(names, (31, 29, 31), strict=True):
+        folder = tmp_path / "kernels" / name
+        folder.mkdir(mode=0o700, parents=True)
+        (folder / "a.kernel").touch()
+        os.utime(folder, (time.time() - 86400 * days,) * 2)
+    (tmp_path / "kernels").chmod(0o700)
+    used = library.cache_folder()
+    assert used is not None
+    assert {folder.name for folder in (tmp_path / "kernels").iterdir()} == {used.name, *names[1:]}
+
+
+def test_opening_a_folder_is_using_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
+    folder = library.cache_folder()
+    assert folder is not None
+    os.utime(folder, (0, 0))
+    assert library.cache_folder() == folder
+    assert folder.stat().st_mtime > time.time() - 60
 
 
 def loosen(base: Path, key: str) -> None:
