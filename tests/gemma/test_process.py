@@ -1,0 +1,67 @@
+"""The file that a model lies in and the process that it runs in: changed, replaced, forked, imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import edge_gemma
+from edge_gemma import Gemma, ModelChangedError
+from edge_gemma.gemma import Completion
+from tests.gemma.helpers import PROMPT, answer, as_tuple, python
+
+
+def test_a_file_changed_on_disk(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    with Gemma(copy) as model, Gemma(copy, load="copy") as loaded:
+        before = answer(model)
+        stream = model.stream(PROMPT)
+        next(stream)
+        with copy.open("ab") as file:
+            file.write(b"x")
+        with pytest.raises(ModelChangedError, match=r"copy\.gguf"):
+            list(stream)
+        with pytest.raises(ModelChangedError):
+            model.generate(PROMPT)
+        assert answer(loaded) == before
+
+
+def test_a_file_replaced_by_another(path: Path, tmp_path: Path, expected: Completion) -> None:
+    copy, other = tmp_path / "copy.gguf", tmp_path / "other.gguf"
+    copy.write_bytes(path.read_bytes())
+    other.write_bytes(b"something else")
+    with Gemma(copy) as model:
+        other.replace(copy)
+        assert answer(model) == as_tuple(expected)
+
+
+def test_a_fork_is_told_that_it_has_no_model(path: Path, expected: Completion) -> None:
+    done = python(f"""
+import os
+from edge_gemma import ForkError, Gemma
+
+model = Gemma({str(path)!r})
+if not os.fork():
+    try:
+        model.generate("aa")
+    except ForkError as error:
+        print("child:", error, flush=True)
+    model.close()
+    with Gemma({str(path)!r}) as own:
+        print(own.generate({PROMPT!r}, max_tokens=24, temperature=0.0).token_ids, flush=True)
+    os._exit(0)
+os.wait()
+print(model.generate({PROMPT!r}, max_tokens=24, temperature=0.0).token_ids)
+""")
+    child, fresh, parent = done.stdout.splitlines()
+    assert child.startswith("child: this process was forked")
+    assert fresh == parent == str(expected.token_ids)
+    assert done.stderr == ""
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    done = python("import sys, edge_gemma; print({'numba', 'llvmlite', 'numpy'} & {*sys.modules})")
+    assert done.stdout == "set()\n"
+    assert edge_gemma.Gemma is Gemma
