@@ -12,9 +12,7 @@ Ids are llama.cpp's, with four exceptions, each wanted:
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -65,8 +63,6 @@ class Tokenizer:
             processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ModelFormatError(f"sentencepiece refuses it: {error}", field=TOKENS, path=str(file.path)) from error
-        del model
-        _give_back()
         return cls(vocabulary, processor)
 
     def encode(self, text: str, *, add_bos: bool | None = True, parse_special: bool = False) -> list[int]:
@@ -168,9 +164,3 @@ def _check_text(text: str) -> None:
         raise ValueError(f"the text has a lone surrogate, U+{char:04X} at character {error.start}") from error
     if size > MAX_TEXT_BYTES:
         raise ValueError(f"the text has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}")
-
-
-def _give_back() -> None:
-    """What is free in the C heap goes back to the system: 8 MB, after 256,000 pieces. glibc would keep it."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
