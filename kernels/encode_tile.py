@@ -33,7 +33,7 @@ def make_loop(count: int, group: int, nbytes: int, body: Any) -> Any:
 
         Measured on Gemma 3 270M: least RMS error alone diverged 7% more than 1 + 0.3 x^2 / mean x^2 did, and that 1%
         more than this, which is little beside chance; the RMS error is smaller too. With an importance matrix this
-        factor made 4-13% more of it: the matrix alone says what counts.
+        factor made up to 13% more of it: the matrix alone says what counts.
         """
         total = splat(0.0)
         for i in range(count):

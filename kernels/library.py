@@ -154,13 +154,21 @@ def cache_folder() -> Path | None:
         if not _only_ours(folder):
             log.warning("kernels are not cached: others may write to %s", folder)
             return None
-        os.utime(folder)
-        if new:
-            _forget_unused(folder.parent)
+        _note_use(folder, new)
     except (OSError, RuntimeError) as error:
         log.warning("kernels are not cached: %s", error)
         return None
     return folder
+
+
+def _note_use(folder: Path, new: bool) -> None:
+    """Date the folder. Failing costs nothing: it may be read-only, or another process may clean up meanwhile."""
+    try:
+        os.utime(folder)
+        if new:
+            _forget_unused(folder.parent)
+    except OSError as error:
+        log.debug("kernels of older versions stay: %s", error)
 
 
 def _forget_unused(kernels: Path) -> None:

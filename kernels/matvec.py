@@ -37,7 +37,7 @@ _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 
 OWN = 3, 4
 """The part of a matrix that is dealt out beforehand, a stretch to each thread. Reading stretches of several MB is 5-8%
-faster than reading pieces of 64 KB by turns; the rest lets cores of up to twice the others' speed even out."""
+faster than reading pieces of 64 KB by turns; the rest evens out cores down to 0.6 of the others' speed."""
 
 GRAIN_BYTES = 1 << 16
 """Weights of the rest claimed at a time."""
@@ -82,7 +82,7 @@ def _make_block(fmt: IntFormat) -> tuple[Any, Any]:
 def _make_ask(fmt: IntFormat) -> Any:
     """Prefetches of the next tile, in the pace in which this one is read.
 
-    A core drops prefetches while all its line buffers wait, so tiles of 16 rows ask for a line again when most have
+    Where prefetches outrun memory some seem to be dropped, so tiles of 16 rows ask for a line again when most have
     come. From memory that is worth 3% (Q4_0) to 8% (Q4_K), and a third time 3% more where blocks are large. Tiles of 8
     rows read as fast as a plain pass over memory without, and so do rows of activations enough to take longer.
     """

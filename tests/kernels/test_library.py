@@ -221,6 +221,15 @@ def test_opening_a_folder_is_using_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert folder.stat().st_mtime > time.time() - 60
 
 
+def test_a_folder_that_cannot_be_dated_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "utime", refuse)
+    assert library.cache_folder() == tmp_path / "kernels" / library.cache_key()
+
+
 def loosen(base: Path, key: str) -> None:
     (base / "kernels" / key).mkdir(parents=True)
     (base / "kernels" / key).chmod(0o777)
