@@ -20,10 +20,6 @@ from numba.core.target_extension import target_override
 from edge_gemma.kernels.isa import target
 from edge_gemma.kernels.operations import Kernel
 
-ARGUMENTS = {"execute": 4}
-"""Number of int64 arguments where it is not the usual three: row, step, thread."""
-
-
 EXTERNAL = {"sched_yield", "SwitchToThread"}
 
 
@@ -43,7 +39,6 @@ def _lower(kernel: Kernel) -> tuple[Any, str]:
     numba_config.CPU_NAME, numba_config.CPU_FEATURES = target()
     llvm.initialize_native_asmparser()  # `prefetch` is a line of assembly
     function = import_module(f"edge_gemma.kernels.{kernel.module}").kernels()[kernel.name]
-    arguments = (types.intp,) * ARGUMENTS.get(kernel.name, 3)
     flags = compiler.Flags()
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"
@@ -51,8 +46,7 @@ def _lower(kernel: Kernel) -> tuple[Any, str]:
         typing, context = cpu_target.typing_context, cpu_target.target_context
         typing.refresh()
         context.refresh()
-        result = types.intp if kernel.name == "execute" else types.void
-        compiled = compiler.compile_extra(typing, context, function, arguments, result, flags, {})
+        compiled = compiler.compile_extra(typing, context, function, (types.intp,) * 3, types.void, flags, {})
     return compiled.library, compiled.fndesc.llvm_func_name
 
 

@@ -1,4 +1,8 @@
-"""Walk a program's table: the one compiled call per thread and step. Knows no operation."""
+"""Walk a program's table, and the life of a team around it: what its threads do in compiled code.
+
+A job is a program, its length and a step, numbered; every thread notes the number of the last job it is done with.
+Knows no operation, and nothing of how a thread sleeps: that is `threads`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,10 @@ from edge_gemma.kernels.operations import (
     FEW,
     FEW_ROWS,
     MANY,
+    MEMBER_ASLEEP,
+    MEMBER_DONE,
+    MEMBER_WAKE,
+    MEMBER_WORDS,
     ONE,
     ROW_WORDS,
     STEP_ARRIVED,
@@ -26,10 +34,20 @@ from edge_gemma.kernels.operations import (
     STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
+    TEAM_JOB,
+    TEAM_OPERATIONS,
+    TEAM_PROGRAM,
+    TEAM_SIZE,
+    TEAM_STEP,
+    TEAM_WORDS,
 )
 
 SPINS = 4000
-"""Looks at the barrier before giving way to other threads: some tens of microseconds."""
+"""Looks before giving way to other threads: some tens of microseconds."""
+
+LOOKS = SPINS + 5000
+"""Looks for another job before sleeping: about 2 ms, as those that give way take 0.4 us. Sampling a token and handing
+it to the caller takes 0.8 ms, and being woken 0.1 to 0.3 ms."""
 
 
 @inlined
@@ -49,8 +67,9 @@ def meet(step: Any) -> Any:
     return read_shared(step, STEP_STOPPED)
 
 
+@inlined
 def execute(program: Any, operations: Any, step: Any, thread: Any) -> Any:
-    """Run the rows of the table at `program`. 0 when done, 1 when cancelled at a barrier."""
+    """Run the rows of the table at `program`; 1 when cancelled at a barrier."""
     rows = word(step, STEP_ROWS)
     which = ONE if rows == 1 else FEW if rows <= FEW_ROWS else MANY
     for i in range(operations):
@@ -61,6 +80,66 @@ def execute(program: Any, operations: Any, step: Any, thread: Any) -> Any:
     return 0
 
 
+@inlined
+def member(team: Any, thread: Any) -> Any:
+    """The words of one thread."""
+    return team + 8 * (TEAM_WORDS + MEMBER_WORDS * thread)
+
+
+@inlined
+def work(team: Any, thread: Any, job: Any) -> None:
+    """Do the thread's part of the present job."""
+    execute(word(team, TEAM_PROGRAM), word(team, TEAM_OPERATIONS), word(team, TEAM_STEP), thread)
+    write_shared(member(team, thread), MEMBER_DONE, job)
+
+
+@inlined
+def await_job(team: Any, done: Any) -> Any:
+    """The number of a job that is not `done`, or `done` if none comes for a while."""
+    for look in range(LOOKS):
+        if read_shared(team, TEAM_JOB) != done:
+            break
+        if look > SPINS:
+            give_way()
+    return read_shared(team, TEAM_JOB)
+
+
+def post(team: Any, job: Any, _: Any) -> None:
+    """Announce job number `job`, and note who sleeps and has to be woken. Can be repeated."""
+    write_shared(team, TEAM_JOB, job)
+    for thread in range(1, word(team, TEAM_SIZE)):
+        write_shared(member(team, thread), MEMBER_WAKE, read_shared(member(team, thread), MEMBER_ASLEEP))
+
+
+def lead(team: Any, job: Any, _: Any) -> None:
+    """Thread 0's part of job number `job`, unless it is done, and the wait for all others. Can be repeated."""
+    if read_shared(member(team, 0), MEMBER_DONE) < job:
+        work(team, 0, job)
+    for thread in range(1, word(team, TEAM_SIZE)):
+        spins = 0
+        while read_shared(member(team, thread), MEMBER_DONE) < job:
+            spins += 1
+            if spins > SPINS:
+                give_way()
+
+
+def serve(team: Any, thread: Any, _: Any) -> None:
+    """Do jobs as they come, until none came for a while: then the thread counts as asleep."""
+    mine = member(team, thread)
+    write_shared(mine, MEMBER_ASLEEP, 0)
+    done = read_shared(mine, MEMBER_DONE)
+    while True:
+        job = await_job(team, done)
+        if job == done:
+            write_shared(mine, MEMBER_ASLEEP, 1)
+            job = read_shared(team, TEAM_JOB)  # posted before it could be seen that this thread sleeps
+            if job == done:
+                return
+            write_shared(mine, MEMBER_ASLEEP, 0)
+        work(team, thread, job)
+        done = job
+
+
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"execute": execute}
+    return {"post": post, "lead": lead, "serve": serve}

@@ -37,6 +37,17 @@ STEP_GENERATION = 32  # barriers passed
 STEP_CANCEL = 40  # set from outside: stop at the next barrier
 STEP_STOPPED = 48  # set by the last thread at a barrier: all leave
 
+TEAM_WORDS = 16  # what is said to a team, then MEMBER_WORDS for each thread, on cache lines of their own
+TEAM_JOB = 0  # number of the job posted last
+TEAM_SIZE = 8
+TEAM_PROGRAM = 9  # address of the job's table
+TEAM_OPERATIONS = 10  # rows of it
+TEAM_STEP = 11  # address of its step
+MEMBER_WORDS = 8
+MEMBER_DONE = 0  # number of the job the thread is done with
+MEMBER_ASLEEP = 1  # it no longer looks for jobs by itself
+MEMBER_WAKE = 2  # it was asleep when the job was posted
+
 
 @dataclass(frozen=True)
 class Kernel:

@@ -1,7 +1,8 @@
 """A team of threads that runs programs. Knows no operation.
 
-Each thread makes one call into compiled code per program, without the GIL, and sleeps between programs. The caller
-sleeps too, interruptibly: a signal or another thread can cancel a running program at its next barrier.
+The caller's own thread takes part in a step of a few rows: nobody has to be woken to hear of its end. The others look
+for another job for about two milliseconds, and then sleep. A longer step has a thread of its own in the caller's place,
+which sleeps interruptibly: a signal or another thread can cancel it at its next barrier.
 """
 
 from __future__ import annotations
@@ -13,53 +14,65 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_gemma.errors import ForkError
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import (
     COUNTER,
+    FEW_ROWS,
+    MEMBER_ASLEEP,
+    MEMBER_DONE,
+    MEMBER_WAKE,
+    MEMBER_WORDS,
     ROW_WORDS,
     STEP_ARRIVED,
     STEP_CANCEL,
+    STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
+    TEAM_OPERATIONS,
+    TEAM_PROGRAM,
+    TEAM_SIZE,
+    TEAM_STEP,
+    TEAM_WORDS,
     Kernel,
 )
 
-EXECUTE = Kernel("execute", "execute")
+LINE = 64
 
-# Numba's native convention: status f(result*, exception**, program, operations, step, thread)
+# Numba's native convention: status f(result*, exception**, int64, int64, int64)
 _PROTOTYPE = ctypes.CFUNCTYPE(
-    ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
+    ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
 )
-_Job = tuple[int, tuple[int, int, int]] | None
-"""Serial number, and what `execute` takes."""
 
 
 class Team:
-    """`size` threads, asleep until `run`. Not reentrant: one program at a time."""
+    """`size` threads, the caller's among them. Not reentrant: one program at a time."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._process = os.getpid()
-        self._serial = 0
-        self._finished = [0] * size  # the last serial number each thread is done with
-        self._jobs: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(size)]
-        self._wake: SimpleQueue[None] = SimpleQueue()
-        execute = _PROTOTYPE(shared().load([EXECUTE])[EXECUTE])
+        self._job = 0
+        self._words, self._members = _words(size)
+        self._post, self._lead, self._serve = (self._compiled(name) for name in ("post", "lead", "serve"))
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._jobs: list[SimpleQueue[int]] = [SimpleQueue() for _ in range(size)]
         self._threads = [
-            threading.Thread(
-                target=_work,
-                args=(execute, i, self._jobs[i], self._finished, self._wake),
-                name=f"edge-gemma-{i}",
-                daemon=True,
-            )
+            threading.Thread(target=self._member if i else self._deputy, args=(i,), name=f"edge-gemma-{i}", daemon=True)
             for i in range(size)
         ]
         for thread in self._threads:
             thread.start()
 
-    def run(self, table: np.ndarray, step: np.ndarray) -> bool:
+    def _compiled(self, name: str) -> Callable[[int], None]:
+        """A function of `execute`, on this team."""
+        kernel = Kernel("execute", name)
+        function = _PROTOTYPE(shared().load([kernel])[kernel])
+        result, exception = (ctypes.byref(ctypes.c_int64()) for _ in range(2))
+        return lambda number: function(result, exception, self._words.ctypes.data, number, 0)
+
+    def run(self, table: NDArray[np.int64], step: NDArray[np.int64]) -> bool:
         """Run the rows of `table`, int64 (operations, ROW_WORDS), on `step`. False if it was cancelled.
 
         Raises ForkError in a forked child, whose threads do not exist.
@@ -69,47 +82,62 @@ class Team:
         assert table.shape[1] == ROW_WORDS and table.flags.c_contiguous
         table[:, COUNTER] = 0
         step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED]] = self.size, 0, 0
-        self._serial += 1
-        job = self._serial, (table.ctypes.data, len(table), step.ctypes.data)
+        self._words[[TEAM_PROGRAM, TEAM_OPERATIONS, TEAM_STEP]] = table.ctypes.data, len(table), step.ctypes.data
+        self._job += 1
+        taking_part = bool(step[STEP_ROWS] <= FEW_ROWS)
         try:
-            self._give(job)
+            self._do(taking_part)
         except BaseException:
-            self._abandon(job, step)
+            self._abandon(taking_part, step)
             raise
         return bool(step[STEP_STOPPED] == 0)
 
-    def _give(self, job: _Job) -> None:
-        """Hand out `job`, and wait until every thread is done. Can be repeated after an exception at any point."""
-        for jobs in self._jobs:
-            jobs.put(job)
-        while min(self._finished) < self._serial:
-            self._wake.get()
+    def _do(self, taking_part: bool) -> None:
+        """Do the present job; returns when all threads are done. Can be repeated after an exception at any point."""
+        self._post(self._job)
+        for thread in np.flatnonzero(self._members[1:, MEMBER_WAKE]) + 1:
+            self._jobs[thread].put(self._job)
+        if taking_part:
+            self._lead(self._job)
+            return
+        self._jobs[0].put(self._job)
+        while self._members[:, MEMBER_DONE].min() < self._job:
+            self._done.get()
 
-    def _abandon(self, job: _Job, step: np.ndarray) -> None:
+    def _abandon(self, taking_part: bool, step: NDArray[np.int64]) -> None:
         """End a program that an exception such as KeyboardInterrupt broke into; its memory is in use until then."""
         while True:
             try:
                 step[STEP_CANCEL] = 1
-                return self._give(job)
+                return self._do(taking_part)
             except BaseException:  # another Ctrl-C; the first one is raised soon
                 continue
+
+    def _deputy(self, number: int) -> None:
+        """Leads in the caller's place."""
+        while job := self._jobs[number].get():
+            self._lead(job)
+            self._done.put(None)
+
+    def _member(self, number: int) -> None:
+        while self._jobs[number].get():
+            self._serve(number)
 
     def close(self) -> None:
         """End the threads. Idempotent."""
         for jobs in self._jobs:
-            jobs.put(None)
+            jobs.put(0)
         if os.getpid() == self._process:
             for thread in self._threads:
                 thread.join()
 
 
-def _work(
-    execute: Callable[..., int], number: int, jobs: SimpleQueue[_Job], finished: list[int], wake: SimpleQueue[None]
-) -> None:
-    result, exception = ctypes.c_int64(), ctypes.c_void_p()
-    while (job := jobs.get()) is not None:
-        serial, arguments = job
-        if serial > finished[number]:  # else it was given again
-            execute(ctypes.addressof(result), ctypes.addressof(exception), *arguments, number)
-            finished[number] = serial
-            wake.put(None)
+def _words(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What a team of `size` and its compiled code share: all words, and (size, MEMBER_WORDS) of the threads, asleep."""
+    count = TEAM_WORDS + MEMBER_WORDS * size
+    memory = np.zeros(count + LINE // 8, np.int64)
+    words = memory[-memory.ctypes.data % LINE // 8 :][:count]
+    words[TEAM_SIZE] = size
+    members = words[TEAM_WORDS:].reshape(size, MEMBER_WORDS)
+    members[:, MEMBER_ASLEEP] = 1
+    return words, members

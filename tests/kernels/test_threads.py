@@ -1,0 +1,122 @@
+"""A team runs each program once, whoever sleeps or looks for work, and is whole again after an interruption."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.operations import ADD, Kernel
+from edge_gemma.kernels.threads import Team
+from tests.kernels.harness import aligned
+
+COLUMNS = 64
+FEW, MANY = 1, 40
+
+
+class Adding:
+    """A program of `operations` rows that each add 1 to `rows` rows of y."""
+
+    def __init__(self, rows: int, operations: int = 3) -> None:
+        self.y, self._x = (np.zeros((rows, COLUMNS), np.float32) for _ in range(2))
+        self._x += 1
+        add = Kernel("elementwise", "add")
+        self.table = aligned((operations, ops.ROW_WORDS), np.int64)
+        self.table[:, [ops.ONE, ops.FEW, ops.MANY]] = shared().load([add])[add]
+        self.table[:, ops.BARRIER] = 1
+        arguments = self._x.ctypes.data, 4 * COLUMNS, self.y.ctypes.data, 4 * COLUMNS, COLUMNS
+        self.table[:, list(ADD.slots)] = arguments
+        self.step = aligned((ops.STEP_WORDS,), np.int64)
+        self.step[ops.STEP_ROWS] = rows
+
+
+@pytest.fixture(params=[1, 2, 5])
+def team(request: pytest.FixtureRequest):
+    team = Team(request.param)
+    yield team
+    team.close()
+
+
+def test_every_program_is_run_once_whether_threads_sleep_or_look_for_work(team: Team):
+    programs = Adding(FEW), Adding(MANY)
+    for i in range(300):
+        assert team.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
+        if i % 50 < 5:
+            time.sleep(0.001 * (i % 50))  # around the time after which threads go to sleep
+    assert (programs[0].y == 3 * 257).all()
+    assert (programs[1].y == 3 * 43).all()
+
+
+def test_a_team_without_work_takes_no_processor_time(team: Team):
+    program = Adding(FEW)
+    team.run(program.table, program.step)
+    time.sleep(0.1)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.03
+
+
+@pytest.mark.parametrize("rows", [FEW, MANY])
+def test_a_cancelled_program_says_so_and_the_next_one_runs(team: Team, rows: int):
+    program = Adding(rows)
+    program.step[ops.STEP_CANCEL] = 1
+    assert not team.run(program.table, program.step)
+    assert (program.y == 0).all()
+    program.step[ops.STEP_CANCEL] = 0
+    assert team.run(program.table, program.step)
+    assert (program.y == 3).all()
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a timer that interrupts")
+@pytest.mark.parametrize("rows", [FEW, MANY])
+def test_an_exception_at_any_point_leaves_a_team_that_works(team: Team, rows: int):
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise InterruptionError
+
+    interrupted = 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(400):
+            program = Adding(rows, operations=20)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + i))
+                for _ in range(50):
+                    team.run(program.table, program.step)
+                    program.step[ops.STEP_CANCEL] = 0
+            except InterruptionError:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            whole = Adding(rows)
+            assert team.run(whole.table, whole.step)
+            assert (whole.y == 3).all()
+            assert (program.y <= 50 * 20).all()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 100
+
+
+def test_a_signal_is_heard_during_a_long_step():
+    """The thread that leads is not the caller's: a handler runs, and may cancel."""
+    team, program = Team(2), Adding(MANY, operations=200_000)
+    timer = threading.Timer(0.02, program.step.__setitem__, (ops.STEP_CANCEL, 1))
+    timer.start()
+    assert not team.run(program.table, program.step)
+    team.close()
+    timer.join()
+
+
+def test_closing_ends_the_threads_and_may_be_repeated(team: Team):
+    team.close()
+    team.close()
+    assert not any(thread.is_alive() for thread in team._threads)
