@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +135,9 @@ class Program:
         for row, words, kernels in zip(table, self._rows, self._kernels, strict=True):
             row[ops.BARRIER : ops.BARRIER + len(words)] = words
             row[ops.ONE], row[ops.FEW], row[ops.MANY] = (addresses[kernel] for kernel in kernels)
+        products = [i for i, recorded in enumerate(self.recorded) if recorded.operation is ops.MATMUL]
+        for i, following in pairwise(products):
+            table[i, ops.NEXT] = table[following, ops.MATMUL.slots[:3]]
         return table
 
     def outside(self, name: str, columns: int, stride: int) -> Rows:

@@ -40,6 +40,7 @@ from edge_gemma.kernels.simd import (
     shift_right_signed,
     splat,
     splat_int,
+    spread_bits,
     to_float,
 )
 
@@ -178,18 +179,14 @@ def _join(low: Any, high: Any, shift: Any) -> Any:
 
 
 @inlined
-def _spread(bits: Any, first: Any) -> Any:
-    """Bits first..first+3 of each lane to bit 4 of its four bytes: a multiplication puts bit i at 8i."""
-    return (((bits >> first) & splat_int(0xF)) * splat_int(0x00204081) & splat_int(0x01010101)) << 4
-
-
-@inlined
 def _fifth_bits(q: Any, high: Any) -> Any:
     """Nibbles with bit e of `high` as bit 4 of weight e."""
     n = _nibbles(q)
     return (
-        n[0] | _spread(high, 0), n[1] | _spread(high, 4), n[2] | _spread(high, 8), n[3] | _spread(high, 12),
-        n[4] | _spread(high, 16), n[5] | _spread(high, 20), n[6] | _spread(high, 24), n[7] | _spread(high, 28),
+        n[0] | spread_bits(high), n[1] | spread_bits(high >> 4),
+        n[2] | spread_bits(high >> 8), n[3] | spread_bits(high >> 12),
+        n[4] | spread_bits(high >> 16), n[5] | spread_bits(high >> 20),
+        n[6] | spread_bits(high >> 24), n[7] | spread_bits(high >> 28),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from edge_gemma.kernels.atomics import take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
 from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import LINE, S0, S1, VECTOR, Z0, Z1, D, S, Z
-from edge_gemma.kernels.operations import MATMUL, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_THREADS
+from edge_gemma.kernels.operations import MATMUL, NEXT, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_THREADS
 from edge_gemma.kernels.simd import (
     LANES,
     broadcast,
@@ -34,6 +34,7 @@ from edge_gemma.kernels.simd import (
 )
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
+_NEXT_W, _NEXT_ROW_BYTES, _NEXT_ROWS = NEXT
 
 OWN = 3, 4
 """The part of a matrix that is dealt out beforehand, a stretch to each thread. Reading stretches of several MB is 5-8%
@@ -101,25 +102,46 @@ def _make_ask(fmt: IntFormat) -> Any:
     return ask
 
 
+@inlined
+def _dealt(rows: Any, threads: Any) -> Any:
+    """Tiles of a matrix that each thread has as its own."""
+    return (rows + LANES - 1) // LANES * OWN[0] // (OWN[1] * threads)
+
+
+@inlined
+def _tile_at(weights: Any, row_bytes: Any, rows: Any, tile: Any) -> Any:
+    """Address of a tile; the last one may overlap the one before."""
+    return weights + min(LANES * tile, rows - LANES) * row_bytes
+
+
+@inlined
+def _next_stretch(op: Any, step: Any, thread: Any) -> Any:
+    """Where the thread will begin in the next product's matrix; somewhere harmless if there is none."""
+    if word(op, _NEXT_ROWS) == 0:
+        return word(op, _W)
+    tile = thread * _dealt(word(op, _NEXT_ROWS), word(step, STEP_THREADS))
+    return _tile_at(word(op, _NEXT_W), word(op, _NEXT_ROW_BYTES), word(op, _NEXT_ROWS), tile)
+
+
 def _make_stream(tile: Any) -> Any:
     """The loop over tiles: a thread's own stretch, then claims; each made when the tile before its first is begun."""
 
     def stream(op: Any, step: Any, thread: Any) -> None:
         rows, row_bytes, threads = word(op, _ROWS), word(op, _ROW_BYTES), word(step, STEP_THREADS)
-        tiles = (rows + LANES - 1) // LANES
-        own = tiles * OWN[0] // (OWN[1] * threads)
+        tiles, own = (rows + LANES - 1) // LANES, _dealt(rows, threads)
         grain = max(1, GRAIN_BYTES // (LANES * row_bytes))
         t, end = thread * own, (thread + 1) * own
         if own == 0:
             t = take(op, grain)
             end = t + grain
         while t < tiles:
-            row = min(LANES * t, rows - LANES)  # the last tile may overlap the one before
+            row = min(LANES * t, rows - LANES)
             t += 1
             if t == end:
                 t = own * threads + take(op, grain)
                 end = t + grain
-            tile(op, step, thread, row, word(op, _W) + min(LANES * t, rows - LANES) * row_bytes)
+            ahead = _tile_at(word(op, _W), row_bytes, rows, t) if t < tiles else _next_stretch(op, step, thread)
+            tile(op, step, thread, row, ahead)
 
     return stream
 

@@ -45,6 +45,7 @@ from edge_gemma.kernels.simd_convert import (
 from edge_gemma.kernels.simd_dot import (
     byte_table,
     dot4,
+    spread_bits,
 )
 from edge_gemma.kernels.simd_memory import (
     broadcast,
@@ -127,6 +128,7 @@ __all__ = [
     "shift_right_signed",
     "splat",
     "splat_int",
+    "spread_bits",
     "square_root",
     "store",
     "store_bytes",

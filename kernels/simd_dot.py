@@ -154,3 +154,28 @@ def byte_table(name: str, table: list[int]) -> Any:
 
     emit.__name__ = name
     return operation(I, I)(emit)
+
+
+# ---- bits to bytes -------------------------------------------------------------------------------------------------
+
+
+def _spread_by_product(builder: Any, bits: Any) -> Any:
+    """The product puts bit i at 8i."""
+    low = builder.and_(bits, ir_const(0xF))
+    at_0 = builder.and_(builder.mul(low, ir_const(0x00204081)), ir_const(0x01010101))
+    return builder.shl(at_0, ir_const(4))
+
+
+def _spread_by_lookup(builder: Any, bits: Any) -> Any:
+    """A table of 16 words is one register, and its look-up needs no mask: half the instructions."""
+    table = [sum((i >> bit & 1) << 8 * bit + 4 for bit in range(4)) for i in range(16)]
+    return ir_call(builder, "llvm.x86.avx512.permvar.si.512", WORDS, ir.Constant(WORDS, table), bits)
+
+
+_SPREAD: Emit = _spread_by_lookup if ISA.dot == "vpdpbusd.512" else _spread_by_product
+
+
+@operation(I, I)
+def spread_bits(builder: Any, bits: Any) -> Any:
+    """Bits 0..3 of each lane as bit 4 of its four bytes; all others 0."""
+    return _SPREAD(builder, bits)
