@@ -104,8 +104,8 @@ def _make_ask(fmt: IntFormat) -> Any:
 
 @inlined
 def _dealt(rows: Any, threads: Any) -> Any:
-    """Tiles of a matrix that each thread has as its own."""
-    return (rows + LANES - 1) // LANES * OWN[0] // (OWN[1] * threads)
+    """Tiles of a matrix that each thread has as its own: an even number."""
+    return (rows + LANES - 1) // LANES * OWN[0] // (2 * OWN[1] * threads) * 2
 
 
 @inlined
@@ -123,25 +123,29 @@ def _next_stretch(op: Any, step: Any, thread: Any) -> Any:
     return _tile_at(word(op, _NEXT_W), word(op, _NEXT_ROW_BYTES), word(op, _NEXT_ROWS), tile)
 
 
-def _make_stream(tile: Any) -> Any:
-    """The loop over tiles: a thread's own stretch, then claims; each made when the tile before its first is begun."""
+def _make_stream(tile: Any, tiles_at_once: int = 1) -> Any:
+    """The loop over tiles: a thread's own stretch, then claims; each made when the tile before its first is begun.
+
+    tile(op, step, thread, tile's first row, second tile's if there are two at once, address of what to ask for)
+    """
+    N = tiles_at_once
 
     def stream(op: Any, step: Any, thread: Any) -> None:
         rows, row_bytes, threads = word(op, _ROWS), word(op, _ROW_BYTES), word(step, STEP_THREADS)
         tiles, own = (rows + LANES - 1) // LANES, _dealt(rows, threads)
-        grain = max(1, GRAIN_BYTES // (LANES * row_bytes))
+        grain = max(1, GRAIN_BYTES // (N * LANES * row_bytes)) * N
         t, end = thread * own, (thread + 1) * own
         if own == 0:
             t = take(op, grain)
             end = t + grain
         while t < tiles:
-            row = min(LANES * t, rows - LANES)
-            t += 1
+            row, second = min(LANES * t, rows - LANES), min(LANES * (t + N - 1), rows - LANES)
+            t += N
             if t == end:
                 t = own * threads + take(op, grain)
                 end = t + grain
             ahead = _tile_at(word(op, _W), row_bytes, rows, t) if t < tiles else _next_stretch(op, step, thread)
-            tile(op, step, thread, row, ahead)
+            tile(op, step, thread, row, second, ahead)
 
     return stream
 
@@ -157,7 +161,7 @@ def make_matvec(fmt: IntFormat) -> Any:
         return add(y, read(at, stride, i), x + i * LINE)
 
     @inlined
-    def tile(op: Any, _step: Any, _thread: Any, row: Any, ahead: Any) -> None:
+    def tile(op: Any, _step: Any, _thread: Any, row: Any, _second: Any, ahead: Any) -> None:
         row_bytes, x, y = word(op, _ROW_BYTES), word(op, _X), splat(0.0)
         for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
             at = word(op, _W) + row * row_bytes + b * NBYTES
@@ -177,38 +181,48 @@ def make_matvec(fmt: IntFormat) -> Any:
 def make_few(fmt: IntFormat) -> Any:
     """The same for a few rows of activations: a block read once is multiplied with all; the sums rest in scratch.
 
-    Of blocks that share bytes, two are read at a time: more would not stay in registers while rows come and go.
+    Two blocks are read at a time, as many as stay in 32 registers while the rows come and go. Formats whose blocks
+    share bytes read two neighbours; others the same block of two tiles, which share each broadcast of activations.
     """
-    BLOCKS, PAIRED, NBYTES = fmt.blocks, fmt.group > 1, fmt.layout.nbytes
+    BLOCKS, NBYTES = fmt.blocks, fmt.layout.nbytes
+    NEIGHBOURS, TILES = (2, 1) if fmt.group > 1 else (1, 2 if LANES >= 16 else 1)
     (read, add), ask = _make_block(fmt), _make_ask(fmt)
 
     @inlined
-    def advance(at: Any, stride: Any, i: Any, x: Any, step: Any, x_stride: Any, sums: Any) -> None:
+    def advance(at: Any, second: Any, stride: Any, i: Any, x: Any, step: Any, x_stride: Any, sums: Any) -> None:
         block = read(at, stride, i)
-        second = read(at, stride, i + 1) if PAIRED else block
+        other = read(second, stride, i + NEIGHBOURS - 1) if NEIGHBOURS * TILES > 1 else block
         for t in range(word(step, STEP_ROWS)):
-            line = x + i * LINE + t * x_stride
-            y = add(load(sums + t * VECTOR), block, line)
-            store(sums + t * VECTOR, add(y, second, line + LINE) if PAIRED else y)
+            line, rest = x + i * LINE + t * x_stride, sums + TILES * t * VECTOR
+            y = add(load(rest), block, line)
+            if NEIGHBOURS > 1:
+                y = add(y, other, line + LINE)
+            if TILES > 1:
+                z = add(load(rest + VECTOR), other, line)
+                store(rest + VECTOR, z)
+            store(rest, y)
 
     @inlined
-    def tile(op: Any, step: Any, thread: Any, row: Any, ahead: Any) -> None:
+    def tile(op: Any, step: Any, thread: Any, row: Any, second: Any, ahead: Any) -> None:
         row_bytes, x_stride, tokens = word(op, _ROW_BYTES), word(op, _X_STRIDE), word(step, STEP_ROWS)
         sums = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
-        for t in range(tokens):
+        for t in range(TILES * tokens):
             store(sums + t * VECTOR, splat(0.0))
         for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
-            at = word(op, _W) + row * row_bytes + b * NBYTES
-            x, next_tile = word(op, _X) + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
-            for i in range(0, BLOCKS, 2 if PAIRED else 1):
-                ask(next_tile, i, tokens)
-                if PAIRED:
-                    ask(next_tile, i + 1, tokens)
-                advance(at, row_bytes, i, x, step, x_stride, sums)
+            at = word(op, _W) + b * NBYTES
+            x, next_tile = word(op, _X) + b * BLOCKS * LINE, ahead + b * TILES * LANES * NBYTES
+            for i in range(0, BLOCKS, NEIGHBOURS):
+                ask(next_tile, TILES * i, tokens)
+                if NEIGHBOURS * TILES > 1:
+                    ask(next_tile, TILES * i + 1, tokens)
+                advance(at + row * row_bytes, at + second * row_bytes, row_bytes, i, x, step, x_stride, sums)
         for t in range(tokens):
-            store(word(op, _Y) + t * word(op, _Y_STRIDE) + 4 * row, load(sums + t * VECTOR))
+            y = word(op, _Y) + t * word(op, _Y_STRIDE)
+            store(y + 4 * row, load(sums + TILES * t * VECTOR))
+            if TILES > 1:
+                store(y + 4 * second, load(sums + (2 * t + 1) * VECTOR))
 
-    return _make_stream(tile)
+    return _make_stream(tile, TILES)
 
 
 def kernels() -> dict[str, Any]:

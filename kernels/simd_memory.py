@@ -125,13 +125,21 @@ def prefetch_far(builder: Any, address: Any) -> None:
 
 
 # ---- one row of a matrix per lane ----------------------------------------------------------------------------------
+# Only for what nobody writes while a kernel runs: weights.
+
+
+def _ir_constant(builder: Any, address: Any, pointee: ir.Type) -> Any:
+    """What lies at an address, and stays the same: read once though a loop stores sums meanwhile."""
+    value = ir_load(builder, address, pointee)
+    value.set_metadata("invariant.load", builder.module.add_metadata([]))
+    return value
 
 
 def _rows_scalar(builder: Any, address: Any, stride: Any, element: ir.Type) -> Any:
     """Lane r: the element at address + r * stride, zero-extended to 32 bits."""
     vector = ir.Constant(ir.VectorType(element, LANES), ir.Undefined)
     for r in range(LANES):
-        value = ir_load(builder, ir_row(builder, address, stride, r), element)
+        value = _ir_constant(builder, ir_row(builder, address, stride, r), element)
         vector = builder.insert_element(vector, value, ir.Constant(I32, r))
     return vector if element is I32 else builder.zext(vector, WORDS)
 
@@ -163,7 +171,7 @@ def rows_16_bytes(builder: Any, address: Any, stride: Any) -> Any:
     word4 = ir.VectorType(I32, 4)
     loaded = []
     for j in range(4):
-        parts = [ir_load(builder, ir_row(builder, address, stride, 4 * p + j), word4) for p in range(LANES // 4)]
+        parts = [_ir_constant(builder, ir_row(builder, address, stride, 4 * p + j), word4) for p in range(LANES // 4)]
         loaded.append(ir_concat(builder, parts))
     low, high = [], []  # words 0 1 and words 2 3 of two rows, interleaved
     for a, b in ((loaded[0], loaded[1]), (loaded[2], loaded[3])):
