@@ -20,7 +20,7 @@ KvType: TypeAlias = Literal["f16", "f32"]
 
 DEFAULT_CHUNK = 256
 PAGE = 4096
-BUFFER_LIMIT = 40 * 2**20
+BUFFER_LIMIT = 64 * 2**20
 """A smaller chunk is taken where the activations of DEFAULT_CHUNK rows would exceed this."""
 
 
