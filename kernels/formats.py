@@ -34,7 +34,6 @@ from edge_gemma.kernels.simd import (
     byte_table,
     half_to_float,
     rows_16_bytes,
-    rows_byte,
     rows_short,
     rows_word,
     shift_right_signed,
@@ -313,8 +312,16 @@ def _signed_byte(words: Any, shift: Any) -> Any:
     return shift_right_signed(words << (24 - shift), 24)
 
 
+@inlined
+def _two_bytes(at: Any, stride: Any, i: Any) -> Any:
+    """Bytes 2i and 2i + 1 of 16 a row, in the low bits: all are read together, once for a super-block."""
+    words, k = rows_16_bytes(at, stride), i >> 1
+    word = words[0] if k == 0 else words[1] if k == 1 else words[2] if k == 2 else words[3]
+    return word >> (16 * (i & 1))
+
+
 def _q6_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = rows_short(at + 192 + 2 * i, stride)
+    pair = _two_bytes(at + 192, stride, i)
     return _signed_byte(pair, 0), _signed_byte(pair, 8)
 
 
@@ -328,14 +335,14 @@ def _q2_k_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _q2_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = rows_short(at + 2 * i, stride)
+    pair = _two_bytes(at, stride, i)
     return pair & splat_int(15), (pair >> 8) & splat_int(15)
 
 
 def _q2_k_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    pair = rows_short(at + 2 * i, stride)
+    pair = _two_bytes(at, stride, i)
     dmin = splat(0.0) - _half_at(at + 82, stride)
-    return dmin * to_float((pair >> 4) & splat_int(15)), dmin * to_float(pair >> 12)
+    return dmin * to_float((pair >> 4) & splat_int(15)), dmin * to_float((pair >> 12) & splat_int(15))
 
 
 def _q3_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
@@ -351,8 +358,9 @@ def _q3_k_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 @inlined
 def _q3_k_subscale(at: Any, stride: Any, s: Any) -> Any:
     """Scale s of 16: bits 0..3 in nibble s / 8 of byte s mod 8, bits 4..5 in bits 2 (s / 4) of byte 8 + s mod 4."""
-    low = (rows_byte(at + 96 + (s & 7), stride) >> (4 * (s >> 3))) & splat_int(15)
-    high = (rows_byte(at + 104 + (s & 3), stride) >> (2 * (s >> 2))) & splat_int(3)
+    nibbles = rows_word(at + 100, stride) if s & 4 else rows_word(at + 96, stride)
+    low = (nibbles >> (8 * (s & 3) + 4 * (s >> 3))) & splat_int(15)
+    high = (rows_word(at + 104, stride) >> (8 * (s & 3) + 2 * (s >> 2))) & splat_int(3)
     return (low | (high << 4)) - splat_int(32)
 
 

@@ -11,7 +11,6 @@ from numba.core import cgutils
 from edge_gemma.kernels.simd_types import (
     F32,
     FLOATS,
-    I8,
     I16,
     I32,
     I64,
@@ -142,12 +141,6 @@ def _rows_scalar(builder: Any, address: Any, stride: Any, element: ir.Type) -> A
         value = _ir_constant(builder, ir_row(builder, address, stride, r), element)
         vector = builder.insert_element(vector, value, ir.Constant(I32, r))
     return vector if element is I32 else builder.zext(vector, WORDS)
-
-
-@operation(I, types.intp, types.intp)
-def rows_byte(builder: Any, address: Any, stride: Any) -> Any:
-    """Lane r: the byte at address + r * stride, zero-extended."""
-    return _rows_scalar(builder, address, stride, I8)
 
 
 @operation(I, types.intp, types.intp)

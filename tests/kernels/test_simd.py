@@ -211,21 +211,20 @@ def test_store_bytes_keeps_the_low_byte_of_each_lane() -> None:
 def test_rows(stride: int) -> None:
     @njit
     def gathered(a: Any, stride: Any, out: Any) -> None:
-        simd.store_int(out, simd.rows_byte(a, stride))
-        simd.store_int(out + 4 * LANES, simd.rows_short(a, stride))
-        simd.store_int(out + 8 * LANES, simd.rows_word(a, stride))
+        simd.store_int(out, simd.rows_short(a, stride))
+        simd.store_int(out + 4 * LANES, simd.rows_word(a, stride))
         quads = simd.rows_16_bytes(a, stride)
         for k in range(4):
-            simd.store_int(out + (12 + 4 * k) * LANES, quads[k])
+            simd.store_int(out + (8 + 4 * k) * LANES, quads[k])
 
     memory = np.random.default_rng(0).integers(0, 256, 220 * LANES, dtype=np.uint8)
     for offset in (0, 1, 2, 5):
-        out = np.zeros((7, LANES), np.uint32)
+        out = np.zeros((6, LANES), np.uint32)
         gathered(memory.ctypes.data + offset, stride, out.ctypes.data)
         rows = [memory[offset + r * stride :][:16] for r in range(LANES)]
         words = np.array([row.copy().view(np.uint32) for row in rows])
-        assert np.array_equal(out[0], words[:, 0] & 0xFF) and np.array_equal(out[1], words[:, 0] & 0xFFFF)
-        assert np.array_equal(out[2], words[:, 0]) and np.array_equal(out[3:], words.T)
+        assert np.array_equal(out[0], words[:, 0] & 0xFFFF)
+        assert np.array_equal(out[1], words[:, 0]) and np.array_equal(out[2:], words.T)
 
 
 @pytest.mark.parametrize("stride", [4, 6, 13])
