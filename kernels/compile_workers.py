@@ -152,7 +152,7 @@ def _is_python(executable: str | None) -> bool:
 
 def start_worker(folder: Path, key: str) -> subprocess.Popen[str]:
     """A process that finds the modules this one finds. It refuses to work if it comes to another cache key."""
-    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
+    places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", MODULE, str(folder), key],
         env={**os.environ, "PYTHONPATH": places, "PYTHONIOENCODING": "utf-8"},
