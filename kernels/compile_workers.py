@@ -71,13 +71,13 @@ class Compilation:
         for _ in range(wanted_workers(self._count)):
             try:
                 worker = start_worker(folder, key)
-            except OSError as error:
+                self._workers.append(worker)
+                thread = threading.Thread(target=self._feed, args=(worker,), name="edge-gemma-compile", daemon=True)
+                thread.start()
+            except (OSError, RuntimeError) as error:  # no process, or no thread
                 log.debug("no compile worker: %s", error)
                 return
-            thread = threading.Thread(target=self._feed, args=(worker,), name="edge-gemma-compile", daemon=True)
-            self._workers.append(worker)
             self._threads.append(thread)
-            thread.start()
 
     def __iter__(self) -> Iterator[tuple[Kernel, bool]]:
         for _ in range(self._count):
@@ -109,8 +109,11 @@ class Compilation:
     def _feed(self, worker: subprocess.Popen[str]) -> None:
         """Hand kernels to a worker, one at a time, until there is none or it fails."""
         while (kernel := self._take()) is not None:
-            done = _compiled(worker, kernel)
-            self._finished.put((kernel, done))
+            done = False
+            try:
+                done = _compiled(worker, kernel)
+            finally:
+                self._finished.put((kernel, done))
             if not done:
                 return
 
@@ -141,7 +144,7 @@ def _room() -> int:
 
     from edge_gemma.cores import default_threads
 
-    return min(default_threads() - 1, psutil.virtual_memory().available // 4 // MEMORY)
+    return min(default_threads() - 1, int(psutil.virtual_memory().available) // 4 // MEMORY)
 
 
 def _is_python(executable: str | None) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_a_worker_that_hangs(tmp_path: Path, here: list[str], monkeypatch: pytes
 def test_a_process_that_cannot_be_started(tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert len(Library(tmp_path).load(KERNELS)) == len(KERNELS) == len(here)
+
+
+def test_no_thread_for_a_worker(
+    tmp_path: Path, here: list[str], started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert len(Library(tmp_path).load(KERNELS)) == len(KERNELS) == len(here)
+    assert started[0].returncode is not None
 
 
 def test_a_worker_of_another_version_compiles_nothing(tmp_path: Path) -> None:
