@@ -40,6 +40,8 @@ examples:
 environment:
   EDGE_GEMMA_CACHE_DIR  where compiled kernels and the demo's model are kept
   EDGE_GEMMA_ISA        use a lower instruction set: avxvnni, avx2, neon, generic
+  EDGE_GEMMA_COMPILE_WORKERS
+                        the most processes to help compile kernels (7); 0 for none
   EDGE_GEMMA_DEBUG      set to 1 for a traceback with each error
 
 "edge-gemma COMMAND --help" explains each command."""

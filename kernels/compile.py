@@ -64,7 +64,18 @@ def _emit(library: Any, entry: str, name: str) -> bytes:
     for variable in module.global_variables:
         if not variable.is_declaration:
             variable.linkage = llvm.Linkage.internal
+    _drop_unused(module, library.codegen._tm)
     return bytes(library.codegen._tm.emit_object(module))
+
+
+def _drop_unused(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    """Remove what nothing refers to: a variable for each helper, named for its number among those compiled before.
+
+    Without them the object does not depend on what else a process has compiled.
+    """
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
 
 
 def _check_external(symbol: str, name: str) -> None:

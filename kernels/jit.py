@@ -14,8 +14,8 @@ Function = Callable[..., Any]
 
 
 def inlined(function: Function) -> Any:
-    """A function that compiled code calls and LLVM always inlines."""
-    return extending.register_jitable(forceinline=True)(function)
+    """A function that compiled code calls and LLVM always inlines. Wrappers for Python or C would go unused."""
+    return extending.register_jitable(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def intrinsic(function: Function) -> Any:

@@ -25,6 +25,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 from platformdirs import user_cache_path
 
+from edge_gemma.kernels.compile_workers import Compilation
 from edge_gemma.kernels.isa import target
 from edge_gemma.kernels.operations import Kernel
 
@@ -52,10 +53,14 @@ class Library:
         with self._lock:
             wanted = sorted(set(kernels), key=lambda k: (k.module, k.name))
             missing = [k for k in wanted if k not in self._addresses and not self._load_cached(k)]
-            for done, kernel in enumerate(missing):
-                if progress:
-                    progress(done, len(missing), symbol_of(kernel))
-                self._compile(kernel)
+            with Compilation(missing) as compilation:
+                if self.folder:
+                    compilation.start_workers(self.folder, cache_key())
+                for done, (kernel, written) in enumerate(compilation):
+                    if progress:
+                        progress(done, len(missing), symbol_of(kernel))
+                    if not (written and self._load_cached(kernel)):
+                        self._compile(kernel)
             if progress and missing:
                 progress(len(missing), len(missing), "")
             return {k: self._addresses[k] for k in wanted}

@@ -13,8 +13,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMPILED_CODE = {"numba", "llvmlite"}
 REFEREES = {"torch", "transformers", "llama_cpp"}
-WITHOUT_NUMBA = ["operations", "layout", "isa", "library", "threads", "reference", "reference_formats"]
-KERNELS_MAY_KNOW = ("edge_gemma.kernels", "edge_gemma.formats", "edge_gemma.errors")
+WITHOUT_NUMBA = [
+    "operations",
+    "layout",
+    "isa",
+    "library",
+    "compile_workers",
+    "threads",
+    "reference",
+    "reference_formats",
+]
+KERNELS_MAY_KNOW = ("edge_gemma.kernels", "edge_gemma.formats", "edge_gemma.errors", "edge_gemma.cores")
 
 
 def sources(folder: str) -> list[Path]:

@@ -1,0 +1,32 @@
+"""A process that compiles kernels into a cache folder. Started by `compile_workers`; knows nothing of who asks.
+
+Arguments: the folder, and the cache key that it is for. Each line of the input names a kernel, `module name`; each is
+answered by a line when its file is there. It ends when the input does, so also when whoever started it is gone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from edge_gemma.kernels.compile import compile_kernel
+from edge_gemma.kernels.compile_workers import DONE
+from edge_gemma.kernels.library import cache_key, file_name, symbol_of, write_object
+from edge_gemma.kernels.operations import Kernel
+
+
+def main(folder: Path, key: str) -> str | None:
+    """Serve standard input. Returns what is wrong, if this process would compile something else than was asked for."""
+    if cache_key() != key:
+        return f"the cache key here is {cache_key()}"
+    for line in sys.stdin:
+        module, name = line.split()
+        kernel = Kernel(module, name)
+        write_object(folder / file_name(kernel), compile_kernel(kernel, symbol_of(kernel)))
+        sys.stdout.write(DONE)
+        sys.stdout.flush()
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
