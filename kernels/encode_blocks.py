@@ -9,6 +9,7 @@ from typing import Any
 
 from edge_gemma.formats import FORMATS
 from edge_gemma.kernels.encode_fit import (
+    Cuts,
     Levels,
     both_signs,
     make_error,
@@ -19,7 +20,7 @@ from edge_gemma.kernels.encode_fit import (
     starts,
 )
 from edge_gemma.kernels.encode_lanes import as_half, byte, put_byte, scatter_half, splat
-from edge_gemma.kernels.encode_search import make_half_scale, make_offset_fit
+from edge_gemma.kernels.encode_search import finite_half, make_half_scale, make_offset_fit
 from edge_gemma.kernels.encode_tile import make_loop
 from edge_gemma.kernels.formats import IQ4_VALUES
 from edge_gemma.kernels.jit import inlined
@@ -75,19 +76,19 @@ def _make_scaled(name: str, levels: Levels, tries: tuple[float, ...], turns: int
     return make_loop(COUNT, 1, nbytes, body)
 
 
-def _make_line(name: str, top: int, tries: tuple[float, ...], turns: int, pack: Any) -> Any:
+def _make_line(name: str, top: int, cuts: Cuts, turns: int, pack: Any) -> Any:
     """| d: f16 | m: f16 | numbers |"""
     nbytes = FORMATS[name].nbytes
     levels = tuple(range(top + 1))
     level = make_level(levels)
-    fit = make_line_fit(COUNT, level, tries, top, turns, below_zero=False)
+    fit = make_line_fit(COUNT, level, cuts, top, turns, below_zero=False)
     numbers, offset_fit = make_numbers(COUNT, levels), make_offset_fit(COUNT, level)
     half_scale = make_half_scale(make_error(COUNT, level), 1)
 
     @inlined
     def body(x: Any, w: Any, levels: Any, extra: Any, y: Any) -> Any:
         scale, offset = fit(x, w)
-        offset = as_half(offset_fit(x, w, as_half(scale), offset))
+        offset = finite_half(offset_fit(x, w, as_half(scale), offset))
         scale = half_scale(x, w, scale, offset)
         scatter_half(y, nbytes, scale)
         scatter_half(y + 2, nbytes, offset)
@@ -101,13 +102,17 @@ def _signed_levels(size: int) -> Levels:
     return tuple(range(-size, size))
 
 
+def _both(cuts: tuple[float, ...]) -> Cuts:
+    return cuts, cuts
+
+
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
     return {
         "Q4_0": _make_scaled("Q4_0", _signed_levels(8), both_signs(starts(6.0, 10.0, 9)), 2, _nibbles),
-        "Q5_0": _make_scaled("Q5_0", _signed_levels(16), both_signs(starts(13.5, 18.0, 10)), 2, _fifth_bits),
+        "Q5_0": _make_scaled("Q5_0", _signed_levels(16), both_signs(starts(13.0, 18.0, 11)), 2, _fifth_bits),
         "Q8_0": _make_scaled("Q8_0", tuple(range(-127, 128)), starts(124.0, 128.0, 9), 1, _signed),
         "IQ4_NL": _make_scaled("IQ4_NL", IQ4_VALUES, both_signs(starts(95.0, 135.0, 7)), 2, _nibbles),
-        "Q4_1": _make_line("Q4_1", 15, starts(13.0, 20.0, 29), 2, _nibbles),
-        "Q5_1": _make_line("Q5_1", 31, starts(29.0, 34.0, 11), 2, _fifth_bits),
+        "Q4_1": _make_line("Q4_1", 15, _both((-0.8, -0.4, 0.0, 0.4, 0.8, 1.2)), 2, _nibbles),
+        "Q5_1": _make_line("Q5_1", 31, _both((-1.6, -1.2, -0.8, -0.4, 0.0, 0.4)), 2, _fifth_bits),
     }

@@ -9,7 +9,7 @@ that the solution itself implies, which can only lower the error. In units of th
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from edge_gemma.kernels.encode_lanes import (
@@ -29,6 +29,10 @@ VECTOR = 64
 HUGE = 3.0e38
 
 Levels = tuple[int, ...]
+Cuts = tuple[tuple[float, ...], tuple[float, ...]]
+"""Steps that the levels of a starting line cut off a group's range at its lower end, and at its upper one; what is
+negative stands out of the range. Each at one end is tried with each at the other. Cuts at the lower end that differ by
+a whole step give the same lines, so where the offset has few bits a row of less than one step keeps it small."""
 
 
 def make_level(levels: Levels) -> Any:
@@ -165,13 +169,11 @@ def make_scale_fit(count: int, level: Any, starts: tuple[float, ...], turns: int
     return fit
 
 
-def make_line_fit(count: int, level: Any, starts: tuple[float, ...], top: int, turns: int, *, below_zero: bool) -> Any:
-    """A function: best scale >= 0 and offset of y = scale * q + offset, for levels 0..top; `below_zero`: offset <= 0.
-
-    `starts` are numbers of steps that the range of a group is cut into; where more than `top`, its ends are cut off.
-    """
+def make_line_fit(count: int, level: Any, cuts: Cuts, top: int, turns: int, *, below_zero: bool) -> Any:
+    """A function: best scale >= 0 and offset of y = scale * q + offset, for levels 0..top, the offset perhaps <= 0."""
     extremes = make_extremes(count)
-    tries = len(starts)
+    skips, steps = zip(*((low, top + low + high) for low, high in product(*cuts)), strict=True)
+    tries = len(steps)
     ceiling = 0.0 if below_zero else HUGE
 
     @inlined
@@ -206,9 +208,8 @@ def make_line_fit(count: int, level: Any, starts: tuple[float, ...], top: int, t
         width = high - low
         best, at, error = splat(0.0), low, splat(HUGE)
         for k in range(tries):
-            scale = width * splat(1 / starts[k])
-            offset = low + width * splat(0.5 * (1 - top / starts[k])) if starts[k] > top else low
-            best, at, error = better(x, w, scale, offset, best, at, error)
+            scale = width * splat(1 / steps[k])
+            best, at, error = better(x, w, scale, low + scale * splat(skips[k]), best, at, error)
         for _ in range(turns):
             best, at, error = better(x, w, best, at, best, at, error)
         return best, at

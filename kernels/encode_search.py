@@ -25,13 +25,21 @@ from edge_gemma.kernels.encode_lanes import (
 )
 from edge_gemma.kernels.jit import inlined
 
+LARGEST_HALF = 65504.0
+
+
+@inlined
+def finite_half(a: Any) -> Any:
+    """Rounded to float16, at most to its largest value: what is fitted may lie a little beyond what the values need."""
+    return as_half(smaller(larger(a, splat(-LARGEST_HALF)), splat(LARGEST_HALF)))
+
 
 def make_half_scale(error: Any, reach: int) -> Any:
     """A function: the best float16 scale within `reach` values of the rounded one; the offset stays."""
 
     @inlined
     def half_scale(x: Any, w: Any, scale: Any, offset: Any) -> Any:
-        rounded = as_half(scale)
+        rounded = finite_half(scale)
         best, least = rounded, error(x, w, rounded, offset)
         for k in range(1, reach + 1):
             for sign in (-1, 1):
@@ -66,7 +74,7 @@ def _limited(a: Any, low: Any, high: Any) -> Any:
 @inlined
 def _factor(a: Any) -> Any:
     """A float16 that is not much smaller than `a`: among the least of float16, rounding can lose half, or all."""
-    rounded = as_half(a)
+    rounded = finite_half(a)
     return if_less(absolute(rounded), absolute(a) * splat(0.99), next_half(rounded, 1), rounded)
 
 
@@ -101,7 +109,7 @@ def make_shared_scale(
             q = level(v * inv)
             wq = load(w + i * VECTOR) * q
             rq, qq = rq + wq * (v - scale * q), qq + wq * q
-        return as_half(factor + ratio(group_sum(rq * n), group_sum(qq * n * n)))
+        return finite_half(factor + ratio(group_sum(rq * n), group_sum(qq * n * n)))
 
     @inlined
     def shared(x: Any, w: Any, ideal: Any) -> Any:
@@ -159,7 +167,7 @@ def make_shared_line(
         both = if_less(splat(0.0), det, splat(1.0), splat(0.0))
         more = if_less(splat(0.0), both, ratio(u * c - b * v, det), ratio(u, a))
         less = ratio(a * v - b * u, det)
-        return as_half(larger(factor + more, splat(0.0))), as_half(larger(low_factor - less, splat(0.0)))
+        return finite_half(larger(factor + more, splat(0.0))), finite_half(larger(low_factor - less, splat(0.0)))
 
     @inlined
     def shared(x: Any, w: Any, ideal: Any, offset: Any) -> Any:

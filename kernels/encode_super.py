@@ -193,21 +193,21 @@ def _pack_iq4_xs(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
 
 def _make_q2_k() -> Any:
     level = make_level((0, 1, 2, 3))
-    fit = make_line_fit(16, level, starts(2.4, 5.0, 12), 3, 3, below_zero=True)
+    fit = make_line_fit(16, level, ((0.0, 0.3, 0.6), (0.0, 0.3, 0.6)), 3, 2, below_zero=True)
     shared = make_shared_line(16, level, make_error(16, level), 16, 15, (15.0, 14.0, 13.0, 12.0), 1, 4)
     return _make_line("Q2_K", 16, 3, fit, shared, _pack_q2_k)
 
 
 def _make_q4_k() -> Any:
     level = make_level(tuple(range(16)))
-    fit = make_line_fit(32, level, starts(13.5, 18.0, 8), 15, 2, below_zero=True)
+    fit = make_line_fit(32, level, ((0.0, 0.5), (-0.9, -0.45, 0.0, 0.45)), 15, 2, below_zero=True)
     shared = make_shared_line(32, level, make_error(32, level), 8, 63, (63.0,), 1, 2)
     return _make_line("Q4_K", 32, 15, fit, shared, _pack_q4_k)
 
 
 def _make_q5_k() -> Any:
     level = make_level(tuple(range(32)))
-    fit = make_line_fit(32, level, starts(29.0, 34.0, 8), 31, 2, below_zero=True)
+    fit = make_line_fit(32, level, ((-0.4, 0.0, 0.4), (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0)), 31, 2, below_zero=True)
     shared = make_shared_line(32, level, make_error(32, level), 8, 63, (63.0,), 1, 2)
     return _make_line("Q5_K", 32, 31, fit, shared, _pack_q5_k)
 
@@ -216,7 +216,7 @@ def _make_q3_k() -> Any:
     levels = tuple(range(-4, 4))
     level = make_level(levels)
     fit = make_scale_fit(16, level, both_signs(starts(2.6, 5.4, 10)), 3)
-    tops = both_signs((31.0, 29.0, 27.0))
+    tops = both_signs((32.0, 31.0, 29.0))
     shared = make_shared_scale(16, level, make_error(16, level), 16, 32, tops, 1, 3)
     return _make_scaled("Q3_K", 16, levels, 32, fit, shared, _pack_q3_k)
 
@@ -224,15 +224,15 @@ def _make_q3_k() -> Any:
 def _make_q6_k() -> Any:
     levels = tuple(range(-32, 32))
     level = make_level(levels)
-    fit = make_scale_fit(16, level, both_signs(starts(29.5, 33.5, 5)), 1)
-    shared = make_shared_scale(16, level, make_error(16, level), 16, 128, (127.0, -128.0), 1, 1)
+    fit = make_scale_fit(16, level, both_signs(starts(28.0, 34.0, 7)), 2)
+    shared = make_shared_scale(16, level, make_error(16, level), 16, 128, (128.0, -128.0, 127.0), 1, 1)
     return _make_scaled("Q6_K", 16, levels, 128, fit, shared, _pack_q6_k)
 
 
 def _make_iq4_xs() -> Any:
     level = make_level(IQ4_VALUES)
     fit = make_scale_fit(32, level, both_signs(starts(95.0, 135.0, 7)), 2)
-    shared = make_shared_scale(32, level, make_error(32, level), 8, 32, (31.0, -32.0), 1, 2)
+    shared = make_shared_scale(32, level, make_error(32, level), 8, 32, (32.0, -32.0, 31.0), 1, 2)
     return _make_scaled("IQ4_XS", 32, IQ4_VALUES, 32, fit, shared, _pack_iq4_xs)
 
 

@@ -121,6 +121,29 @@ def test_never_worse_than_rounding_to_nearest(name: str, shape: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODED)
+def test_what_was_quantized_before_is_found_again(name: str) -> None:
+    """But for what bfloat16 took away: published weights are often quantized ones, widened."""
+    assert error(bfloat(plain(normal(64, 1024, seed=13), name)), name) <= 0.0023
+
+
+@pytest.mark.parametrize(("name", "group", "size"), [("Q3_K", 16, 32), ("Q6_K", 16, 128), ("IQ4_XS", 32, 32)])
+def test_what_llama_cpp_quantized_is_found_again(name: str, group: int, size: int) -> None:
+    """It makes the largest scale of a block the negative number, which has no positive counterpart."""
+    rng = np.random.default_rng(14)
+    levels = {"Q3_K": np.arange(-4, 4), "Q6_K": np.arange(-32, 32), "IQ4_XS": LEVELS}[name]
+    q = levels[np.clip(rng.normal(0.5, 0.2, (64, 256 // group, group)) * len(levels), 0, len(levels) - 1).astype(int)]
+    q[:, :, 3] = levels[0]
+    n = rng.integers(-size // 2, size // 2, (64, 256 // group, 1))
+    n[:, 5] = -size
+    values = (np.float32(2.0**-12) * n * q).astype(np.float32).reshape(16, 1024)
+    assert error(bfloat(values), name) <= 0.0023
+
+
+def bfloat(values: Floats) -> Floats:
+    return blocks.decode(blocks.encode(values, "BF16"), "BF16")
+
+
+@pytest.mark.parametrize("name", ENCODED)
 def test_importance_lowers_the_errors_of_what_is_important(name: str) -> None:
     values = normal(32, 512, seed=3)
     importance = np.random.default_rng(4).exponential(size=512).astype(np.float32) ** 2 + np.float32(0.01)
@@ -175,6 +198,15 @@ def test_one_huge_value_is_kept(name: str) -> None:
     assert np.isfinite(got).all()
     assert got[1, 77] == pytest.approx(5e4, rel=0.05)
     assert got[2, 300] == pytest.approx(-5e4, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_the_largest_values_stay_finite(name: str) -> None:
+    limit = np.float32(0.9999 * blocks._LIMITS[name])
+    values = np.clip(normal(8, 512, seed=12), -1, 1) * limit
+    values[1:3, ::2], values[3, 1:] = limit, -limit
+    assert error(values, name) <= RELATIVE_ERROR[name]
+    assert np.isfinite(decode(blocks.encode(values, name, np.abs(values[0])), name)).all()
 
 
 edge_values = st.one_of(
