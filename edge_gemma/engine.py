@@ -14,7 +14,7 @@ from edge_gemma.errors import ContextOverflowError, ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.library import shared
-from edge_gemma.kernels.threads import Team
+from edge_gemma.kernels.threads import KERNELS, Team
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import scratch_bytes
 from edge_gemma.program import Program, words_of
@@ -65,7 +65,7 @@ class Engine:
         logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
         record_logits(program, config, weights, last, logits)
         self._program = program
-        self._table = program.table(shared().load(program.kernels(), progress))
+        self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
         self._step = Step(config, chunk, threads, scratch_bytes(config, chunk))
         self._team = Team(threads)

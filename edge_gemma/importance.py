@@ -16,7 +16,7 @@ from edge_gemma.engine import HEAD_STEP
 from edge_gemma.errors import EdgeGemmaError, ModelFormatError, NumericalError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels.library import shared
-from edge_gemma.kernels.threads import Team
+from edge_gemma.kernels.threads import KERNELS, Team
 from edge_gemma.model import record
 from edge_gemma.plan import default_chunk, require_budget, scratch_bytes
 from edge_gemma.program import Program
@@ -102,6 +102,6 @@ class Observer:
         h = program.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))
         program.observe(h, weights.output)
         self._program = program
-        self._table = program.table(shared().load(program.kernels(), progress))
+        self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
         self._step = Step(config, self._chunk, threads, scratch_bytes(config, self._chunk))
         self._team = Team(threads)

@@ -40,6 +40,8 @@ from edge_gemma.kernels.operations import (
 )
 
 LINE = 64
+KERNELS = [Kernel("execute", name) for name in ("post", "lead", "serve")]
+"""What a team runs beside its programs: to be loaded with these, so that all are compiled together."""
 
 # Numba's native convention: status f(result*, exception**, int64, int64, int64)
 _PROTOTYPE = ctypes.CFUNCTYPE(
@@ -55,7 +57,8 @@ class Team:
         self._process = os.getpid()
         self._job = 0
         self._words, self._members = _words(size)
-        self._post, self._lead, self._serve = (self._compiled(name) for name in ("post", "lead", "serve"))
+        addresses = shared().load(KERNELS)
+        self._post, self._lead, self._serve = (self._bound(addresses[kernel]) for kernel in KERNELS)
         self._done: SimpleQueue[None] = SimpleQueue()
         self._jobs: list[SimpleQueue[int]] = [SimpleQueue() for _ in range(size)]
         self._threads = [
@@ -65,10 +68,9 @@ class Team:
         for thread in self._threads:
             thread.start()
 
-    def _compiled(self, name: str) -> Callable[[int], None]:
+    def _bound(self, address: int) -> Callable[[int], None]:
         """A function of `execute`, on this team."""
-        kernel = Kernel("execute", name)
-        function = _PROTOTYPE(shared().load([kernel])[kernel])
+        function = _PROTOTYPE(address)
         result, exception = (ctypes.byref(ctypes.c_int64()) for _ in range(2))
         return lambda number: function(result, exception, self._words.ctypes.data, number, 0)
 
