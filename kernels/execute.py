@@ -16,6 +16,7 @@ from edge_gemma.kernels.atomics import (
     word,
     write_shared,
 )
+from edge_gemma.kernels.float_mode import PLAIN, swap_float_mode
 from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.operations import (
     BARRIER,
@@ -88,8 +89,10 @@ def member(team: Any, thread: Any) -> Any:
 
 @inlined
 def work(team: Any, thread: Any, job: Any) -> None:
-    """Do the thread's part of the present job."""
+    """Do the thread's part of the present job, in a float mode that does not depend on whose thread it is."""
+    mode = swap_float_mode(PLAIN)
     execute(word(team, TEAM_PROGRAM), word(team, TEAM_OPERATIONS), word(team, TEAM_STEP), thread)
+    swap_float_mode(mode)
     write_shared(member(team, thread), MEMBER_DONE, job)
 
 
