@@ -153,6 +153,7 @@ def _make_stream(tile: Any, tiles_at_once: int = 1) -> Any:
 def make_matvec(fmt: IntFormat) -> Any:
     """y = W x for one row of activations: decode."""
     BLOCKS, GROUP, NBYTES = fmt.blocks, fmt.group, fmt.layout.nbytes
+    PAIRED = BLOCKS == 1 and LANES >= 16
     (read, add), ask = _make_block(fmt), _make_ask(fmt)
 
     @inlined
@@ -161,18 +162,29 @@ def make_matvec(fmt: IntFormat) -> Any:
         return add(y, read(at, stride, i), x + i * LINE)
 
     @inlined
+    def whole(y: Any, at: Any, stride: Any, x: Any, ahead: Any) -> Any:
+        """A block as the file has them."""
+        for g in range(0, BLOCKS, GROUP):
+            y = advance(y, at, stride, g, x, ahead)
+            if GROUP > 1:
+                y = advance(y, at, stride, g + 1, x, ahead)
+            if GROUP > 2:
+                y = advance(y, at, stride, g + 2, x, ahead)
+                y = advance(y, at, stride, g + 3, x, ahead)
+        return y
+
+    @inlined
     def tile(op: Any, _step: Any, _thread: Any, row: Any, _second: Any, ahead: Any) -> None:
-        row_bytes, x, y = word(op, _ROW_BYTES), word(op, _X), splat(0.0)
-        for b in range(word(op, _COLUMNS) // (32 * BLOCKS)):
-            at = word(op, _W) + row * row_bytes + b * NBYTES
-            line, next_tile = x + b * BLOCKS * LINE, ahead + b * LANES * NBYTES
-            for g in range(0, BLOCKS, GROUP):
-                y = advance(y, at, row_bytes, g, line, next_tile)
-                if GROUP > 1:
-                    y = advance(y, at, row_bytes, g + 1, line, next_tile)
-                if GROUP > 2:
-                    y = advance(y, at, row_bytes, g + 2, line, next_tile)
-                    y = advance(y, at, row_bytes, g + 3, line, next_tile)
+        stride, y = word(op, _ROW_BYTES), splat(0.0)
+        at, x = word(op, _W) + row * stride, word(op, _X)
+        count = word(op, _COLUMNS) // (32 * BLOCKS)
+        paired = count // 2 * 2 if PAIRED else 0  # 1 to 6% faster from memory, though no instruction less
+        if PAIRED:
+            for b in range(0, paired, 2):
+                y = whole(y, at + b * NBYTES, stride, x + b * LINE, ahead + b * LANES * NBYTES)
+                y = whole(y, at + (b + 1) * NBYTES, stride, x + (b + 1) * LINE, ahead + (b + 1) * LANES * NBYTES)
+        for b in range(paired, count):
+            y = whole(y, at + b * NBYTES, stride, x + b * BLOCKS * LINE, ahead + b * LANES * NBYTES)
         store(word(op, _Y) + 4 * row, y)
 
     return _make_stream(tile)

@@ -1,4 +1,4 @@
-"""Kernels round to nearest and keep denormals, also in the thread of a host that chose otherwise, and leave its choice."""
+"""Kernels round to nearest and keep denormals, also in a thread whose host chose otherwise, and leave it its choice."""
 
 from __future__ import annotations
 
