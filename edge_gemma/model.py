@@ -53,9 +53,7 @@ def attention(p: Program, config: GemmaConfig, w: LayerWeights, cache: LayerCach
 def feed_forward(p: Program, config: GemmaConfig, w: LayerWeights, x: Rows) -> Rows:
     """GeGLU."""
     h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
-    gate = p.matmul(h, w.ffn_gate, out="gate")  # (T, F)
-    up = p.matmul(h, w.ffn_up, out="up")  # (T, F)
-    gated = p.gelu_gate(gate, up, out="gated", takers=(w.ffn_down,))  # (T, F)
+    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 

@@ -21,7 +21,7 @@ KvType: TypeAlias = Literal["f16", "f32"]
 DEFAULT_CHUNK = 256
 PAGE = 4096
 BUFFER_LIMIT = 64 * 2**20
-"""A smaller chunk is taken where the activations of DEFAULT_CHUNK rows would exceed this."""
+"""A smaller chunk is taken where the activations of DEFAULT_CHUNK rows would exceed this, with int8 or int4 weights."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def scratch_bytes(config: GemmaConfig, chunk: int) -> int:
 def default_chunk(config: GemmaConfig) -> int:
     """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK."""
     q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    floats = 3 * config.d_model + 2 * q_width + 2 * kv_width + 2 * config.d_ff
+    floats = 3 * config.d_model + 2 * q_width + 2 * kv_width
     row_bytes = 4 * floats + 2 * (config.d_model + q_width + config.d_ff)  # 2 for a value that is also quantized
     chunk = DEFAULT_CHUNK
     while chunk > 32 and chunk * row_bytes > BUFFER_LIMIT:

@@ -199,7 +199,7 @@ def _step(engine: StampedEngine, kind: Kind, ids: Sequence[int], position: int, 
     times = us * np.array([np.diff(run.ticks) for run in stamped[1:]])  # (repeats, rows of the table)
     middle, best = np.median(times, axis=0), times.min(axis=0)
     rows = zip(engine.recorded, engine.arguments, middle.tolist(), best.tolist(), strict=False)
-    parts = [part(*row, len(ids), position) for row in rows]
+    parts = [part(*row, len(ids), position) for row in rows if row[0].takes_part(len(ids))]
     whole_us = us * statistics.median(run.total for run in whole[1:])
     return StepProfile(kind, len(ids), position, gather(parts), whole_us)
 

@@ -68,6 +68,7 @@ PRODUCTS = {
 """The group of a matrix by the part of its name that says what it is; others are their own."""
 
 LABELS = {
+    "gated": "matmul",
     "embed": "embedding",
     "rotate": "rope + append",
     "append": "rope + append",

@@ -59,11 +59,17 @@ class Forms:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a row of the table is, for people: the operation, the weights it takes, and what it writes first."""
+    """What a row of the table is: the operation, the weights it takes, what it writes first, and its kernels for one
+    row, a few and many."""
 
     operation: Operation
     weights: tuple[Tensor, ...]
     out: str
+    kernels: tuple[Kernel, Kernel, Kernel]
+
+    def takes_part(self, rows: int) -> bool:
+        """Whether it does something in a step of `rows` rows."""
+        return self.kernels[0 if rows == 1 else 1 if rows <= ops.FEW_ROWS else 2] != ops.NOTHING
 
 
 def words_of(table: NDArray[np.int64], rows: Rows) -> tuple[NDArray[np.intp], ...]:
@@ -110,7 +116,6 @@ class Program:
         self._memory: dict[str, NDArray[np.uint8]] = {}
         self._outside = 0
         self._rows: list[list[int]] = []
-        self._kernels: list[tuple[Kernel, Kernel, Kernel]] = []
         self.recorded: list[Recorded] = []
         """What each row is."""
         self._read: set[str] = set()
@@ -127,14 +132,14 @@ class Program:
 
     def kernels(self) -> set[Kernel]:
         """All kernels the table calls."""
-        return {kernel for kernels in self._kernels for kernel in kernels}
+        return {kernel for recorded in self.recorded for kernel in recorded.kernels}
 
     def table(self, addresses: dict[Kernel, int]) -> NDArray[np.int64]:
         """The table, int64 (operations, ROW_WORDS), with the kernels' addresses filled in."""
         table = np.zeros((len(self._rows), ops.ROW_WORDS), np.int64)
-        for row, words, kernels in zip(table, self._rows, self._kernels, strict=True):
+        for row, words, recorded in zip(table, self._rows, self.recorded, strict=True):
             row[ops.BARRIER : ops.BARRIER + len(words)] = words
-            row[ops.ONE], row[ops.FEW], row[ops.MANY] = (addresses[kernel] for kernel in kernels)
+            row[[ops.ONE, ops.FEW, ops.MANY]] = [addresses[kernel] for kernel in recorded.kernels]
         products = [i for i, recorded in enumerate(self.recorded) if recorded.operation is ops.MATMUL]
         for i, following in pairwise(products):
             table[i, ops.NEXT] = table[following, ops.MATMUL.slots[:3]]
@@ -194,7 +199,9 @@ class Program:
 
     def matmul(self, x: Rows, weight: Tensor, *, out: str, rows: Rows | None = None) -> Rows:
         """out = x weight^T. Quantized weights take x as int8 blocks, made once for each x. `rows`: where to write."""
-        y = rows or self._buffer(out, weight.shape[0])
+        return self._product(x, weight, rows or self._buffer(out, weight.shape[0]))
+
+    def _product(self, x: Rows, weight: Tensor, y: Rows, *, few_only: bool = False) -> Rows:
         if self._observe_products:
             self.observe(x, weight)
         if weight.format.is_float:
@@ -207,10 +214,10 @@ class Program:
             ops.MATMUL,
             one,
             (x.name,),
-            (out,),
+            (y.name,),
             *(self._address_of(weight), weight.row_bytes, *weight.shape, x.address, x.stride, y.address, y.stride),
             few=few,
-            many=many,
+            many=ops.NOTHING if few_only else many,
             weights=(weight,),
         )
         return y
@@ -292,21 +299,51 @@ class Program:
             (spans,),
             a.names,
             *(a.y.address, heads, head_dim, window, cache.capacity, partial, a.int8[0], a.int8[2]),
-            many=Kernel("attention", "nothing"),
+            many=ops.NOTHING,
         )
         return self._keep(a)
 
-    def gelu_gate(self, gate: Rows, up: Rows, *, out: str, takers: Takers) -> Rows:
-        """out = gelu(gate) * up, in the form that `takers` want."""
-        y = self._forms(out, gate.columns, takers)
+    def gelu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:
+        """out = gelu(x gate^T) * (x up^T), in the form that `takers` want.
+
+        Many rows take one pass where both matrices have one quantized format and so has what the result meets: then
+        the products themselves exist only for a few rows.
+        """
+        y = self._forms(out, gate.shape[0], takers)
+        at_once = gate.format == up.format and not gate.format.is_float and y.q is not None
+        if at_once:
+            self._gated(x, gate, up, y)
+        names = ("gate of few", "up of few") if at_once else ("gate", "up")
+        rows = min(self.max_rows, ops.FEW_ROWS) if at_once else self.max_rows
+        g, u = (self._buffer(name, weight.shape[0], rows) for name, weight in zip(names, (gate, up), strict=True))
+        self._product(x, gate, g, few_only=at_once)
+        self._product(x, up, u, few_only=at_once)
+        kernel = Kernel("elementwise", "gate")
         self._emit(
             ops.GATE,
-            Kernel("elementwise", "gate"),
-            (gate.name, up.name),
+            kernel,
+            (g.name, u.name),
             y.names,
-            *(gate.address, up.address, gate.stride, gate.columns, y.y.address, y.y.stride, *y.int8),
+            *(g.address, u.address, g.stride, g.columns, y.y.address, y.y.stride, *y.int8),
+            few=kernel,
+            many=ops.NOTHING if at_once else kernel,
         )
         return self._keep(y)
+
+    def _gated(self, x: Rows, gate: Tensor, up: Tensor, y: Forms) -> None:
+        """What `gelu_gate` does for many rows."""
+        q = self._quantize(x, zero_of(gate))
+        self._emit(
+            ops.GATED,
+            ops.NOTHING,
+            (q.name,),
+            y.names,
+            *(self._address_of(gate), gate.row_bytes, *gate.shape, q.address, q.stride, y.y.address, y.y.stride),
+            *(self._address_of(up), *y.int8),
+            few=ops.NOTHING,
+            many=Kernel("matmul", gate.format.name),
+            weights=(gate, up),
+        )
 
     def softcap(self, x: Rows, cap: float) -> Rows:
         """x = cap * tanh(x / cap)."""
@@ -359,17 +396,17 @@ class Program:
         self._quantized = {key: q for key, q in self._quantized.items() if key[0] not in writes}
         self._observed = {name: sums for name, sums in self._observed.items() if name not in writes}
         self._rows.append([int(barrier), *arguments])
-        self._kernels.append((kernel, few or many or kernel, many or kernel))
-        self.recorded.append(Recorded(operation, weights, writes[0]))
+        kernels = kernel, few or many or kernel, many or kernel
+        self.recorded.append(Recorded(operation, weights, writes[0], kernels))
 
-    def _buffer(self, name: str, columns: int) -> Rows:
-        return self._allocate(name, columns, 4 * columns)
+    def _buffer(self, name: str, columns: int, rows: int | None = None) -> Rows:
+        return self._allocate(name, columns, 4 * columns, rows)
 
-    def _allocate(self, name: str, columns: int, stride: int) -> Rows:
+    def _allocate(self, name: str, columns: int, stride: int, rows: int | None = None) -> Rows:
         """Rows an odd number of cache lines apart: were it a power of two, all would fall on the same few lines of a
         cache, and evict each other. That was 4-7% of a prompt."""
         stride = (-(-stride // ALIGNMENT) | 1) * ALIGNMENT
-        return Rows(name, columns, self._room(name, stride * self.max_rows), stride)
+        return Rows(name, columns, self._room(name, stride * (rows or self.max_rows)), stride)
 
     def _room(self, name: str, size: int) -> int:
         """Address of the memory called `name`, of at least `size` bytes."""

@@ -257,13 +257,9 @@ def merge(op: Any, step: Any, thread: Any) -> None:
         head = take(op, 1)
 
 
-def nothing(_op: Any, _step: Any, _thread: Any) -> None:
-    """`merge` for several rows: `attend` has folded already."""
-
-
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    table = {"merge": merge, "nothing": nothing}
+    table = {"merge": merge}
     for kind in CACHE_TYPES:
         table[f"append_{kind}"] = make_append(kind)
         table[f"attend_{kind}"] = make_attend(kind)

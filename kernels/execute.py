@@ -143,6 +143,10 @@ def serve(team: Any, thread: Any, _: Any) -> None:
         done = job
 
 
+def nothing(_row: Any, _step: Any, _thread: Any) -> None:
+    """What another row of the table does in a step of so many rows."""
+
+
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"post": post, "lead": lead, "serve": serve}
+    return {"post": post, "lead": lead, "serve": serve, "nothing": nothing}

@@ -60,6 +60,8 @@ PANEL = 2
 """Tiles of LANES rows of weights in a panel: each activation loaded serves two products."""
 PANELS = 2
 """Panels that a thread claims at a time: they share each stretch of activations in its second-level cache."""
+GATED_TILES = max(PANEL, 32 // LANES)
+"""Tiles of a gate's matrix that a thread claims at a time, with as many of its partner: whole 32-blocks of results."""
 STRETCH = 512
 """Columns unpacked at a time: the panel fits the first-level cache beside the activations."""
 PANEL_VECTORS = 13
@@ -67,8 +69,10 @@ PANEL_VECTORS = 13
 
 
 def matmul_scratch(rows: int) -> int:
-    """Bytes a thread needs for a step of `rows` rows: one panel, and the partial sums of all it has claimed."""
-    return PANEL * (STRETCH // 32) * PANEL_VECTORS * VECTOR + rows * PANELS * PANEL * VECTOR
+    """Bytes a thread needs for a step of `rows` rows: one panel, the partial sums of all it has claimed, and a row of
+    gated results."""
+    tiles = max(PANELS * PANEL, 2 * GATED_TILES)
+    return PANEL * (STRETCH // 32) * PANEL_VECTORS * VECTOR + rows * tiles * VECTOR + GATED_TILES * VECTOR
 
 
 # ---- attention ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 A thread takes PANEL tiles of LANES rows of W, unpacks a stretch of their columns into a panel in its cache, and uses
 the panel for all rows of X, in register tiles of TOKENS x PANEL vectors. The unpacking is paid once per panel, the
 sums are added block after block in `matvec`'s order, and partial sums rest in scratch memory between stretches.
+Of two matrices whose products become gelu(x W^T) * (x U^T), panels alternate, and only the result leaves the thread.
 
 The panel's entry of one 32-block and one tile of rows (V = LANES x 4 bytes):
 
@@ -14,10 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 from edge_gemma.kernels import formats
+from edge_gemma.kernels.activations import quantize_row
 from edge_gemma.kernels.atomics import take, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
+from edge_gemma.kernels.functions import gelu
 from edge_gemma.kernels.jit import inlined
 from edge_gemma.kernels.layout import (
+    GATED_TILES,
     LINE,
     PANEL,
     PANELS,
@@ -31,12 +35,7 @@ from edge_gemma.kernels.layout import (
     S,
     Z,
 )
-from edge_gemma.kernels.operations import (
-    MATMUL,
-    STEP_ROWS,
-    STEP_SCRATCH,
-    STEP_SCRATCH_BYTES,
-)
+from edge_gemma.kernels.operations import GATED, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
 from edge_gemma.kernels.simd import (
     ISA,
     LANES,
@@ -57,7 +56,7 @@ from edge_gemma.kernels.simd import (
     zeros_int,
 )
 
-_W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
+_W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _UP, _Q, _Q_STRIDE, _ZERO = GATED.slots
 
 TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 3}.get(ISA.dot, 2)
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
@@ -163,13 +162,46 @@ def make_product(fmt: IntFormat, tokens: int) -> Any:
 
 
 @inlined
-def _write(sums: Any, tokens: Any, rows: Any, tile: Any, y: Any, y_stride: Any) -> None:
+def _panel(op: Any, tile: Any, p: Any) -> Any:
+    """Matrix and first tile of panel p of what is claimed from `tile` on."""
+    if word(op, _UP) == 0:
+        return word(op, _W), tile + p * PANEL
+    return word(op, _UP if p & 1 else _W), tile + p // 2 * PANEL
+
+
+@inlined
+def _write_panel(op: Any, sums: Any, tokens: Any, tile: Any) -> None:
+    rows, y, y_stride = word(op, _ROWS), word(op, _Y), word(op, _Y_STRIDE)
     for p in range(PANEL):
         row = LANES * (tile + p)
         if row < rows:
             row = min(row, rows - LANES)
             for t in range(tokens):
                 store(y + t * y_stride + 4 * row, load(sums + (t * PANEL + p) * VECTOR))
+
+
+@inlined
+def _write_gated(op: Any, sums: Any, sums_bytes: Any, tokens: Any, tile: Any, rest: Any) -> None:
+    """gelu(gate) * up of the claimed tiles as int8 blocks, and as floats: to `rest` if nobody wants them."""
+    for t in range(tokens):
+        y = rest
+        if word(op, _Y) != 0:
+            y = word(op, _Y) + t * word(op, _Y_STRIDE) + VECTOR * tile
+        for i in range(GATED_TILES):
+            gate = sums + i // PANEL * 2 * sums_bytes + (t * PANEL + i % PANEL) * VECTOR
+            store(y + i * VECTOR, gelu(load(gate)) * load(gate + sums_bytes))
+        line = word(op, _Q) + t * word(op, _Q_STRIDE) + LANES * tile // 32 * LINE
+        quantize_row(y, GATED_TILES * LANES, word(op, _ZERO), line)
+
+
+@inlined
+def _write(op: Any, sums: Any, sums_bytes: Any, tokens: Any, tile: Any, panels: Any) -> None:
+    """The sums of all panels claimed."""
+    if word(op, _UP) != 0:
+        _write_gated(op, sums, sums_bytes, tokens, tile, sums + panels * sums_bytes)
+    else:
+        for p in range(panels):
+            _write_panel(op, sums + p * sums_bytes, tokens, tile + p * PANEL)
 
 
 def make_matmul(fmt: IntFormat) -> Any:
@@ -200,30 +232,29 @@ def make_matmul(fmt: IntFormat) -> Any:
             t += 1
 
     def matmul(op: Any, step: Any, thread: Any) -> None:
-        weights, rows, row_bytes, blocks = word(op, _W), word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
+        rows, row_bytes, blocks = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
         tokens, x, x_stride = word(step, STEP_ROWS), word(op, _X), word(op, _X_STRIDE)
         panel = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
         sums, sums_bytes = panel + SUMS, tokens * PANEL * VECTOR
-        tile, following = take(op, CLAIM), take(op, CLAIM)
+        claim, matrices = (CLAIM, 1) if word(op, _UP) == 0 else (GATED_TILES, 2)
+        tile, following = take(op, claim), take(op, claim)
         while LANES * tile < rows:
-            panels = (min(CLAIM, (rows + LANES - 1) // LANES - tile) + PANEL - 1) // PANEL
-            for at in range(sums, sums + PANELS * sums_bytes, VECTOR):
+            panels = (min(claim, (rows + LANES - 1) // LANES - tile) + PANEL - 1) // PANEL * matrices
+            for at in range(sums, sums + panels * sums_bytes, VECTOR):
                 store(at, splat(0.0))
             steps = panels * ((blocks + BLOCKS_OF_STRETCH - 1) // BLOCKS_OF_STRETCH)
             for k in range(steps):
                 p, first = k % panels, k // panels * BLOCKS_OF_STRETCH
                 count = min(BLOCKS_OF_STRETCH, blocks - first)
-                unpack(weights, row_bytes, rows, tile + p * PANEL, first, count, panel)
-                next_row, next_first = LANES * following, 0
-                if k + 1 < steps:
-                    next_row = LANES * (tile + (k + 1) % panels * PANEL)
-                    next_first = (k + 1) // panels * BLOCKS_OF_STRETCH
-                ahead = weights + min(next_row, rows - LANES) * row_bytes + next_first // BLOCKS * NBYTES
+                weights, first_tile = _panel(op, tile, p)
+                unpack(weights, row_bytes, rows, first_tile, first, count, panel)
+                weights, next_tile = _panel(op, tile, (k + 1) % panels) if k + 1 < steps else _panel(op, following, 0)
+                next_first = (k + 1) // panels * BLOCKS_OF_STRETCH if k + 1 < steps else 0
+                ahead = weights + min(LANES * next_tile, rows - LANES) * row_bytes + next_first // BLOCKS * NBYTES
                 partial = sums + p * sums_bytes
                 stretch(panel, count, x + first * LINE, x_stride, tokens, partial, ahead, row_bytes)
-            for p in range(panels):
-                _write(sums + p * sums_bytes, tokens, rows, tile + p * PANEL, word(op, _Y), word(op, _Y_STRIDE))
-            tile, following = following, take(op, CLAIM)
+            _write(op, sums, sums_bytes, tokens, tile, panels)
+            tile, following = following, take(op, claim)
 
     return matmul
 

@@ -59,7 +59,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Operation:
-    """Arguments in order, and the kernel families for one row and for several."""
+    """A name, and the arguments in order."""
 
     name: str
     arguments: tuple[str, ...]
@@ -68,6 +68,10 @@ class Operation:
     def slots(self) -> tuple[int, ...]:
         """The word of each argument in a program's row."""
         return tuple(range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(self.arguments)))
+
+
+NOTHING = Kernel("execute", "nothing")
+"""Where a row of the table has nothing to do in a step of so many rows."""
 
 
 def _operation(name: str, arguments: str) -> Operation:
@@ -93,6 +97,8 @@ ATTEND = _operation(
     " capacity window softcap partial q_out q_out_stride zero",
 )
 MERGE = _operation("merge", "y heads head_dim window capacity partial q zero")
+GATED = _operation("gated", " ".join(MATMUL.arguments) + " up q q_stride zero")
+"""y = gelu(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there."""
 GATE = _operation("gate", "gate up stride columns y y_stride q q_stride zero")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")

@@ -58,16 +58,18 @@ def opened(path: Path) -> StampedEngine:
 def test_every_row_of_the_table_is_in_one_part(tiny_gguf: TinyGguf, case: str, format: str) -> None:
     path = tiny_gguf(case, format)
     engine = opened(path)
-    rows = Counter(label_of(r, a) for r, a in zip(engine.recorded, engine.arguments, strict=True))
+    labels = [(r, label_of(r, a)) for r, a in zip(engine.recorded, engine.arguments, strict=True)]
     engine.close()
+    one, few = (Counter(label for r, label in labels if r.takes_part(rows)) for rows in (1, 8))
+    assert all(sum(r.takes_part(rows) for rows in (1, 17)) for r, _ in labels)
     result = profile(path, n_prompt=8, n_gen=2, n_depth=3, threads=2, repeats=1)
     assert result.decode and result.prefill
-    assert {p.label: p.count for p in result.decode.parts} == rows
-    assert set(rows) == LABELS[case, format]
+    assert {p.label: p.count for p in result.decode.parts} == one
+    assert set(one) == set(few) == LABELS[case, format]
     head = {"matmul output", "logit soft-cap"}
-    assert {p.label for p in result.prefill.parts} == set(rows) - head
-    lacking = rows - Counter({p.label: p.count for p in result.prefill.parts})
-    assert set(lacking) == (set(rows) & head) | {"norm + quantize"} and lacking["norm + quantize"] == 1
+    assert {p.label for p in result.prefill.parts} == set(few) - head
+    lacking = few - Counter({p.label: p.count for p in result.prefill.parts})
+    assert set(lacking) == (set(few) & head) | {"norm + quantize"} and lacking["norm + quantize"] == 1
 
 
 def test_weights_and_products_are_those_of_the_file(tiny_gguf: TinyGguf) -> None:
@@ -92,7 +94,7 @@ def test_parts_are_what_was_asked_for(tiny_gguf: TinyGguf) -> None:
     assert without.prefill and (without.prefill.rows, without.prefill.position) == (8, 0)
     one = profile(path, n_prompt=1, n_gen=0, threads=1, repeats=1).prefill
     assert one and (one.kind, one.rows) == ("prefill", 1)
-    assert {p.label: p.count for p in one.parts} == {p.label: p.count for p in without.prefill.parts}
+    assert {p.label for p in one.parts} == {p.label for p in without.prefill.parts}
     only = profile(path, n_prompt=0, n_gen=3, n_depth=5, threads=1, repeats=1)
     assert only.prefill is None and only.outside and only.outside.steps == 3
     assert only.decode and (only.decode.kind, only.decode.rows, only.decode.position) == ("decode", 1, 5)
@@ -153,14 +155,14 @@ def test_attention_reads_each_key_once_and_multiplies_it_for_each_query_that_see
     head_dim, capacity = 32, 256
     arguments = {"window": window, "head_dim": head_dim, "kv_heads": kv_heads, "heads": kv_heads * group}
     arguments |= {"capacity": capacity, "head_bytes": 2 * head_dim * capacity}
-    one = part(Recorded(ops.ATTEND, (), "a"), arguments, 1.0, 1.0, rows, position)
+    one = part(Recorded(ops.ATTEND, (), "a", (ops.NOTHING,) * 3), arguments, 1.0, 1.0, rows, position)
     seen = [(q, k) for q in range(position, position + rows) for k in range(q + 1) if q - k < window]
     assert one.kv_bytes == 2 * len({k for _, k in seen}) * kv_heads * head_dim * 2
     assert one.macs == 2 * len(seen) * kv_heads * group * head_dim
 
 
 def test_an_operation_that_is_not_known_has_its_own_name() -> None:
-    assert label_of(Recorded(ops.SQUARES, (), "s"), {}) == "squares"
+    assert label_of(Recorded(ops.SQUARES, (), "s", (ops.NOTHING,) * 3), {}) == "squares"
 
 
 def test_parts_add_up() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+
 from edge_gemma.config import GemmaConfig
 from edge_gemma.engine import Engine
-from edge_gemma.gguf import GgufFile
+from edge_gemma.formats import FORMATS
+from edge_gemma.gguf import GgufFile, Tensor
 from edge_gemma.kernels import operations as ops
+from edge_gemma.program import Program
 from edge_gemma.weights import Weights
 from tests.conftest import TinyGguf
 
@@ -26,3 +30,30 @@ def test_each_product_knows_the_matrix_of_the_next(tiny_gguf: TinyGguf) -> None:
         assert this[list(ops.NEXT)].tolist() == following[list(ops.MATMUL.slots[:3])].tolist()
         assert this[list(ops.NEXT)].tolist() in matrices
     assert not products[-1, ops.NEXT].any()
+
+
+def matrix(name: str, rows: int, columns: int, format: str) -> Tensor:
+    return Tensor(name, FORMATS[format], (rows, columns), 0, rows * FORMATS[format].row_bytes(columns))
+
+
+@pytest.mark.parametrize(
+    ("gate", "up", "down", "fused"),
+    [
+        ("Q4_0", "Q4_0", "Q6_K", True),
+        ("Q4_0", "Q8_0", "Q4_0", False),
+        ("F16", "F16", "Q4_0", False),
+        ("Q4_0", "Q4_0", "BF16", False),
+    ],
+)
+def test_many_rows_are_gated_in_one_pass_where_formats_allow(gate: str, up: str, down: str, fused: bool) -> None:
+    program = Program(64, lambda _tensor: 0, "f16", allocate=False)
+    x = program.embed(matrix("token_embd", 64, 256, "Q8_0"), 1.0, out="x")
+    size = program.buffer_bytes()
+    takers = (matrix("down", 256, 1024, down),)
+    program.gelu_gate(x, matrix("gate", 1024, 256, gate), matrix("up", 1024, 256, up), out="gated", takers=takers)
+    named = {recorded.operation.name: recorded for recorded in program.recorded if recorded.takes_part(17)}
+    assert set(named) - {"embed", "quantize"} == ({"gated"} if fused else {"matmul", "gate"})
+    for rows in (1, 16):
+        few = [recorded.operation.name for recorded in program.recorded if recorded.takes_part(rows)]
+        assert [name for name in few if name not in ("embed", "quantize")] == ["matmul", "matmul", "gate"]
+    assert (program.buffer_bytes() - size > 2 * 64 * 4 * 1024) == (not fused)

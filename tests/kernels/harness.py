@@ -19,7 +19,6 @@ from edge_gemma.kernels.operations import Kernel, Operation
 from edge_gemma.kernels.threads import Team
 
 Array = NDArray[Any]
-NOTHING = Kernel("attention", "nothing")
 
 BRIEF = "EDGE_GEMMA_BRIEF_TESTS" in os.environ
 """Whether to compile fewer kernels: each loop nest, and not each with every format. The formats are tested anyway."""

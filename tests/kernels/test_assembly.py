@@ -39,12 +39,15 @@ def test_halves_are_converted_by_the_cpu() -> None:
 LABEL = re.compile(r"([.\w$]+):")
 JUMP = re.compile(r"\s+(?:j\w+|b\.\w+|b|cbn?z|tbn?z)\s.*?([.\w$]+)\s*(?:[#;/].*)?$")
 PRODUCT = re.compile(r"\s+(?:\{vex\}\s*)?(?:vpdpbusd|vpmaddubsw|vpmaddwd|[us]{0,2}dot)\s")
-ON_STACK = re.compile(r"\(%r[sb]p\)|\[sp\b")
+ON_STACK = re.compile(r"\(%rsp\)|\[sp\b")
+FRAME = re.compile(r"\smovq\s+%rsp, %rbp")
+"""Where this is absent, %rbp is a register like any other."""
 VECTOR = re.compile(r"%[xyz]mm\d|\b[qv]\d")
 
 
 def product_loops(text: str) -> list[list[str]]:
     """The lines of each loop that has products and no loop inside."""
+    assert not FRAME.search(text)
     lines = text.splitlines()
     places = {match[1]: i for i, line in enumerate(lines) if (match := LABEL.match(line))}
     jumps = ((places.get(match[1], i + 1), i) for i, line in enumerate(lines) if (match := JUMP.match(line)))
@@ -63,10 +66,10 @@ X86 += [("matvec", f"{f}{few}") for f in ("Q4_0", "Q8_0", "Q4_K", "Q6_K") for fe
 LOOKED_AT = {"avx512vnni": X86, "avxvnni": X86, "avx2": X86, "neon": [("matmul", "Q4_0")], "generic": []}
 
 MOST_SPILLS: dict[str, dict[str, int]] = {
-    "avx512vnni": {"matvec.Q6_K": 60, "matvec.Q8_0": 20, "matvec.Q8_0_few": 5},
+    "avx512vnni": {"matvec.Q6_K": 60},
     "avxvnni": {
         **{"matvec.Q4_K": 130, "matvec.Q6_K": 185},
-        **{"matvec.Q4_K_few": 30, "matvec.Q6_K_few": 35},
+        **{"matvec.Q4_K_few": 20, "matvec.Q6_K_few": 25},
     },
     "avx2": {
         **{"matmul.Q4_0": 10, "matmul.Q4_K": 10, "matmul.Q6_K": 35, "matmul.Q8_0": 10},
@@ -109,5 +112,7 @@ f:
 """
     (loop,) = product_loops(text)
     assert spills(loop) == 2
+    with pytest.raises(AssertionError):
+        product_loops(text.replace("f:", "f:\n\tmovq\t%rsp, %rbp"))
     arm = "f:\n.LBB0_1:\n\tusdot\tv0.4s, v1.16b, v2.16b\n\tstr\tq0, [sp, #16]\n\tcbnz\tx8, .LBB0_1\n\tb.ne\t.LBB0_9\n"
     assert [spills(loop) for loop in product_loops(arm)] == [1]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 KERNELS = [
     Kernel("elementwise", "add"),
     Kernel("elementwise", "softcap"),
-    Kernel("attention", "nothing"),
+    Kernel("execute", "nothing"),
     Kernel("execute", "post"),
     Kernel("execute", "serve"),
     Kernel("clock", "stamp"),

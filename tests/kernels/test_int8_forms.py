@@ -7,8 +7,8 @@ import pytest
 
 from edge_gemma.kernels import reference
 from edge_gemma.kernels.layout import LINE, attention_scratch, partial_bytes, row_scratch
-from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM
-from tests.kernels.harness import NOTHING, Array, Step, aligned, assert_same_bits, row, run
+from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM, NOTHING
+from tests.kernels.harness import Array, Step, aligned, assert_same_bits, row, run
 from tests.kernels.test_attention import Shape
 
 ZERO = 8

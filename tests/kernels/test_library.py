@@ -163,7 +163,7 @@ def test_a_full_disk_costs_the_cache_only(
 
     monkeypatch.setattr(library, "write_object", full)
     fresh = Library(tmp_path)
-    addresses = fresh.load([KERNEL, Kernel("attention", "nothing")])
+    addresses = fresh.load([KERNEL, Kernel("execute", "nothing")])
     assert adds(addresses[KERNEL]) and len(warnings()) == 1 and os.strerror(errno.ENOSPC) in warnings()[0]
 
 
