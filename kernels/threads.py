@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import ForkError
+from edge_gemma.kernels.crew import Crew
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import (
     COUNTER,
@@ -28,11 +30,11 @@ from edge_gemma.kernels.operations import (
     ROW_WORDS,
     STEP_ARRIVED,
     STEP_CANCEL,
+    STEP_LOST,
     STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
-    TEAM_OPERATIONS,
-    TEAM_PROGRAM,
+    STEP_TICKS,
     TEAM_SIZE,
     TEAM_STEP,
     TEAM_WORDS,
@@ -50,10 +52,14 @@ _PROTOTYPE = ctypes.CFUNCTYPE(
 
 
 class Team:
-    """`size` threads, the caller's among them. Not reentrant: one program at a time."""
+    """`size` threads, the caller's among them; fewer take part while they hold each other up (`crew`).
+
+    Not reentrant: one program at a time.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._crew = Crew(size)
         self._process = os.getpid()
         self._job = 0
         self._words, self._members = _words(size)
@@ -83,27 +89,32 @@ class Team:
             raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
         assert table.shape[1] == ROW_WORDS and table.flags.c_contiguous
         table[:, COUNTER] = 0
-        step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED]] = self.size, 0, 0
-        self._words[[TEAM_PROGRAM, TEAM_OPERATIONS, TEAM_STEP]] = table.ctypes.data, len(table), step.ctypes.data
+        size = self._crew.size
+        step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED, STEP_LOST]] = size, 0, 0, 0
+        self._words[: TEAM_STEP + 1] = size, table.ctypes.data, len(table), step.ctypes.data
         self._job += 1
+        start = time.monotonic()
         taking_part = bool(step[STEP_ROWS] <= FEW_ROWS)
         try:
             self._do(taking_part)
         except BaseException:
             self._abandon(taking_part, step)
             raise
+        kind = int(step[STEP_ROWS]), len(table)
+        self._crew.note(kind, start, time.monotonic(), step[STEP_LOST] / max(1, step[STEP_TICKS]))
         return bool(step[STEP_STOPPED] == 0)
 
     def _do(self, taking_part: bool) -> None:
         """Do the present job; returns when all threads are done. Can be repeated after an exception at any point."""
+        members = self._members[: self._words[TEAM_SIZE]]
         self._post(self._job)
-        for thread in np.flatnonzero(self._members[1:, MEMBER_WAKE]) + 1:
+        for thread in np.flatnonzero(members[1:, MEMBER_WAKE]) + 1:
             self._jobs[thread].put(self._job)
         if taking_part:
             self._lead(self._job)
             return
         self._jobs[0].put(self._job)
-        while self._members[:, MEMBER_DONE].min() < self._job:
+        while members[:, MEMBER_DONE].min() < self._job:
             self._done.get()
 
     def _abandon(self, taking_part: bool, step: NDArray[np.int64]) -> None:

@@ -17,9 +17,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_threads(parser: argparse._ActionsContainer) -> None:
     """--threads."""
-    parser.add_argument(
-        "-t", "--threads", type=positive, metavar="N", help="threads; default: one for each fast physical core"
-    )
+    text = "most threads to use; default: one for each fast physical core"
+    parser.add_argument("-t", "--threads", type=positive, metavar="N", help=text)
 
 
 def add_kv_type(parser: argparse._ActionsContainer) -> None:

@@ -53,6 +53,27 @@ def test_every_program_is_run_once_whether_threads_sleep_or_look_for_work(team: 
     assert (programs[1].y == 3 * 43).all()
 
 
+def test_who_does_not_take_part_stays_out(team: Team):
+    """Whether threads look for work or sleep when they are left out, and when they are called again."""
+    random = np.random.default_rng(0)
+    programs = Adding(FEW), Adding(MANY)
+    for i in range(600):
+        team._crew.size = int(random.integers(1, team.size + 1))
+        assert team.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
+        if i % 100 < 5:
+            time.sleep(0.001 * (i % 100))
+    assert (programs[0].y == 3 * 514).all()
+    assert (programs[1].y == 3 * 86).all()
+
+
+def test_waiting_for_others_is_noted(team: Team):
+    program = Adding(FEW, operations=1000)
+    assert team.run(program.table, program.step)
+    lost, ticks = program.step[[ops.STEP_LOST, ops.STEP_TICKS]]
+    assert ticks > 0
+    assert 0 <= lost <= ticks * team.size
+
+
 def test_a_team_without_work_takes_no_processor_time(team: Team):
     program = Adding(FEW)
     team.run(program.table, program.step)

@@ -1,0 +1,105 @@
+"""How many threads of a team take part, so that programs on the same cores slow it down by little more than they take.
+
+All threads meet some hundred times a step. When one's core is given to another program for some milliseconds, all wait
+for it; and so a full team on cores that are not all free is slower than a smaller one on those that are. Which number
+is best is measured while steps are run. Results do not depend on it, so it may change from step to step.
+
+Knows no thread and no clock: it is told what each step took and lost.
+"""
+
+from __future__ import annotations
+
+WINDOW = 0.1
+"""Seconds of steps that are looked at together: some time slices of a scheduler."""
+TOO_IDLE = 0.75
+"""Threads, on average, that waited for others in a window: above this fewer are tried. With one busy program on two
+cores they are 0.9 to 1.8, without any below 0.1."""
+WORTH = 1.05
+"""A smaller number is taken if it is faster by this factor."""
+FIRST_WAIT, LONGEST_WAIT = 2, 32
+"""Until an attempt that failed is repeated, in times of what it took: at first, and at most. So attempts take 3%."""
+
+
+class Attempts:
+    """When to try again something that may fail, at most one time in LONGEST_WAIT."""
+
+    def __init__(self) -> None:
+        self._wait = FIRST_WAIT
+        self._next = 0.0
+
+    def due(self, now: float) -> bool:
+        """Whether to try."""
+        return now >= self._next
+
+    def succeeded(self) -> None:
+        """The next one may follow at once."""
+        self._wait, self._next = FIRST_WAIT, 0.0
+
+    def failed(self, began: float, now: float) -> None:
+        """After twice as long as the last time."""
+        self._next = now + self._wait * (now - began)
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+
+class Crew:
+    """The number of threads to use, `size`, at most `most`.
+
+    Where threads wait too long for each other, one after the other is left out until they do not, and the best of these
+    sizes is kept. From time to time one more is tried.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = self.size = most
+        self._fewer, self._more = Attempts(), Attempts()
+        self._paces: dict[int, float] = {}  # of the sizes tried in the present attempt; empty: there is none
+        self._rising = False
+        self._began = 0.0
+        self._kind: object = None
+        self._steps, self._seconds, self._idle = 0, 0.0, 0.0
+
+    def note(self, kind: object, start: float, end: float, idle: float) -> None:
+        """A step from `start` to `end`, in seconds, in which `idle` threads on average waited for others.
+
+        Steps of one `kind` take as long as each other but for what they lose.
+        """
+        if kind != self._kind:
+            self._kind = kind
+            self._settle(end)
+            self._clear()
+        self._steps += 1
+        self._seconds += end - start
+        self._idle += idle * (end - start)
+        if self._seconds >= WINDOW:
+            self._decide(end, self._seconds / self._steps, self._idle / self._seconds)
+            self._clear()
+
+    def _clear(self) -> None:
+        self._steps, self._seconds, self._idle = 0, 0.0, 0.0
+
+    def _decide(self, now: float, pace: float, idle: float) -> None:
+        """The size of the next window, after one whose steps took `pace` seconds each."""
+        fewer = idle > TOO_IDLE and self.size > 1
+        if self._paces:
+            self._paces[self.size] = pace
+            if fewer and not self._rising:
+                self.size -= 1
+            else:
+                self._settle(now)
+        elif (fewer and self._fewer.due(now)) or (self.size < self.most and self._more.due(now)):
+            self._paces, self._began, self._rising = {self.size: pace}, now, not fewer
+            self.size += -1 if fewer else 1
+
+    def _settle(self, now: float) -> None:
+        """End an attempt: the largest size that is about as fast as any."""
+        if not self._paces:
+            return
+        attempts, before = (self._more if self._rising else self._fewer), next(iter(self._paces))
+        best = min(self._paces.values())
+        self.size = max(size for size, pace in self._paces.items() if pace <= WORTH * best)
+        if self.size == before:
+            attempts.failed(self._began, now)
+        else:
+            attempts.succeeded()
+        if not self._rising and self.size < before:
+            self._more.failed(self._began, now)
+        self._paces = {}

@@ -1,0 +1,94 @@
+"""A crew finds the size that is fastest, whatever other programs do, and tries others rarely."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_gemma.kernels.crew import LONGEST_WAIT, WINDOW, Crew
+
+Machine = Callable[[int], tuple[float, float]]
+"""Threads -> seconds of a step, and threads that wait meanwhile."""
+
+
+def alone(size: int) -> tuple[float, float]:
+    """Nobody else: more threads are faster, and wait for each other a little."""
+    return 0.01 / size, 0.02 * size
+
+
+def busy(cores: int, programs: int) -> Machine:
+    """Of `cores`, some also run other programs: a thread that shares a core makes all wait."""
+
+    def step(size: int) -> tuple[float, float]:
+        if size == 1:
+            return (0.01, 0.0) if programs < cores else (0.02, 0.0)
+        shared = size - (cores - programs)
+        return (0.01 / size, 0.02 * size) if shared <= 0 else (0.03 / size + 0.01 * shared, 0.6 * size)
+
+    return step
+
+
+def uneven(size: int) -> tuple[float, float]:
+    """Work that falls into too few pieces: threads wait for the last, and yet more are faster."""
+    return 0.01 / size + 0.001, 0.3 * size
+
+
+def spent(crew: Crew, machine: Machine, start: float, seconds: float) -> Counter[int]:
+    """Seconds at each size."""
+    now, times = start, Counter[int]()
+    while now < start + seconds:
+        step, idle = machine(crew.size)
+        times[crew.size] += step  # type: ignore[assignment]
+        crew.note("step", now, now + step, idle)
+        now += step
+    return times
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_all_take_part_where_nobody_disturbs(most: int) -> None:
+    assert set(spent(Crew(most), alone, 0.0, 20.0)) == {most}
+
+
+@pytest.mark.parametrize(("cores", "programs"), [(2, 1), (8, 1), (8, 2), (8, 5), (2, 2)])
+def test_busy_cores_are_left_to_others(cores: int, programs: int) -> None:
+    crew, best = Crew(cores), max(1, cores - programs)
+    spent(crew, busy(cores, programs), 0.0, 3.0)
+    times = spent(crew, busy(cores, programs), 3.0, 60.0)
+    assert times[best] > 0.9 * times.total()
+    assert times[best] < times.total() or best == cores, "more are tried from time to time"
+
+
+def test_what_others_leave_is_taken_again() -> None:
+    crew = Crew(8)
+    end = spent(crew, busy(8, 6), 0.0, 30.0).total()
+    spent(crew, alone, end, 3 * LONGEST_WAIT * WINDOW)
+    assert crew.size == 8
+
+
+def test_threads_that_wait_by_nature_stay() -> None:
+    times = spent(Crew(8), uneven, 0.0, 60.0)
+    assert times[8] > 0.85 * times.total()
+
+
+def test_a_change_of_work_ends_an_attempt() -> None:
+    crew = Crew(4)
+    crew.note("step", 0.0, WINDOW, 2.0)
+    assert crew.size == 3
+    crew.note("other", WINDOW, WINDOW + 0.001, 2.0)
+    assert crew.size == 4, "the only size whose speed is known"
+
+
+STEPS = st.lists(st.tuples(st.integers(0, 2), st.floats(0.0, 1.0), st.floats(0.0, 8.0)), max_size=200)
+
+
+@given(st.integers(1, 8), STEPS)
+def test_the_size_stays_within_bounds(most: int, steps: list[tuple[int, float, float]]) -> None:
+    crew, now = Crew(most), 0.0
+    for kind, seconds, idle in steps:
+        crew.note(kind, now, now + seconds, idle)
+        now += seconds
+        assert 1 <= crew.size <= most
