@@ -20,6 +20,10 @@ FIRST_WAIT, LONGEST_WAIT = 2, 32
 """Until an attempt that failed is repeated, in times of what it took: at first, and at most. So attempts take 3%."""
 
 
+PAUSE = 1.0
+"""Seconds without a step after which other programs may well have ended or begun."""
+
+
 class Attempts:
     """When to try again something that may fail, at most one time in LONGEST_WAIT."""
 
@@ -35,9 +39,9 @@ class Attempts:
         """The next one may follow at once."""
         self._wait, self._next = FIRST_WAIT, 0.0
 
-    def failed(self, began: float, now: float) -> None:
-        """After twice as long as the last time."""
-        self._next = now + self._wait * (now - began)
+    def failed(self, now: float, seconds: float) -> None:
+        """It took `seconds`. The next one waits twice as many times as long."""
+        self._next = now + self._wait * seconds
         self._wait = min(2 * self._wait, LONGEST_WAIT)
 
 
@@ -53,8 +57,9 @@ class Crew:
         self._fewer, self._more = Attempts(), Attempts()
         self._paces: dict[int, float] = {}  # of the sizes tried in the present attempt; empty: there is none
         self._rising = False
-        self._began = 0.0
+        self._spent = 0.0
         self._kind: object = None
+        self._end = 0.0
         self._steps, self._seconds, self._idle = 0, 0.0, 0.0
 
     def note(self, kind: object, start: float, end: float, idle: float) -> None:
@@ -62,10 +67,13 @@ class Crew:
 
         Steps of one `kind` take as long as each other but for what they lose.
         """
-        if kind != self._kind:
-            self._kind = kind
+        rested = start - self._end > PAUSE
+        if kind != self._kind or rested:
             self._settle(end)
             self._clear()
+        if rested:
+            self._more = Attempts()
+        self._kind, self._end = kind, end
         self._steps += 1
         self._seconds += end - start
         self._idle += idle * (end - start)
@@ -81,12 +89,13 @@ class Crew:
         fewer = idle > TOO_IDLE and self.size > 1
         if self._paces:
             self._paces[self.size] = pace
+            self._spent += self._seconds
             if fewer and not self._rising:
                 self.size -= 1
             else:
                 self._settle(now)
         elif (fewer and self._fewer.due(now)) or (self.size < self.most and self._more.due(now)):
-            self._paces, self._began, self._rising = {self.size: pace}, now, not fewer
+            self._paces, self._spent, self._rising = {self.size: pace}, 0.0, not fewer
             self.size += -1 if fewer else 1
 
     def _settle(self, now: float) -> None:
@@ -97,9 +106,9 @@ class Crew:
         best = min(self._paces.values())
         self.size = max(size for size, pace in self._paces.items() if pace <= WORTH * best)
         if self.size == before:
-            attempts.failed(self._began, now)
+            attempts.failed(now, self._spent)
         else:
             attempts.succeeded()
-        if not self._rising and self.size < before:
-            self._more.failed(self._began, now)
+        if self.size < before:
+            self._more.failed(now, self._spent)
         self._paces = {}

@@ -82,6 +82,20 @@ def test_a_change_of_work_ends_an_attempt() -> None:
     assert crew.size == 4, "the only size whose speed is known"
 
 
+def test_a_pause_ends_an_attempt_and_the_wait_for_the_next() -> None:
+    crew = Crew(2)
+    now = spent(crew, busy(2, 1), 0.0, 60.0).total()
+    now += spent(crew, busy(2, 1), now, 2 * WINDOW).total()
+    assert crew.size == 1
+    spent(crew, alone, now + 2.0, 3 * WINDOW)
+    assert crew.size == 2
+    crew = Crew(2)
+    crew.note("step", 0.0, WINDOW, 2.0)
+    assert crew.size == 1
+    crew.note("step", 5.0, 5.0 + WINDOW / 2, 0.0)
+    assert crew.size == 2, "the only size whose speed is known"
+
+
 STEPS = st.lists(st.tuples(st.integers(0, 2), st.floats(0.0, 1.0), st.floats(0.0, 8.0)), max_size=200)
 
 
