@@ -22,16 +22,26 @@ class StringArray(Sequence[bytes]):
     A vocabulary has 262,144 entries; as Python objects they would take most of the time of opening a model.
     """
 
-    __slots__ = ("lengths", "raw", "starts")
+    __slots__ = ("_bounds", "raw")
 
     def __init__(self, raw: memoryview, first: int, lengths: NDArray[np.int64]) -> None:
         """`first`: offset in `raw` of the first entry's 8-byte length prefix; `lengths`: bytes of each entry, (n,)."""
         self.raw = raw
-        self.lengths = lengths
-        self.starts = first + 8 + np.cumsum(lengths + 8) - (lengths + 8)
+        self._bounds = np.full(len(lengths) + 1, first + 8)  # 8 bytes of a length between the entries
+        self._bounds[1:] += np.cumsum(lengths + 8)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(n,) where each entry begins."""
+        return self._bounds[:-1]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) the bytes of each entry."""
+        return np.diff(self._bounds) - 8
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self._bounds) - 1
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -40,8 +50,8 @@ class StringArray(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        start = int(self.starts[index])
-        return bytes(self.raw[start : start + int(self.lengths[index])])
+        at = range(len(self))[index]
+        return bytes(self.raw[int(self._bounds[at]) : int(self._bounds[at + 1]) - 8])
 
     def __iter__(self) -> Iterator[bytes]:
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):

@@ -138,13 +138,13 @@ def _spell(tokens: StringArray, types: NDArray[np.uint8], scores: NDArray[np.flo
     if not len(tokens):
         return Pieces(np.empty(0, np.uint8), tokens.lengths, scores)
     first = int(tokens.starts[0]) - 8
-    region = np.frombuffer(tokens.raw[first : int(tokens.starts[-1] + tokens.lengths[-1])], np.uint8)
+    region = np.frombuffer(tokens.raw[first : int(tokens.starts[-1]) + len(tokens[-1])], np.uint8)
     keep = np.ones(region.size, np.bool_)
     for i in range(1, 9):
         keep[tokens.starts - first - i] = False
     found = Pieces(region[keep], tokens.lengths, scores)
     spelled = {i: tokens[i].replace(b" ", SPACE) for i in np.flatnonzero(types == TokenType.USER_DEFINED).tolist()}
-    return _replaced(found, {i: piece for i, piece in spelled.items() if len(piece) != tokens.lengths[i]})
+    return _replaced(found, {i: piece for i, piece in spelled.items() if len(piece) != found.lengths[i]})
 
 
 def _replaced(pieces: Pieces, new: dict[int, bytes]) -> Pieces:

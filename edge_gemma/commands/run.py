@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import secrets
+import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edge_gemma.commands import options, terminal
@@ -75,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     start, progress = time.perf_counter(), terminal.kernel_progress()
     with Gemma(args.model, args.context, args.threads, args.kv_type, progress=progress) as model:
+        _return_free_memory()
         opened = time.perf_counter() - start
         if args.echo:
             terminal.write(prompt)
@@ -86,6 +90,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         terminal.say(speed(answer))
     return EXIT_INTERRUPTED if interrupted else 0
+
+
+def _return_free_memory() -> None:
+    """What opening a model has left in the heap, 7 MB, back to the system: with glibc, which does so when asked."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def print_stream(

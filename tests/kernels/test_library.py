@@ -311,11 +311,28 @@ def test_a_changed_source_gives_another_key(sources: Path, monkeypatch: pytest.M
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize("package", ["numba", "llvmlite", "numpy"])
-def test_another_compiler_gives_another_key(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, before = importlib.metadata.version, library.cache_key.__wrapped__()
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0" if name == package else real(name))
+@pytest.mark.parametrize("module", ["llvmlite", "numpy"])
+def test_another_compiler_gives_another_key(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = library.cache_key.__wrapped__()
+    monkeypatch.setattr(f"{module}.__version__", "0.0")
     assert library.cache_key.__wrapped__() != before
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_another_numba_gives_another_key(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its version is in the file where it is today, or only in the package's metadata."""
+    package = importlib.util.spec_from_loader("numba", None, is_package=True)
+    assert package and package.submodule_search_locations is not None
+    package.submodule_search_locations.append(str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: package)
+    keys = []
+    for version in ("1.0", "1.1"):
+        if kept:
+            (tmp_path / "_version.py").write_text(version)
+        else:
+            monkeypatch.setattr(importlib.metadata, "version", lambda name, v=version: {"numba": v}[name])
+        keys.append(library.cache_key.__wrapped__())
+    assert keys[0] != keys[1]
 
 
 def test_another_cpu_gives_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
