@@ -46,7 +46,7 @@ class Attempts:
 
 
 class Crew:
-    """The number of threads to use, `size`, at most `most`.
+    """The number of threads to use, `size`, at most `most`, for steps that take as long as their work is large.
 
     Where threads wait too long for each other, one after the other is left out until they do not, and the best of these
     sizes is kept. From time to time one more is tried.
@@ -58,34 +58,28 @@ class Crew:
         self._paces: dict[int, float] = {}  # of the sizes tried in the present attempt; empty: there is none
         self._rising = False
         self._spent = 0.0
-        self._kind: object = None
         self._end = 0.0
-        self._steps, self._seconds, self._idle = 0, 0.0, 0.0
+        self._work, self._seconds, self._idle = 0, 0.0, 0.0
 
-    def note(self, kind: object, start: float, end: float, idle: float) -> None:
-        """A step from `start` to `end`, in seconds, in which `idle` threads on average waited for others.
-
-        Steps of one `kind` take as long as each other but for what they lose.
-        """
-        rested = start - self._end > PAUSE
-        if kind != self._kind or rested:
+    def note(self, start: float, end: float, work: int, idle: float) -> None:
+        """A step from `start` to `end`, in seconds, that did `work` and in which `idle` threads on average waited."""
+        if start - self._end > PAUSE:
             self._settle(end)
             self._clear()
-        if rested:
             self._more = Attempts()
-        self._kind, self._end = kind, end
-        self._steps += 1
+        self._end = end
+        self._work += work
         self._seconds += end - start
         self._idle += idle * (end - start)
         if self._seconds >= WINDOW:
-            self._decide(end, self._seconds / self._steps, self._idle / self._seconds)
+            self._decide(end, self._seconds / self._work, self._idle / self._seconds)
             self._clear()
 
     def _clear(self) -> None:
-        self._steps, self._seconds, self._idle = 0, 0.0, 0.0
+        self._work, self._seconds, self._idle = 0, 0.0, 0.0
 
     def _decide(self, now: float, pace: float, idle: float) -> None:
-        """The size of the next window, after one whose steps took `pace` seconds each."""
+        """The size of the next window, after one that took `pace` seconds for its unit of work."""
         fewer = idle > TOO_IDLE and self.size > 1
         if self._paces:
             self._paces[self.size] = pace

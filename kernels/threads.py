@@ -11,6 +11,7 @@ import ctypes
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -59,7 +60,8 @@ class Team:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._crew = Crew(size)
+        self._crews: defaultdict[tuple[int, int], Crew] = defaultdict(lambda: Crew(size))
+        """By rows of a step, many being one kind as its time is in proportion, and length of a program."""
         self._process = os.getpid()
         self._job = 0
         self._words, self._members = _words(size)
@@ -89,20 +91,22 @@ class Team:
             raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
         assert table.shape[1] == ROW_WORDS and table.flags.c_contiguous
         table[:, COUNTER] = 0
-        size = self._crew.size
-        step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED, STEP_LOST]] = size, 0, 0, 0
-        self._words[: TEAM_STEP + 1] = size, table.ctypes.data, len(table), step.ctypes.data
+        rows = int(step[STEP_ROWS])
+        few = rows <= FEW_ROWS
+        crew = self._crews[min(rows, FEW_ROWS + 1), len(table)]
+        step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED, STEP_LOST]] = crew.size, 0, 0, 0
+        self._words[: TEAM_STEP + 1] = crew.size, table.ctypes.data, len(table), step.ctypes.data
         self._job += 1
         start = time.monotonic()
-        taking_part = bool(step[STEP_ROWS] <= FEW_ROWS)
         try:
-            self._do(taking_part)
+            self._do(taking_part=few)
         except BaseException:
-            self._abandon(taking_part, step)
+            self._abandon(few, step)
             raise
-        kind = int(step[STEP_ROWS]), len(table)
-        self._crew.note(kind, start, time.monotonic(), step[STEP_LOST] / max(1, step[STEP_TICKS]))
-        return bool(step[STEP_STOPPED] == 0)
+        if step[STEP_STOPPED]:
+            return False
+        crew.note(start, time.monotonic(), 1 if few else rows, step[STEP_LOST] / max(1, step[STEP_TICKS]))
+        return True
 
     def _do(self, taking_part: bool) -> None:
         """Do the present job; returns when all threads are done. Can be repeated after an exception at any point."""

@@ -43,7 +43,7 @@ def spent(crew: Crew, machine: Machine, start: float, seconds: float) -> Counter
     while now < start + seconds:
         step, idle = machine(crew.size)
         times[crew.size] += step  # type: ignore[assignment]
-        crew.note("step", now, now + step, idle)
+        crew.note(now, now + step, 1, idle)
         now += step
     return times
 
@@ -74,12 +74,15 @@ def test_threads_that_wait_by_nature_stay() -> None:
     assert times[8] > 0.85 * times.total()
 
 
-def test_a_change_of_work_ends_an_attempt() -> None:
-    crew = Crew(4)
-    crew.note("step", 0.0, WINDOW, 2.0)
-    assert crew.size == 3
-    crew.note("other", WINDOW, WINDOW + 0.001, 2.0)
-    assert crew.size == 4, "the only size whose speed is known"
+def test_work_counts_and_not_steps() -> None:
+    """Chunks of a prompt differ in length."""
+    crew, now = Crew(2), 0.0
+    for i in range(400):
+        work = (256, 256, 40)[i % 3]
+        step, idle = busy(2, 1)(crew.size)
+        crew.note(now, now + step * work / 100, work, idle)
+        now += step * work / 100
+    assert crew.size == 1
 
 
 def test_a_pause_ends_an_attempt_and_the_wait_for_the_next() -> None:
@@ -90,19 +93,19 @@ def test_a_pause_ends_an_attempt_and_the_wait_for_the_next() -> None:
     spent(crew, alone, now + 2.0, 3 * WINDOW)
     assert crew.size == 2
     crew = Crew(2)
-    crew.note("step", 0.0, WINDOW, 2.0)
+    crew.note(0.0, WINDOW, 1, 2.0)
     assert crew.size == 1
-    crew.note("step", 5.0, 5.0 + WINDOW / 2, 0.0)
+    crew.note(5.0, 5.0 + WINDOW / 2, 1, 0.0)
     assert crew.size == 2, "the only size whose speed is known"
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 2), st.floats(0.0, 1.0), st.floats(0.0, 8.0)), max_size=200)
+STEPS = st.lists(st.tuples(st.integers(1, 300), st.floats(0.0, 3.0), st.floats(0.0, 8.0)), max_size=200)
 
 
 @given(st.integers(1, 8), STEPS)
 def test_the_size_stays_within_bounds(most: int, steps: list[tuple[int, float, float]]) -> None:
     crew, now = Crew(most), 0.0
-    for kind, seconds, idle in steps:
-        crew.note(kind, now, now + seconds, idle)
-        now += seconds
+    for work, seconds, idle in steps:
+        crew.note(now, now + seconds, work, idle)
+        now += 2 * seconds
         assert 1 <= crew.size <= most

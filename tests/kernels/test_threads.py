@@ -58,7 +58,8 @@ def test_who_does_not_take_part_stays_out(team: Team):
     random = np.random.default_rng(0)
     programs = Adding(FEW), Adding(MANY)
     for i in range(600):
-        team._crew.size = int(random.integers(1, team.size + 1))
+        for crew in team._crews.values():
+            crew.size = int(random.integers(1, team.size + 1))
         assert team.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
         if i % 100 < 5:
             time.sleep(0.001 * (i % 100))
