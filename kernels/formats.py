@@ -195,6 +195,16 @@ def _half_at(at: Any, stride: Any) -> Any:
 
 
 @inlined
+def _low_half(words: Any) -> Any:
+    return half_to_float(words & splat_int(0xFFFF))
+
+
+@inlined
+def _high_half(words: Any) -> Any:
+    return half_to_float(words >> 16)
+
+
+@inlined
 def _scale_first(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     """Formats that begin with d as float16."""
     return _half_at(at, stride)
@@ -214,17 +224,39 @@ def _q4_1_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     return _nibbles(rows_16_bytes(at + 4, stride))
 
 
+def _q4_1_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    return _low_half(rows_word(at, stride))
+
+
 def _q4_1_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    m = _half_at(at + 2, stride)
+    m = _high_half(rows_word(at, stride))
     return m, m
 
 
+# What stands before the nibbles is read together, with bytes that are not used: a transposition of 16 bytes takes half
+# the instructions of a gather of a half and of a word.
+
+
 def _q5_0_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    return _fifth_bits(rows_16_bytes(at + 6, stride), rows_word(at + 2, stride))
+    head = rows_16_bytes(at, stride)
+    return _fifth_bits(rows_16_bytes(at + 6, stride), (head[0] >> 16) | (head[1] << 16))
+
+
+def _q5_0_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    return _low_half(rows_16_bytes(at, stride)[0])
 
 
 def _q5_1_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    return _fifth_bits(rows_16_bytes(at + 8, stride), rows_word(at + 4, stride))
+    return _fifth_bits(rows_16_bytes(at + 8, stride), rows_16_bytes(at, stride)[1])
+
+
+def _q5_1_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    return _low_half(rows_16_bytes(at, stride)[0])
+
+
+def _q5_1_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    m = _high_half(rows_16_bytes(at, stride)[0])
+    return m, m
 
 
 _FLIP = -0x7F7F7F80 if WIDE_ZERO else 0  # 0x80 in every byte: signed to unsigned + 128
@@ -274,12 +306,12 @@ def _six_bits(low: Any, other: Any, shared: Any, i: Any, nibble: Any) -> Any:
 
 def _q4_k_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     head = rows_16_bytes(at, stride)  # d: f16, dmin: f16, 12 B of scales and minima
-    return half_to_float(head[0] & splat_int(0xFFFF)) * to_float(_six_bits(head[1], head[1], head[3], i, 0))
+    return _low_half(head[0]) * to_float(_six_bits(head[1], head[1], head[3], i, 0))
 
 
 def _q4_k_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     head = rows_16_bytes(at, stride)
-    m = half_to_float(head[0] >> 16) * to_float(_six_bits(head[2], head[2], head[3], i, 4))
+    m = _high_half(head[0]) * to_float(_six_bits(head[2], head[2], head[3], i, 4))
     m = splat(0.0) - m
     return m, m
 
@@ -331,7 +363,7 @@ def _q2_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _q2_k_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    return _half_at(at + 80, stride)
+    return _low_half(rows_word(at + 80, stride))
 
 
 def _q2_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
@@ -341,7 +373,7 @@ def _q2_k_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 def _q2_k_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     pair = _two_bytes(at, stride, i)
-    dmin = splat(0.0) - _half_at(at + 82, stride)
+    dmin = splat(0.0) - _high_half(rows_word(at + 80, stride))
     return dmin * to_float((pair >> 4) & splat_int(15)), dmin * to_float((pair >> 12) & splat_int(15))
 
 
@@ -374,9 +406,9 @@ def _iq4_xs_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _iq4_xs_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    low = (rows_word(at + 4, stride) >> (4 * i)) & splat_int(15)
-    high = (rows_short(at + 2, stride) >> (2 * i)) & splat_int(3)
-    return _half_at(at, stride) * to_float((low | (high << 4)) - splat_int(32))
+    head = rows_16_bytes(at, stride)
+    low, high = (head[1] >> (4 * i)) & splat_int(15), (head[0] >> (16 + 2 * i)) & splat_int(3)
+    return _low_half(head[0]) * to_float((low | (high << 4)) - splat_int(32))
 
 
 def _table(*formats: IntFormat) -> dict[str, IntFormat]:
@@ -386,9 +418,9 @@ def _table(*formats: IntFormat) -> dict[str, IntFormat]:
 _L = FORMATS
 INT_FORMATS: dict[str, IntFormat] = _table(
     IntFormat(_L["Q4_0"], 15, _q4_0_weights, _scale_first),
-    IntFormat(_L["Q4_1"], 15, _q4_1_weights, _scale_first, minimum=_q4_1_minimum),
-    IntFormat(_L["Q5_0"], 31, _q5_0_weights, _scale_first),
-    IntFormat(_L["Q5_1"], 31, _q5_1_weights, _scale_first, minimum=_q4_1_minimum),
+    IntFormat(_L["Q4_1"], 15, _q4_1_weights, _q4_1_scale, minimum=_q4_1_minimum),
+    IntFormat(_L["Q5_0"], 31, _q5_0_weights, _q5_0_scale),
+    IntFormat(_L["Q5_1"], 31, _q5_1_weights, _q5_1_scale, minimum=_q5_1_minimum),
     IntFormat(_L["Q8_0"], 255, _q8_0_weights, _scale_first),
     IntFormat(_L["IQ4_NL"], 255, _iq4_nl_weights, _scale_first),
     IntFormat(_L["Q2_K"], 3, _q2_k_weights, _q2_k_scale, _q2_k_subscales, _q2_k_minimum, group=4),

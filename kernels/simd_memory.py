@@ -96,31 +96,43 @@ def store_scalar_int(builder: Any, address: Any, value: Any) -> None:
 
 
 _PREFETCH = {
-    "x86": ("prefetcht0 ($0)", "prefetcht1 ($0)"),
+    "x86": ("prefetcht0 ${1:c}($0)", "prefetcht1 ${1:c}($0)"),
     "arm": ("prfm pldl1keep, [$0]", "prfm pldl2keep, [$0]"),
 }
 
 
-def _ask(builder: Any, address: Any, level: int) -> None:
+def _ask(builder: Any, address: Any, offset: int, level: int) -> None:
     """As assembly, because LLVM's own operation counts as a write, so that loads before and after it are not shared,
     and because it gathers them: more at a time than the core has line buffers, and everything waits.
     """
-    if ISA.machine in _PREFETCH:
-        function_type = ir.FunctionType(ir.VoidType(), [I64])
-        instruction = ir.InlineAsm(function_type, _PREFETCH[ISA.machine][level], "r", side_effect=True)
-        builder.call(instruction, [address], attrs=("readonly", "nounwind"))
+    if ISA.machine not in _PREFETCH:
+        return
+    offsets = [ir.Constant(I64, offset)] if ISA.machine == "x86" else []  # ARM has none that are negative
+    if not offsets:
+        address = builder.add(address, ir.Constant(I64, offset))
+    operands = [address, *offsets]
+    function_type = ir.FunctionType(ir.VoidType(), [I64] * len(operands))
+    text, kinds = _PREFETCH[ISA.machine][level], "r,i" if offsets else "r"
+    builder.call(ir.InlineAsm(function_type, text, kinds, side_effect=True), operands, attrs=("readonly", "nounwind"))
 
 
-@operation(types.void, types.intp)
-def prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at `address`, for reading, into the first-level cache. Never faults."""
-    _ask(builder, address, 0)
+def prefetches(*offsets: int) -> Any:
+    """Declare an operation: ask for the cache line at address + offset, for reading, into the first-level cache, for
+    each of `offsets` in order. They are part of the instructions. Never faults.
+    """
+
+    def emit(builder: Any, address: Any) -> None:
+        for offset in offsets:
+            _ask(builder, address, offset, 0)
+
+    emit.__name__ = "prefetches"
+    return operation(types.void, types.intp)(emit)
 
 
 @operation(types.void, types.intp)
 def prefetch_far(builder: Any, address: Any) -> None:
     """Ask for the cache line at `address`, for reading, into the second-level cache. Never faults."""
-    _ask(builder, address, 1)
+    _ask(builder, address, 0, 1)
 
 
 # ---- one row of a matrix per lane ----------------------------------------------------------------------------------
@@ -134,11 +146,31 @@ def _ir_constant(builder: Any, address: Any, pointee: ir.Type) -> Any:
     return value
 
 
+_ODD_AND_SHIFT = (0, 0), (1, 0), (1, 1), (3, 0), (1, 2), (5, 0), (3, 1), (7, 0)
+"""r = odd << shift, for r = 0..7."""
+
+
+def _rows_at(builder: Any, address: Any, stride: Any) -> list[Any]:
+    """The addresses of LANES rows, such that each is an operand as it stands: base + stride x (1, 3, 5, 7) x (1, 2, 4).
+
+    Of plain multiples LLVM makes a chain of `lea`, one a row. It does not see through an empty line of assembly.
+    """
+    hidden = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+    odd = {n: builder.call(hidden, [builder.mul(stride, ir.Constant(I64, n))], attrs=("readnone",)) for n in (3, 5, 7)}
+    odd |= {0: ir.Constant(I64, 0), 1: stride}
+    rows = []
+    for r in range(LANES):
+        base = ir_row(builder, address, stride, r // 8 * 8)
+        multiple, shift = _ODD_AND_SHIFT[r % 8]
+        rows.append(builder.add(base, builder.shl(odd[multiple], ir.Constant(I64, shift))))
+    return rows
+
+
 def _rows_scalar(builder: Any, address: Any, stride: Any, element: ir.Type) -> Any:
     """Lane r: the element at address + r * stride, zero-extended to 32 bits."""
     vector = ir.Constant(ir.VectorType(element, LANES), ir.Undefined)
-    for r in range(LANES):
-        value = _ir_constant(builder, ir_row(builder, address, stride, r), element)
+    for r, at in enumerate(_rows_at(builder, address, stride)):
+        value = _ir_constant(builder, at, element)
         vector = builder.insert_element(vector, value, ir.Constant(I32, r))
     return vector if element is I32 else builder.zext(vector, WORDS)
 
@@ -162,10 +194,8 @@ def rows_16_bytes(builder: Any, address: Any, stride: Any) -> Any:
     A 4 x 4 transposition of 32-bit words inside each 128-bit part: part p of the loaded vector j is row 4p + j.
     """
     word4 = ir.VectorType(I32, 4)
-    loaded = []
-    for j in range(4):
-        parts = [_ir_constant(builder, ir_row(builder, address, stride, 4 * p + j), word4) for p in range(LANES // 4)]
-        loaded.append(ir_concat(builder, parts))
+    rows = [_ir_constant(builder, at, word4) for at in _rows_at(builder, address, stride)]
+    loaded = [ir_concat(builder, rows[j::4]) for j in range(4)]
     low, high = [], []  # words 0 1 and words 2 3 of two rows, interleaved
     for a, b in ((loaded[0], loaded[1]), (loaded[2], loaded[3])):
         low.append(ir_shuffle(builder, a, b, in_parts([0, LANES, 1, LANES + 1])))

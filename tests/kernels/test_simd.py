@@ -169,6 +169,9 @@ def test_float_to_half_rounds_to_even() -> None:
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
+ASK = simd.prefetches(0, 64, -4096)
+
+
 def test_loads_and_stores_at_odd_addresses() -> None:
     @njit
     def copies(a: Any, out: Any) -> None:
@@ -182,8 +185,9 @@ def test_loads_and_stores_at_odd_addresses() -> None:
         simd.store_int(out + 28 * LANES, simd.lane_numbers())
         simd.store_scalar(out + 32 * LANES, simd.first_lane(simd.load(a)))
         simd.store_scalar_int(out + 32 * LANES + 4, simd.first_lane_int(simd.load_int(a)))
-        simd.prefetch(a)
-        simd.prefetch(0)
+        ASK(a)
+        ASK(0)
+        simd.prefetch_far(0)
 
     for offset in (0, 1, 3):
         memory = np.random.default_rng(offset).integers(0, 255, 4 * LANES + 3, dtype=np.uint8)
