@@ -18,8 +18,6 @@ WORTH = 1.05
 """A smaller number is taken if it is faster by this factor."""
 FIRST_WAIT, LONGEST_WAIT = 2, 32
 """Until an attempt that failed is repeated, in times of what it took: at first, and at most. So attempts take 3%."""
-
-
 PAUSE = 1.0
 """Seconds without a step after which other programs may well have ended or begun."""
 
@@ -88,7 +86,7 @@ class Crew:
                 self.size -= 1
             else:
                 self._settle(now)
-        elif (fewer and self._fewer.due(now)) or (self.size < self.most and self._more.due(now)):
+        elif self._fewer.due(now) if fewer else (self.size < self.most and self._more.due(now)):
             self._paces, self._spent, self._rising = {self.size: pace}, 0.0, not fewer
             self.size += -1 if fewer else 1
 

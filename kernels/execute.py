@@ -38,11 +38,12 @@ from edge_gemma.kernels.operations import (
     STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
-    STEP_TICKS,
+    TEAM_LOST,
     TEAM_OPERATIONS,
     TEAM_PROGRAM,
     TEAM_SIZE,
     TEAM_STEP,
+    TEAM_TICKS,
     TEAM_WORDS,
 )
 
@@ -65,13 +66,6 @@ def look_again(looks: Any, since: Any) -> Any:
 
 
 @inlined
-def note_lost(step: Any, since: Any) -> None:
-    """A thread has waited for another one since then; 0: not for long."""
-    if since != 0:
-        fetch_add(step, STEP_LOST, ticks() - since)
-
-
-@inlined
 def meet(step: Any) -> Any:
     """Wait for all threads of the team. The last one reads the cancel flag, so all agree: 1 means leave."""
     generation = read_shared(step, STEP_GENERATION)
@@ -83,21 +77,21 @@ def meet(step: Any) -> Any:
         looks, since = 0, 0
         while read_shared(step, STEP_GENERATION) == generation:
             looks, since = look_again(looks, since)
-        note_lost(step, since)
+        if since != 0:
+            fetch_add(step, STEP_LOST, ticks() - since)
     return read_shared(step, STEP_STOPPED)
 
 
 @inlined
-def execute(program: Any, operations: Any, step: Any, thread: Any) -> Any:
-    """Run the rows of the table at `program`; 1 when cancelled at a barrier."""
+def execute(program: Any, operations: Any, step: Any, thread: Any) -> None:
+    """Run the rows of the table at `program`, to the end or to the barrier at which all leave."""
     rows = word(step, STEP_ROWS)
     which = ONE if rows == 1 else FEW if rows <= FEW_ROWS else MANY
     for i in range(operations):
         row = program + i * (8 * ROW_WORDS)
         if word(row, BARRIER) != 0 and meet(step) != 0:
-            return 1
+            return
         call_kernel(word(row, which), row, step, thread)
-    return 0
 
 
 @inlined
@@ -135,16 +129,22 @@ def post(team: Any, job: Any, _: Any) -> None:
 
 
 def lead(team: Any, job: Any, _: Any) -> None:
-    """Thread 0's part of job number `job`, unless it is done, and the wait for all others. Can be repeated."""
-    start, step = ticks(), word(team, TEAM_STEP)
-    if read_shared(member(team, 0), MEMBER_DONE) < job:
-        work(team, 0, job)
-    for thread in range(1, word(team, TEAM_SIZE)):
-        looks, since = 0, 0
+    """Thread 0's part of job number `job`, and the wait for all others. Can be repeated: then all are done.
+
+    Who waits for the job may see that all are done before this returns, and begin the next one: the step is not touched
+    any more, and the number of threads is read before.
+    """
+    if read_shared(member(team, 0), MEMBER_DONE) >= job:
+        return
+    size, start = word(team, TEAM_SIZE), ticks()
+    work(team, 0, job)
+    looks, since = 0, 0
+    for thread in range(1, size):
         while read_shared(member(team, thread), MEMBER_DONE) < job:
             looks, since = look_again(looks, since)
-        note_lost(step, since)
-    write_shared(step, STEP_TICKS, ticks() - start)
+    end = ticks()
+    write_shared(team, TEAM_LOST, end - since if since != 0 else 0)
+    write_shared(team, TEAM_TICKS, end - start)
 
 
 def serve(team: Any, thread: Any, _: Any) -> None:

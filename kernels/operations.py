@@ -36,14 +36,15 @@ STEP_ARRIVED = 24  # threads waiting at the barrier
 STEP_GENERATION = 32  # barriers passed
 STEP_CANCEL = 40  # set from outside: stop at the next barrier
 STEP_STOPPED = 48  # set by the last thread at a barrier: all leave
-STEP_LOST = 56  # ticks that threads have waited for others, beyond what a meeting takes
-STEP_TICKS = 57  # ticks that the step took
+STEP_LOST = 56  # ticks that threads have waited at barriers, beyond what a meeting takes
 
 TEAM_WORDS = 8  # what is said to a team, then MEMBER_WORDS for each thread, on cache lines of their own
 TEAM_SIZE = 0  # threads that take part in the present job
 TEAM_PROGRAM = 1  # address of the job's table
 TEAM_OPERATIONS = 2  # rows of it
 TEAM_STEP = 3  # address of its step
+TEAM_TICKS = 4  # ticks that the last job took
+TEAM_LOST = 5  # those at its end that thread 0 waited for others
 MEMBER_WORDS = 8
 MEMBER_JOB = 0  # number of the job that the thread was given last
 MEMBER_DONE = 1  # number of the job it is done with

@@ -35,9 +35,10 @@ from edge_gemma.kernels.operations import (
     STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
-    STEP_TICKS,
+    TEAM_LOST,
     TEAM_SIZE,
     TEAM_STEP,
+    TEAM_TICKS,
     TEAM_WORDS,
     Kernel,
 )
@@ -105,7 +106,8 @@ class Team:
             raise
         if step[STEP_STOPPED]:
             return False
-        crew.note(start, time.monotonic(), 1 if few else rows, step[STEP_LOST] / max(1, step[STEP_TICKS]))
+        lost = step[STEP_LOST] + self._words[TEAM_LOST]
+        crew.note(start, time.monotonic(), 1 if few else rows, lost / max(1, self._words[TEAM_TICKS]))
         return True
 
     def _do(self, taking_part: bool) -> None:
