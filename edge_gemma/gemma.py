@@ -94,8 +94,7 @@ class Gemma:
         """Open `path`.
 
         context: tokens the model can attend to, prompt and answer; by default what it was trained for, at most 8192.
-        threads: at most, as fewer are used while other programs keep cores busy; by default one for each physical
-        performance core. kv_type: precision of the key-value cache.
+        threads: at most; by default one for each physical performance core. kv_type: precision of the key-value cache.
         chunk: most prompt tokens in one step; it bounds memory and the time until a cancel is seen, not the result.
         load: "copy" reads the whole file into memory, for disks that may go away.
         progress(done, total, kernel): called while kernels are compiled, on the first run on a machine.
