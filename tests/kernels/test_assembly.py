@@ -68,7 +68,7 @@ LOOKED_AT = {"avx512vnni": X86, "avxvnni": X86, "avx2": X86, "neon": [("matmul",
 MOST_SPILLS: dict[str, dict[str, int]] = {
     "avx512vnni": {"matvec.Q6_K": 110},
     "avxvnni": {
-        **{"matvec.Q4_K": 130, "matvec.Q6_K": 250},
+        **{"matvec.Q4_K": 130, "matvec.Q6_K": 200},
         **{"matvec.Q4_K_few": 20, "matvec.Q6_K_few": 25},
     },
     "avx2": {
