@@ -84,9 +84,9 @@ def _make_ask(fmt: IntFormat) -> Any:
     """Prefetches of the next tile, in the pace in which this one is read.
 
     Where prefetches outrun memory some seem to be dropped, so tiles of 16 rows ask for a line again when most have
-    come: 4, 12 and 20 blocks later. From memory asking twice is worth 3% (Q4_0) to 8% (Q4_K), and the other two times up
-    to 5% (Q6_K), as few instructions stand between. Tiles of 8 rows read as fast as a plain pass over memory without, and so do rows of activations enough to
-    take longer.
+    come: 4, 12 and 20 blocks later. From memory asking twice is worth 3% (Q4_0) to 8% (Q4_K), and the other two times
+    up to 5% (Q6_K), as few instructions stand between. Tiles of 8 rows read as fast as a plain pass over memory
+    without, and so do rows of activations enough to take longer.
     """
     SHARE = LANES * fmt.layout.nbytes // fmt.blocks
     LATER = 4, 12, 20
