@@ -53,6 +53,18 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
+        self._intermixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an optional positional may stand behind options, too: `quantize SRC -t Q4_0 OUT`."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        if not rest or self._intermixing or self._subparsers is not None:
+            return parsed, rest
+        self._intermixing = True  # argparse's way of taking them calls this again
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixing = False
 
     def error(self, message: str) -> NoReturn:
         """Print `message` and exit with 2."""
