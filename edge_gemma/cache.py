@@ -83,13 +83,14 @@ def zeroed(size: int) -> NDArray[np.uint8]:
 
 
 class KVCache:
-    """A `LayerCache` for each layer, with memory: zeroed, and not resident until it is written."""
+    """A `LayerCache` for each layer, with memory for `sequences`: zeroed, and not resident until it is written."""
 
-    def __init__(self, config: GemmaConfig, context: int, chunk: int, kv_type: str) -> None:
+    def __init__(self, config: GemmaConfig, context: int, chunk: int, kv_type: str, sequences: int = 1) -> None:
         self._memory: list[NDArray[np.uint8]] = []
         self.layers = [
-            replace(layer, keys=self._allocate(layer.sequence_bytes), values=self._allocate(layer.sequence_bytes))
+            replace(layer, keys=self._allocate(size), values=self._allocate(size))
             for layer in plan_layers(config, context, chunk, kv_type)
+            for size in (sequences * layer.sequence_bytes,)
         ]
 
     def _allocate(self, size: int) -> int:

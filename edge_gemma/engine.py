@@ -28,6 +28,13 @@ Progress = Callable[[int, int, str], None]
 ChunkProgress = Callable[[int, int], None]
 
 
+def require_head_step(file: GgufFile, config: GemmaConfig) -> None:
+    """Raise ModelFormatError for heads that the kernels do not take."""
+    if config.head_dim % HEAD_STEP:
+        key = f"{config.architecture}.attention.key_length"
+        raise ModelFormatError(f"{config.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
+
+
 class Cancelled(Exception):  # noqa: N818  (an answer, not a fault)
     """The program was cancelled; the cache holds what was there before the step."""
 
@@ -51,9 +58,7 @@ class Engine:
         kv_type: Literal["f16", "f32"],
         progress: Progress | None = None,
     ) -> None:
-        if config.head_dim % HEAD_STEP:
-            key = f"{config.architecture}.attention.key_length"
-            raise ModelFormatError(f"{config.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
+        require_head_step(file, config)
         self.config, self.context, self.chunk, self.threads = config, context, chunk, threads
         self.position = 0
         self._file = file

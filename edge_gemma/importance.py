@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edge_gemma.cache import KVCache
 from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import default_threads
-from edge_gemma.engine import HEAD_STEP
-from edge_gemma.errors import EdgeGemmaError, ModelFormatError, NumericalError
+from edge_gemma.engine import require_head_step
+from edge_gemma.errors import EdgeGemmaError, NumericalError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.threads import KERNELS, Team
@@ -84,10 +84,7 @@ class Observer:
         self.close()
 
     def _check(self, weights: Weights, context: int, threads: int) -> None:
-        if self.config.head_dim % HEAD_STEP:
-            key = f"{self.config.architecture}.attention.key_length"
-            message = f"{self.config.head_dim} is no multiple of {HEAD_STEP}"
-            raise ModelFormatError(message, field=key, path=str(self._file.path))
+        require_head_step(self._file, self.config)
         budget = psutil.virtual_memory().available
         require_budget(self.config, weights, context, budget, chunk=self._chunk, kv_type="f32", threads=threads)
 

@@ -46,14 +46,18 @@ def memory_plan(
     chunk: int = DEFAULT_CHUNK,
     kv_type: KvType = "f16",
     threads: int = 1,
+    sequences: int = 1,
 ) -> MemoryPlan:
-    """The plan for `context` positions. Raises ContextOverflowError outside 1..the model's trained context."""
+    """The plan for `sequences` of `context` positions.
+
+    Raises ContextOverflowError outside 1..the model's trained context.
+    """
     if not 1 <= context <= config.context_length:
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
     layers = plan_layers(config, context, chunk, kv_type)
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in weights.tensors()),
-        kv_cache=sum(2 * layer.sequence_bytes for layer in layers),
+        kv_cache=sequences * sum(2 * layer.sequence_bytes for layer in layers),
         buffers=buffer_bytes(config, weights, layers, chunk, kv_type) + threads * scratch_bytes(config, chunk),
     )
 
@@ -93,18 +97,23 @@ def require_budget(
     chunk: int = DEFAULT_CHUNK,
     kv_type: KvType = "f16",
     threads: int = 1,
+    sequences: int = 1,
 ) -> MemoryPlan:
     """The plan, if cache and buffers fit `budget` bytes of our own memory.
 
     Raises MemoryBudgetError naming the largest context that does fit, before anything is allocated.
     """
 
+    def plan(positions: int) -> MemoryPlan:
+        sizes = {"chunk": chunk, "threads": threads, "sequences": sequences}
+        return memory_plan(config, weights, positions, kv_type=kv_type, **sizes)
+
     def own(positions: int) -> int:
-        plan = memory_plan(config, weights, positions, chunk=chunk, kv_type=kv_type, threads=threads)
-        return plan.kv_cache + plan.buffers
+        made = plan(positions)
+        return made.kv_cache + made.buffers
 
     if own(context) <= budget:
-        return memory_plan(config, weights, context, chunk=chunk, kv_type=kv_type, threads=threads)
+        return plan(context)
     fits, too_many = 0, context
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

@@ -36,11 +36,21 @@ class Step:
     def prepare(self, tokens: NDArray[np.int64], position: int) -> None:
         """Rows of one sequence, `tokens` (T,), at positions position, position + 1, ..."""
         rows = len(tokens)
-        positions = np.arange(position, position + rows)
+        self._sequences[:rows] = 0
+        self._fill(tokens, np.arange(position, position + rows), np.arange(0, rows, QUERY_ROWS))
+
+    def prepare_each(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        """A row of each sequence 0, 1, ...: its token and its position, both (T,)."""
+        sequences = np.arange(len(tokens))
+        self._sequences[: len(tokens)] = sequences
+        self._fill(tokens, positions, sequences)
+
+    def _fill(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+        """`starts`: the first rows of the tiles, each of neighbours in one sequence."""
+        rows = len(tokens)
         self._tokens[:rows], self._positions[:rows] = tokens, positions
-        starts = np.arange(0, rows, QUERY_ROWS)
         self._tiles[: len(starts), 0] = starts
-        self._tiles[: len(starts), 1] = np.minimum(QUERY_ROWS, rows - starts)
+        self._tiles[: len(starts), 1] = np.diff(starts, append=rows)
         self.words[ops.STEP_ROWS], self.words[ops.STEP_N_TILES] = rows, len(starts)
         for angles in (self._global, self._local):
             angles.fill(positions)
