@@ -142,5 +142,5 @@ def _typed(value: str | float) -> Value:
 
 
 def source_copy(target: Path) -> Path:
-    """Where the source of `target` is put for `--certify` if it does not run as it is; removed afterwards."""
+    """Where the source of `target` is put to be run, by `--calibrate` or `--certify`; removed afterwards."""
     return target.with_name(f".{target.name}.source")

@@ -21,8 +21,8 @@ from edge_gemma.quantize.atomic_file import AtomicFile, check_destination, remov
 from edge_gemma.quantize.certificate import Certificate, Certify, source_copy
 from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
+from edge_gemma.quantize.imatrix import ImportanceMatrix, quantized_with
 from edge_gemma.quantize.imatrix import load as load_imatrix
-from edge_gemma.quantize.imatrix import quantized_with
 from edge_gemma.quantize.lora import merge, open_adapter
 from edge_gemma.quantize.pipeline import Progress, write_tensors
 from edge_gemma.quantize.plan import (
@@ -43,6 +43,10 @@ MAX_THREADS = 32  # beyond that the disk is the limit
 Adapters = Sequence[tuple[str | os.PathLike[str], float]]
 """Folders of LoRA adapters, each with a factor."""
 KernelProgress = Callable[[int, int, str], None]
+Calibrate = Callable[[Path], ImportanceMatrix]
+"""From a file that runs, the importance matrix to quantize its source with."""
+CALIBRATED = "(calibrated)"
+"""Stands for the file of an importance matrix that was never in one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def quantize(
     *,
     overrides: Overrides | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    calibrate: Calibrate | None = None,
     lora: Adapters = (),
     requantize: bool = False,
     certify: Certify | None = None,
@@ -75,7 +80,8 @@ def quantize(
     """Convert `source`, a Hugging Face folder or a GGUF file, into the GGUF file `destination`.
 
     `type`: one of `recipe.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
-    matrices, which weigh the errors of columns. `lora`: adapters to merge, each with a factor. `requantize`: accept a
+    matrices, which weigh the errors of columns; `calibrate` makes one of the source as Q8_0, which is put beside the
+    destination meanwhile. `lora`: adapters to merge, each with a factor. `requantize`: accept a
     source that is quantized already. `certify`: measures the file beside its source, for the certificate in it.
     `threads`: default one per core this process may use, at most 32.
     `kernel_progress(done, total, name)` is called while kernels are compiled, once on a machine.
@@ -85,10 +91,16 @@ def quantize(
     """
     started = time.perf_counter()
     target = Path(destination)
+    if calibrate is not None and imatrix is not None:
+        raise ValueError("calibrate: there is an importance matrix already")
     made, importance = _planned(source, type, overrides, imatrix, lora)
     if not requantize:
         check_source(made)
     check_destination(target, force=force, sources=made.source.files)
+    if calibrate is not None:
+        with _copy(Path(source), target, "Q8_0", lora, progress, kernel_progress) as runs:
+            matrix = calibrate(runs)
+        made, importance = _weighted(made.source, type, overrides, CALIBRATED, matrix), matrix.means
     stored = {tensor.format.name for tensor in made.source.tensors}
     blocks.prepare(formats_used(made.infos), weighted_formats(made, importance), stored, kernel_progress)
     _remove_copy(target)
@@ -138,8 +150,13 @@ def _planned(
     if imatrix is None:
         return make_plan(open_source(Path(source), lora), type, overrides or Overrides(), None), None
     matrix = load_imatrix(imatrix)
-    made = make_plan(open_source(Path(source), lora), type, overrides or Overrides(), matrix.means)
-    return replace(made, metadata=made.metadata | quantized_with(Path(imatrix).name, matrix)), matrix.means
+    return _weighted(open_source(Path(source), lora), type, overrides, Path(imatrix).name, matrix), matrix.means
+
+
+def _weighted(source: Source, type: str, overrides: Overrides | None, name: str, matrix: ImportanceMatrix) -> Plan:
+    """The plan with an importance matrix, called `name`, which the file tells of."""
+    made = make_plan(source, type, overrides or Overrides(), matrix.means)
+    return replace(made, metadata=made.metadata | quantized_with(name, matrix))
 
 
 def open_source(source: Path, lora: Adapters = ()) -> Source:
@@ -168,9 +185,24 @@ def _runnable(source: Path, opened: Source, target: Path, lora: Adapters) -> Ite
         yield source
         return
     stored = {tensor.format.name for tensor in opened.tensors if len(tensor.shape) > 1}
+    with _copy(source, target, stored.pop() if stored in ({"BF16"}, {"F16"}) else "F32", lora) as copy:
+        yield copy
+
+
+@contextmanager
+def _copy(
+    source: Path,
+    target: Path,
+    type: str,
+    lora: Adapters,
+    progress: Progress | None = None,
+    kernel_progress: KernelProgress | None = None,
+) -> Iterator[Path]:
+    """The source as a file of `type` beside `target`, which is removed afterwards."""
     copy = source_copy(target)
+    _remove_copy(target)
     try:
-        quantize(source, copy, stored.pop() if stored in ({"BF16"}, {"F16"}) else "F32", lora=lora, requantize=True)
+        quantize(source, copy, type, lora=lora, requantize=True, progress=progress, kernel_progress=kernel_progress)
         yield copy
     finally:
         copy.unlink(missing_ok=True)

@@ -40,6 +40,14 @@ class ImportanceMatrix:
     chunks: int
 
 
+def of_sums(
+    sums: Mapping[str, NDArray[np.floating]], count: int, *, datasets: Sequence[str], chunks: int
+) -> ImportanceMatrix:
+    """What would be read if these sums of `count` rows were written."""
+    means = {name: total.astype(np.float32) / np.float32(count) for name, total in sums.items()}
+    return ImportanceMatrix(means, tuple(datasets), chunks)
+
+
 def read(path: str | os.PathLike[str]) -> dict[str, Floats]:
     """Tensor name -> mean square of each input column, float32 (columns,), finite and not negative.
 

@@ -11,6 +11,7 @@ from edge_gemma import cli
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.importance import Observer, Sums
+from edge_gemma.own_text import LENGTH, own_texts
 from edge_gemma.quantize import imatrix
 from tests.conftest import TinyGguf
 from tests.goldens.real import DATA, WINDOW
@@ -96,6 +97,37 @@ def test_the_command_writes_what_is_read(
     before = out.read_bytes()
     assert cli.main([*arguments, "--force", "-t", "1"]) == 0
     assert out.read_bytes() == before
+
+
+def test_without_a_text_the_model_writes_one(
+    tiny_gguf: TinyGguf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tiny_gguf("gemma2-2b"), tmp_path / "i.gguf"
+    assert cli.main(["imatrix", str(model), "-o", str(out), "--tokens", "320", "--seed", "3"]) == 0
+    assert f"i.gguf: {1 + 4 * len(PER_LAYER)} matrices" in capsys.readouterr().err
+    found, texts = imatrix.load(out), own_texts(model, 320, seed=3)
+    assert (found.datasets, found.chunks) == (("text of the model itself, seed 3",), len(texts))
+    with Observer(model, LENGTH) as observer:
+        for text in texts:
+            observer.add(text)
+    made = imatrix.of_sums(observer.sums, observer.rows, datasets=found.datasets, chunks=len(texts)).means
+    assert all(np.array_equal(made[name], found.means[name]) for name in found.means | made)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--windows", "3"], "--windows is for a TEXT"),
+        (["t.txt", "--tokens", "3"], "--tokens is for what the model writes"),
+        (["--seed", "-1"], "seed must be an integer from 0"),
+    ],
+)
+def test_arguments_that_do_not_go_together(
+    tiny_gguf: TinyGguf, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["imatrix", str(tiny_gguf("gemma2-2b")), *more, "-o", str(tmp_path / "i.gguf")]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_refuses_to_overwrite_its_model(tiny_gguf: TinyGguf, tmp_path: Path) -> None:

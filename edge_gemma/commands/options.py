@@ -35,9 +35,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_windows(parser: argparse._ActionsContainer) -> None:
-    """The positional TEXT, --context and --windows."""
-    parser.add_argument("text", metavar="TEXT", help="a UTF-8 text file, or - for stdin")
+def add_windows(parser: argparse._ActionsContainer, *, without: str | None = None) -> None:
+    """The positional TEXT, --context and --windows. `without`: what is done if there is no TEXT, where that may be."""
+    text, nargs = "a UTF-8 text file, or - for stdin", None if without is None else "?"
+    parser.add_argument("text", metavar="TEXT", nargs=nargs, help=f"{text}; {without}" if without else text)
     parser.add_argument("-c", "--context", type=int, default=512, metavar="N", help="tokens of a window; default: 512")
     parser.add_argument("--windows", type=int, metavar="N", help="use the first N windows; default: the whole text")
 

@@ -2,13 +2,13 @@
 
     python -m tests.goldens.compare_encoders calibrate SOURCE FOLDER                 FOLDER/imatrix.gguf
     python -m tests.goldens.compare_encoders theirs SOURCE FOLDER [--imatrix]        needs llama-cpp-python
-    python -m tests.goldens.compare_encoders ours SOURCE FOLDER [--imatrix]
+    python -m tests.goldens.compare_encoders ours SOURCE FOLDER [--imatrix | --calibrate]
     python -m tests.goldens.compare_encoders measure SOURCE FOLDER [--delete]        every file there is, once
     python -m tests.goldens.compare_encoders report FOLDER [NOISY_FOLDER ...]        the tables, into docs/quality.md
 
 SOURCE is the model as F32 GGUF, or what `make_noisy_model.py` makes of it. Files are called `ours-Q4_0.gguf`,
-`theirs-Q4_0-imatrix.gguf` and so on; `--only` takes some of the types. What is measured is in `encoder_measures.py`;
-the reference is the source itself, run by us.
+`theirs-Q4_0-imatrix.gguf`, `ours-Q4_0-calibrated.gguf` and so on; `--only` takes some of the types. What is measured is
+in `encoder_measures.py`; the reference is the source itself, run by us.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ PURE = ["Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"]
 PRESETS = ["EG4", "EG8"]
 HEADER = 2  # lines of a table
 LIKE = {"EG4": "Q4_0", "EG8": "Q8_0"}
+IMATRIX, CALIBRATED = "-imatrix", "-calibrated"
+"""End the names of files made with an importance matrix: of other windows of the texts, or of the model's own text."""
 
 Floats = npt.NDArray[np.float32]
 Results = dict[str, dict[str, Any]]
@@ -48,31 +50,33 @@ def stem_of(mix: str, pure: bool) -> str:
     return f"{mix}-pure" if pure else mix
 
 
-def path_of(folder: Path, maker: str, mix: str, pure: bool, imatrix: bool) -> Path:
-    return folder / f"{maker}-{stem_of(mix, pure)}{'-imatrix' if imatrix else ''}.gguf"
+def path_of(folder: Path, maker: str, mix: str, pure: bool, suffix: str) -> Path:
+    return folder / f"{maker}-{stem_of(mix, pure)}{suffix}.gguf"
 
 
-def make_ours(source: Path, folder: Path, imatrix: bool, only: Sequence[str]) -> None:
+def make_ours(source: Path, folder: Path, suffix: str, only: Sequence[str]) -> None:
+    from edge_gemma.commands.calibrate import calibrator
     from edge_gemma.quantize import quantize
     from edge_gemma.quantize.recipe import Overrides
 
-    weights = folder / "imatrix.gguf" if imatrix else None
+    weights = folder / "imatrix.gguf" if suffix == IMATRIX else None
+    calibrate = calibrator(quiet=True) if suffix == CALIBRATED else None
     presets = [(mix, False) for mix in PRESETS if not only or mix in only]
     for mix, pure in [*tasks(only), *presets]:
-        out = path_of(folder, "ours", mix, pure, imatrix)
-        quantize(source, out, mix, overrides=Overrides(pure=pure), imatrix=weights, force=True)
+        out = path_of(folder, "ours", mix, pure, suffix)
+        quantize(source, out, mix, overrides=Overrides(pure=pure), imatrix=weights, calibrate=calibrate, force=True)
         print(out, flush=True)
 
 
-def make_theirs(source: Path, folder: Path, imatrix: bool, only: Sequence[str]) -> None:
+def make_theirs(source: Path, folder: Path, suffix: str, only: Sequence[str]) -> None:
     import llama_cpp
 
     from tests.goldens.record_recipes import FILE_TYPES
 
     llama_cpp.llama_backend_init()
-    entries = _peer_imatrix(folder / "imatrix.gguf") if imatrix else None
+    entries = _peer_imatrix(folder / "imatrix.gguf") if suffix else None
     for mix, pure in tasks(only):
-        out = path_of(folder, "theirs", mix, pure, imatrix)
+        out = path_of(folder, "theirs", mix, pure, suffix)
         params = llama_cpp.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.pure = FILE_TYPES[mix], 2, pure
         if entries is not None:
@@ -125,9 +129,25 @@ def table(results: Results, suffix: str) -> list[str]:
     return lines
 
 
+def calibrated(results: Results) -> list[str]:
+    """Mean divergence of both texts: llama-quantize's files and ours, by where the importance matrix is from."""
+    lines = [
+        "| type | theirs, no matrix | theirs, of texts | ours, no matrix | ours, calibrated | ours, of texts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for mix, pure in [*tasks([]), *((preset, False) for preset in PRESETS)]:
+        stem = stem_of(mix, pure)
+        if f"ours-{stem}{CALIBRATED}" in results:
+            made = [("theirs", ""), ("theirs", IMATRIX), ("ours", ""), ("ours", CALIBRATED), ("ours", IMATRIX)]
+            found = [results.get(f"{maker}-{stem}{suffix}") for maker, suffix in made]
+            cells = [f" {_mean(entry, 'kl'):.4f} |" if entry else " |" for entry in found]
+            lines.append(f"| {f'{mix}, pure' if pure else mix} |{''.join(cells)}")
+    return lines
+
+
 def presets(results: Results) -> list[str]:
     lines = ["| file | bytes | weight error | divergence | top-1 |", "|---|---|---|---|---|"]
-    for suffix in ("", "-imatrix"):
+    for suffix in ("", IMATRIX):
         for preset, like in LIKE.items():
             for stem in (f"ours-{preset}{suffix}", f"ours-{like}{suffix}", f"theirs-{like}{suffix}"):
                 if entry := results.get(stem):
@@ -162,7 +182,8 @@ def report(folders: Sequence[Path]) -> None:
     for results, model in zip(every, ("the published weights", "weights on no grid"), strict=False):
         for title, lines in (
             ("without an importance matrix", table(results, "")),
-            ("with an importance matrix", table(results, "-imatrix")),
+            ("with an importance matrix", table(results, IMATRIX)),
+            ("calibrated by text of the model itself", calibrated(results)),
             ("presets", presets(results)),
         ):
             if len(lines) > HEADER:
@@ -178,7 +199,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare our quantizer with llama-quantize.")
     parser.add_argument("step", choices=["calibrate", "theirs", "ours", "measure", "report"])
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="SOURCE FOLDER; for report FOLDERs")
-    parser.add_argument("--imatrix", action="store_true", help="use FOLDER/imatrix.gguf")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--imatrix", action="store_const", const=IMATRIX, dest="suffix", help="FOLDER/imatrix.gguf")
+    weights.add_argument("--calibrate", action="store_const", const=CALIBRATED, dest="suffix", help="for ours")
+    parser.set_defaults(suffix="")
     parser.add_argument("--only", nargs="+", default=[], metavar="TYPE", help="such as Q4_K_M, Q4_0-pure")
     parser.add_argument("--most", type=int, help="measure so many files and stop")
     parser.add_argument("--delete", action="store_true", help="delete files when they are measured")
@@ -187,7 +211,7 @@ def main() -> None:
         return report(args.paths)
     source, folder = args.paths
     if args.step in ("theirs", "ours"):
-        return (make_ours if args.step == "ours" else make_theirs)(source, folder, args.imatrix, args.only)
+        return (make_ours if args.step == "ours" else make_theirs)(source, folder, args.suffix, args.only)
     from tests.goldens.encoder_measures import calibrate, measure
 
     if args.step == "calibrate":
