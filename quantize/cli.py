@@ -232,7 +232,7 @@ def _line_printer() -> Callable[[int, int, str], None]:
         nonlocal started, shown, before
         now = time.monotonic()
         if done < before:  # the next file
-            started = now
+            started = shown = now
         before = done
         if now - shown < LINE_SECONDS and done < total:
             return
