@@ -112,7 +112,10 @@ def _new_engine() -> llvm.ExecutionEngine:
     llvm.initialize_native_asmprinter()
     cpu, features = target()
     machine = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, jit=True)
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    empty = llvm.parse_assembly("")
+    engine = llvm.create_mcjit_compiler(empty, machine)
+    engine.remove_module(empty)  # it would be compiled with the first object: 5 MB of the compiler's pages, and 2 ms
+    return engine
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
