@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 
 from edge_gemma.kernels.atomics import read_shared, word, write_shared
+from edge_gemma.kernels.isa import MACHINE
 from edge_gemma.kernels.jit import intrinsic
 from edge_gemma.kernels.operations import STAMP
 
 (_AT,) = STAMP.slots
 _I64 = ir.IntType(64)
-_ARM = llvm.get_default_triple().startswith(("aarch64", "arm64"))
 
 
 @intrinsic
@@ -25,7 +24,7 @@ def ticks(_typing: Any) -> Any:
 
     def codegen(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
         function_type = ir.FunctionType(_I64, [])
-        if _ARM:
+        if MACHINE == "arm":
             return builder.call(ir.InlineAsm(function_type, "mrs $0, cntvct_el0", "=r", side_effect=True), [])
         return builder.call(builder.module.declare_intrinsic("llvm.readcyclecounter", (), function_type), [])
 

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from edge_gemma.kernels.isa import MACHINE
 from edge_gemma.kernels.jit import intrinsic
 
-_ARM = llvm.get_default_triple().startswith(("aarch64", "arm64"))
 _I32, _I64, _VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
 
-PLAIN = 0 if _ARM else 0x1F80
+PLAIN = 0 if MACHINE == "arm" else 0x1F80
 """FPCR, or MXCSR: round to nearest even, denormals as they are, no exception raises a signal."""
 
 
 @intrinsic
 def swap_float_mode(_typing: Any, mode: Any) -> Any:
     """Set the thread's control word for vector arithmetic to `mode`; what it was."""
-    return types.intp(types.intp), _swap_arm if _ARM else _swap_x86
+    return types.intp(types.intp), _swap_arm if MACHINE == "arm" else _swap_x86
 
 
 def _swap_x86(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:

@@ -7,11 +7,13 @@ Knows no kernel, and no Numba. Everything else asks `current()` and gets one row
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 from functools import cache
 
 import llvmlite.binding as llvm
+
+MACHINE = "arm" if llvm.get_default_triple().startswith(("aarch64", "arm64")) else "x86"
+"""What this process runs as, which an emulating system tells otherwise of itself."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,8 @@ def available() -> tuple[Isa, ...]:
     """The rows this process can run, best first. A CPU name given to Numba by the user leaves only `generic`."""
     if "NUMBA_CPU_NAME" in os.environ:
         return LADDER[-1:]
-    machine = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
     features = {name for name, present in llvm.get_host_cpu_features().items() if present}
-    return tuple(isa for isa in LADDER if isa.machine in ("", machine) and isa.needs <= features)
+    return tuple(isa for isa in LADDER if isa.machine in ("", MACHINE) and isa.needs <= features)
 
 
 @cache
