@@ -95,19 +95,19 @@ class Writers:
     def write(self, tokens: int, seed: int, progress: Callable[[int, int], None] | None = None) -> list[Text]:
         """See `own_texts`. `progress(done, tokens)` follows every step."""
         samplers = [Sampler(replace(VARIED, seed=seed + i)) for i in range(len(self._logits))]
-        open_, ended = [[self._tokenizer.bos_id] for _ in samplers], []
+        texts, ended = [[self._tokenizer.bos_id] for _ in samplers], []
         for done in range(0, tokens, len(samplers)):
             if progress:
                 progress(done, tokens)
-            self._run(open_)
-            for i, (text, sampler) in enumerate(zip(open_, samplers, strict=True)):
+            self._run(texts)
+            for i, (text, sampler) in enumerate(zip(texts, samplers, strict=True)):
                 text.append(sampler.sample(self._logits[i]))
                 if text[-1] in self._tokenizer.eog_ids or len(text) > self._length:
                     ended.append(text[: self._length])
-                    open_[i] = [self._tokenizer.bos_id]
+                    texts[i] = [self._tokenizer.bos_id]
         if progress:
             progress(tokens, tokens)
-        return [*ended, *(text for text in open_ if len(text) > 1)]
+        return [*ended, *(text for text in texts if len(text) > 1)]
 
     def close(self) -> None:
         """End the threads and let go of the file."""
