@@ -81,9 +81,9 @@ def quantize(
 
     `type`: one of `recipe.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
     matrices, which weigh the errors of columns; `calibrate` makes one of the source as Q8_0, which is put beside the
-    destination meanwhile. `lora`: adapters to merge, each with a factor. `requantize`: accept a
-    source that is quantized already. `certify`: measures the file beside its source, for the certificate in it.
-    `threads`: default one per core this process may use, at most 32.
+    destination meanwhile. `lora`: adapters to merge, each with a factor. `requantize`: accept a source that is
+    quantized already. `certify`: measures the file beside its source, for the certificate in it. `threads`: default one
+    per core this process may use, at most 32.
     `kernel_progress(done, total, name)` is called while kernels are compiled, once on a machine.
 
     Raises CheckpointError or ModelFormatError for a source that cannot be converted, OutputError when the file cannot
@@ -117,12 +117,16 @@ def quantize(
             file.rewrite_start(made.header(certificate.metadata()))
         file.flush()
         _verify(file.partial, target)
+    return _report(made, size, time.perf_counter() - started)
+
+
+def _report(made: Plan, size: int, seconds: float) -> QuantizeReport:
     return QuantizeReport(
         tensors=len(made.infos),
         bytes_in=sum(tensor.nbytes for tensor in made.source.tensors),
         bytes_out=size,
         bits_per_weight=made.bits_per_weight,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         notices=tuple(made.source.notices),
     )
 
