@@ -31,9 +31,9 @@ from edge_gemma.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 WRITERS = FEW_ROWS
-"""Texts at a time: reading the weights costs about the same for one row and for so many."""
+"""Texts at a time: with 2B in Q8_0 a step of so many rows takes 1.3 times as long as one of one row."""
 TOKENS = 2048
-"""What an importance matrix wants: with eight times as many divergences are the same within 3%."""
+"""What an importance matrix wants: with eight times as many, the four types tried diverged the same within 4%."""
 LENGTH = 256
 """Most tokens of a text, with BOS."""
 VARIED = SamplingParams(temperature=1.0, top_k=64, top_p=1.0, min_p=0.0)
