@@ -16,6 +16,8 @@ import pytest
 
 from edge_gemma.kernels import compile as compiler
 from edge_gemma.kernels import compile_workers, library
+from edge_gemma.kernels.cache_file import read_object
+from edge_gemma.kernels.cache_key import cache_key
 from edge_gemma.kernels.library import Library
 from edge_gemma.kernels.operations import Kernel
 
@@ -78,12 +80,12 @@ def replaced_by(code: str) -> Start:
 
 def test_workers_write_whole_objects(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     with compile_workers.Compilation(KERNELS) as compilation:
-        compilation.start_workers(tmp_path, library.cache_key())
+        compilation.start_workers(tmp_path, cache_key())
         compilation._threads[0].join()  # it does them all: nobody else takes any
         assert sorted(compilation, key=str) == sorted(((kernel, True) for kernel in KERNELS), key=str)
     assert started[0].returncode is not None
     for kernel in KERNELS:
-        assert library.read_object(tmp_path / library.file_name(kernel)) is not None
+        assert read_object(tmp_path / library.file_name(kernel)) is not None
 
 
 def test_a_library_loads_what_workers_wrote(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
@@ -133,12 +135,12 @@ def test_no_thread_for_a_worker(
 def test_a_worker_of_another_version_compiles_nothing(tmp_path: Path) -> None:
     worker = compile_workers.start_worker(tmp_path, "another key")
     said, _ = worker.communicate("elementwise add\n", timeout=120)
-    assert worker.returncode == 1 and library.cache_key() in said and not list(tmp_path.iterdir())
+    assert worker.returncode == 1 and cache_key() in said and not list(tmp_path.iterdir())
 
 
 def test_a_worker_ends_with_its_input(tmp_path: Path) -> None:
     """So it outlives no parent."""
-    worker = compile_workers.start_worker(tmp_path, library.cache_key())
+    worker = compile_workers.start_worker(tmp_path, cache_key())
     assert worker.communicate("", timeout=120) == ("", None) and worker.returncode == 0
 
 

@@ -15,7 +15,8 @@ from edge_gemma.kernels.isa import available, current
 LOWER = [isa.name for isa in available() if isa is not current()] if "EDGE_GEMMA_ISA" not in os.environ else []
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-LEFT_OUT = {"test_isa.py", "test_library.py"}  # this one; and one that does not depend on the instruction set
+LEFT_OUT = {"test_isa.py", "test_library.py", "test_cache_folder.py", "test_cache_key.py"}
+"""This one, and those that do not depend on the instruction set."""
 PART = {"avxvnni": ("test_simd.py", "test_matvec_matmul.py", "test_assembly.py")}  # as avx2 but for the dot product
 
 Run = tuple["subprocess.Popen[bytes]", Path]

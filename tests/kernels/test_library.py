@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib.metadata
 import json
 import logging
 import os
@@ -12,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pytest
 
 from edge_gemma.kernels import compile as compiler
 from edge_gemma.kernels import isa, library
+from edge_gemma.kernels.cache_key import cache_key
 from edge_gemma.kernels.library import Library
 from edge_gemma.kernels.operations import ADD, ROW_WORDS, STEP_ROWS, STEP_WORDS, Kernel
 from tests.kernels.harness import aligned
@@ -188,159 +187,6 @@ def test_no_folder_at_all(compiles: list[str]) -> None:
     assert compiles == ["add"]
 
 
-# ---- the folder --------------------------------------------------------------------------------------------------
-
-
-def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
-    made = library.cache_folder()
-    assert made == tmp_path / "kernels" / library.cache_key()
-    assert made.stat().st_mode & 0o077 == 0
-
-
-def test_folders_of_long_ago_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
-    names = ["0" * 24, "1" * 24, "of somebody else"]
-    for name, days in zip(names, (31, 29, 31), strict=True):
-        folder = tmp_path / "kernels" / name
-        folder.mkdir(mode=0o700, parents=True)
-        (folder / "a.kernel").touch()
-        os.utime(folder, (time.time() - 86400 * days,) * 2)
-    (tmp_path / "kernels").chmod(0o700)
-    used = library.cache_folder()
-    assert used is not None
-    assert {folder.name for folder in (tmp_path / "kernels").iterdir()} == {used.name, *names[1:]}
-
-
-def test_opening_a_folder_is_using_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
-    folder = library.cache_folder()
-    assert folder is not None
-    os.utime(folder, (0, 0))
-    assert library.cache_folder() == folder
-    assert folder.stat().st_mtime > time.time() - 60
-
-
-def test_a_folder_that_cannot_be_dated_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-
-    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(os, "utime", refuse)
-    assert library.cache_folder() == tmp_path / "kernels" / library.cache_key()
-
-
-def loosen(base: Path, key: str) -> None:
-    (base / "kernels" / key).mkdir(parents=True)
-    (base / "kernels" / key).chmod(0o777)
-
-
-def loosen_parent(base: Path, key: str) -> None:
-    (base / "kernels" / key).mkdir(parents=True, mode=0o700)
-    (base / "kernels").chmod(0o770)
-
-
-def link(base: Path, key: str) -> None:
-    (base / "elsewhere").mkdir()
-    (base / "kernels").mkdir()
-    (base / "kernels" / key).symlink_to(base / "elsewhere")
-
-
-def link_parent(base: Path, _key: str) -> None:
-    (base / "elsewhere").mkdir()
-    (base / "kernels").symlink_to(base / "elsewhere")
-
-
-def put_a_file(base: Path, _key: str) -> None:
-    (base / "kernels").write_text("no folder")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Windows gives each user a folder of their own")
-@pytest.mark.parametrize("prepare", [loosen, loosen_parent, link, link_parent, put_a_file])
-def test_a_folder_that_others_may_write_to_is_not_used(
-    prepare: Callable[[Path, str], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    warnings: Callable[[], list[str]],
-) -> None:
-    prepare(tmp_path, library.cache_key())
-    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
-    assert library.cache_folder() is None and len(warnings()) == 1
-
-
-@pytest.mark.skipif(os.name != "posix", reason="no such account elsewhere")
-def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]) -> None:
-    """A container's user may have neither a home in the environment nor an entry in the user database."""
-    import pwd
-
-    def unknown(_uid: int) -> object:
-        raise KeyError("uid not found")
-
-    for name in ("HOME", "XDG_CACHE_HOME", "EDGE_GEMMA_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.chdir(tmp_path)
-    assert library.cache_folder() is None and len(warnings()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-# ---- the key -----------------------------------------------------------------------------------------------------
-
-
-def key_of(monkeypatch: pytest.MonkeyPatch, sources: Path) -> str:
-    monkeypatch.setattr(library, "__file__", str(sources / "library.py"))
-    return library.cache_key.__wrapped__()
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
-    """A copy of the kernels' sources, laid out as in a checkout."""
-    package = tmp_path / "edge_gemma"
-    package.mkdir()
-    shutil.copy(ROOT / "edge_gemma/formats.py", package)
-    return Path(shutil.copytree(ROOT / "kernels", tmp_path / "kernels"))
-
-
-def test_a_changed_source_gives_another_key(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = key_of(monkeypatch, sources)
-    assert before == key_of(monkeypatch, sources)
-    keys = {before}
-    for path in (sources / "simd.py", sources / "functions.py", sources.parent / "edge_gemma/formats.py"):
-        path.write_text(path.read_text() + "\n# changed\n")
-        keys.add(key_of(monkeypatch, sources))
-    assert len(keys) == 4
-
-
-@pytest.mark.parametrize("module", ["llvmlite", "numpy"])
-def test_another_compiler_gives_another_key(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = library.cache_key.__wrapped__()
-    monkeypatch.setattr(f"{module}.__version__", "0.0")
-    assert library.cache_key.__wrapped__() != before
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_another_numba_gives_another_key(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether its version is in the file where it is today, or only in the package's metadata."""
-    package = importlib.util.spec_from_loader("numba", None, is_package=True)
-    assert package and package.submodule_search_locations is not None
-    package.submodule_search_locations.append(str(tmp_path))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: package)
-    keys = []
-    for version in ("1.0", "1.1"):
-        if kept:
-            (tmp_path / "_version.py").write_text(version)
-        else:
-            monkeypatch.setattr(importlib.metadata, "version", lambda name, v=version: {"numba": v}[name])
-        keys.append(library.cache_key.__wrapped__())
-    assert keys[0] != keys[1]
-
-
-def test_another_cpu_gives_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = library.cache_key.__wrapped__()
-    monkeypatch.setattr(library, "target", lambda: ("another", ""))
-    assert library.cache_key.__wrapped__() != before
-
-
 # ---- processes ---------------------------------------------------------------------------------------------------
 
 
@@ -373,7 +219,7 @@ def test_two_processes_starting_cold_and_a_warm_one(tmp_path: Path) -> None:
     both = [start(tmp_path), start(tmp_path)]
     assert all(told(process)[0] for process in both)
     assert told(start(tmp_path)) == [True, False, False]
-    assert len(list((tmp_path / "kernels" / library.cache_key()).iterdir())) == 1
+    assert len(list((tmp_path / "kernels" / cache_key()).iterdir())) == 1
 
 
 # ---- instruction sets, symbols -----------------------------------------------------------------------------------
