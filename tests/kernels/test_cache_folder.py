@@ -13,6 +13,7 @@ import pytest
 
 from edge_gemma import user_cache
 from edge_gemma.errors import OutputError
+from edge_gemma.kernels.cache_file import read_object, write_object
 from edge_gemma.kernels.cache_folder import cache_folder
 from edge_gemma.kernels.cache_key import cache_key
 from edge_gemma.user_cache import private_folder
@@ -250,6 +251,53 @@ def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Call
     (warning,) = warnings()
     assert "home" in warning and "set EDGE_GEMMA_CACHE_DIR to" in warning
     assert not list(tmp_path.iterdir())
+
+
+# ---- files of others ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A whole one."""
+    path = tmp_path / "key/a.kernel"
+    path.parent.mkdir()
+    write_object(path, b"code")
+    assert read_object(path) == b"code"
+    return path
+
+
+@posix
+def test_a_file_of_another_user(file: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]) -> None:
+    to_another_user(file, monkeypatch)
+    assert read_object(file) is None
+    assert len(warnings()) == 1 and f"{file}: it belongs to another user" in warnings()[0]
+
+
+@posix
+@pytest.mark.parametrize("loose", [0o620, 0o602])
+def test_a_file_that_others_may_write_to(loose: int, file: Path, warnings: Callable[[], list[str]]) -> None:
+    file.chmod(loose)
+    assert read_object(file) is None
+    assert len(warnings()) == 1 and f"{file}: it may be written to by others, its mode is {loose:04o}" in warnings()[0]
+
+
+@pytest.mark.parametrize("there", ["key/b.kernel", "another/a.kernel"])
+def test_a_file_that_was_moved(there: str, file: Path, warnings: Callable[[], list[str]]) -> None:
+    """It is of another kernel, or of other sources or another CPU."""
+    moved = file.parents[1] / there
+    moved.parent.mkdir(exist_ok=True)
+    file.rename(moved)
+    assert read_object(moved) is None and len(warnings()) == 1
+
+
+@posix
+def test_what_root_made_is_believed(file: Path) -> None:
+    """A container's image has its kernels compiled by root, and runs as somebody else."""
+    status = list(file.stat())
+    status[4] = 0
+    assert user_cache.fault_of(os.stat_result(status)) is None
+    status[4] = os.geteuid() + 1
+    assert user_cache.fault_of(os.stat_result(status)) == f"belongs to another user, {os.geteuid() + 1}"
 
 
 # ---- age ---------------------------------------------------------------------------------------------------------
