@@ -26,9 +26,13 @@ UNUSED_DAYS = 30
 
 def cache_folder() -> Path | None:
     """The folder for this set of sources, compilers and CPU, made if need be; None if there is no safe place."""
+    key = cache_key()
+    if key is None:
+        log.warning("kernels are not cached, each start compiles them: this installation does not tell their version")
+        return None
     try:
-        new = not (private_folder(KERNELS) / cache_key()).exists()
-        folder = private_folder(KERNELS, cache_key())
+        new = not (private_folder(KERNELS) / key).exists()
+        folder = private_folder(KERNELS, key)
     except OutputError as error:
         log.warning("kernels are not cached, each start compiles them: %s", error)
         return None

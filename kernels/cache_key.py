@@ -3,41 +3,70 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from functools import cache
-from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 
-from edge_gemma.kernels.isa import target
+import edge_gemma.kernels
+from edge_gemma import __version__
+from edge_gemma.kernels.installed import module_content, package_contents, package_places
+from edge_gemma.kernels.isa import current, target
 
 KEY_DIGITS = 24
 
 
-def _numba_version() -> str:
-    """What stands where Numba keeps its version: importing it takes half a second, and importlib.metadata 20 ms."""
-    package = importlib.util.find_spec("numba")
-    for folder in (package.submodule_search_locations or []) if package else []:
-        if (file := Path(folder) / "_version.py").is_file():
-            return file.read_text("utf-8")
-    from importlib.metadata import version
-
-    return version("numba")
-
-
 @cache
-def cache_key() -> str:
-    """Digest of all that the machine code depends on."""
+def cache_key() -> str | None:
+    """The key, `KEY_DIGITS` hexadecimal digits; None if this installation does not tell what its kernels are."""
+    if INSTALLED is None:
+        return None
+    versions = [__version__, llvmlite.__version__, llvm.llvm_version_info, np.__version__]
+    machine = [llvm.get_default_triple(), current().name, *target()]
+    return hashlib.sha256(json.dumps([INSTALLED, versions, machine]).encode()).hexdigest()[:KEY_DIGITS]
+
+
+def is_changed() -> bool:
+    """Whether something else is installed than when this process began: what it imports now belongs to another key."""
+    return _installed() != INSTALLED
+
+
+def _installed() -> str | None:
+    """Digest of the modules that kernels are made of and with, as they are installed now; None if they do not tell."""
+    try:
+        kernels = package_contents("edge_gemma.kernels", edge_gemma.kernels.__path__)
+        parts = {name: content for name, content in kernels.items() if not name.startswith("reference")}
+        formats = module_content("edge_gemma.formats", edge_gemma.__path__)
+        numba = _numba_version()
+    except OSError:  # an update is removing them
+        return None
+    return _digest({**parts, "edge_gemma.formats": formats, "numba": numba}) if parts else None
+
+
+def _digest(parts: dict[str, bytes | None]) -> str | None:
     digest = hashlib.sha256()
-    here = Path(__file__).parent
-    sources = sorted(path for path in here.glob("*.py") if not path.name.startswith("reference"))
-    for source in [*sources, here / "../edge_gemma/formats.py", here / "../formats.py"]:
-        if source.is_file():
-            digest.update(source.read_bytes())
-    for version in (_numba_version(), llvmlite.__version__, np.__version__):
-        digest.update(version.encode())
-    digest.update(json.dumps([llvm.get_default_triple(), *target()]).encode())
-    return digest.hexdigest()[:KEY_DIGITS]
+    for name, content in sorted(parts.items()):
+        if content is None:
+            return None
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _numba_version() -> bytes | None:
+    """Where Numba keeps its version: importing it takes half a second, and importlib.metadata 20 ms."""
+    content = module_content("numba._version", package_places("numba"))
+    if content is None:
+        from importlib import metadata
+
+        try:
+            return metadata.version("numba").encode()
+        except metadata.PackageNotFoundError:
+            return None
+    return content
+
+
+INSTALLED = _installed()
+"""At the import of this module, which is when others are imported; later, another version may have been installed."""

@@ -42,8 +42,8 @@ class Library:
             wanted = sorted(set(kernels), key=lambda k: (k.module, k.name))
             missing = [k for k in wanted if k not in self._addresses and not self._load_cached(k)]
             with Compilation(missing) as compilation:
-                if self.folder:
-                    compilation.start_workers(self.folder, cache_key())
+                if self.folder and (key := cache_key()):
+                    compilation.start_workers(self.folder, key)
                 for done, (kernel, written) in enumerate(compilation):
                     if progress:
                         progress(done, len(missing), symbol_of(kernel))
