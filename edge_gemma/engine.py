@@ -15,6 +15,8 @@ from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.threads import KERNELS, Team
+from edge_gemma.kernels.tuner import Matrix, tune_once
+from edge_gemma.kernels.tuning import tuned_choices
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import scratch_bytes
 from edge_gemma.program import Program, words_of
@@ -63,7 +65,8 @@ class Engine:
         self.position = 0
         self._file = file
         self._cache = KVCache(config, context, chunk, kv_type)
-        program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type)
+        self._tune(weights, kv_type, progress)
+        program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type, choices=tuned_choices())
         self._x = record(program, config, weights, self._cache.layers)
         self._body = len(program)
         last = program.outside(self._x.name, self._x.columns, self._x.stride)
@@ -74,6 +77,13 @@ class Engine:
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
         self._step = Step(config, chunk, threads, scratch_bytes(config, chunk))
         self._team = Team(threads)
+
+    def _tune(self, weights: Weights, kv_type: str, progress: Progress | None) -> None:
+        """Once on a machine: measure how its memory is read fastest. It is given what else has to be compiled."""
+        planned = Program(self.chunk, lambda _: 0, kv_type, choices=tuned_choices(), allocate=False)
+        record(planned, self.config, weights, self._cache.layers)
+        matrices = [Matrix(t.format.name, t.row_bytes, t.nbytes) for t in weights.tensors() if not t.format.is_float]
+        tune_once(matrices, self.threads, [*planned.kernels(), *KERNELS], progress)
 
     def close(self) -> None:
         """End the threads. The engine must not be used afterwards."""

@@ -17,6 +17,7 @@ from edge_gemma.errors import EdgeGemmaError, NumericalError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.threads import KERNELS, Team
+from edge_gemma.kernels.tuning import tuned_choices
 from edge_gemma.model import record
 from edge_gemma.plan import default_chunk, require_budget, scratch_bytes
 from edge_gemma.program import Program
@@ -94,7 +95,9 @@ class Observer:
         """The model without its product with the vocabulary, whose input is observed all the same."""
         config, file = self.config, self._file
         self._cache = KVCache(config, context, self._chunk, "f32")
-        program = Program(self._chunk, lambda tensor: file.data(tensor).ctypes.data, "f32", observe=True)
+        program = Program(
+            self._chunk, lambda tensor: file.data(tensor).ctypes.data, "f32", choices=tuned_choices(), observe=True
+        )
         x = record(program, config, weights, self._cache.layers)
         h = program.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))
         program.observe(h, weights.output)

@@ -22,6 +22,7 @@ from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import FEW_ROWS
 from edge_gemma.kernels.threads import KERNELS, Team
+from edge_gemma.kernels.tuning import tuned_choices
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import require_budget, scratch_bytes
 from edge_gemma.program import Program, words_of
@@ -137,7 +138,7 @@ class Writers:
         kernel_progress: Callable[[int, int, str], None] | None,
     ) -> None:
         self._cache = KVCache(config, self._length, count, "f16", count)
-        program = Program(count, lambda tensor: self._file.data(tensor).ctypes.data, "f16")
+        program = Program(count, lambda tensor: self._file.data(tensor).ctypes.data, "f16", choices=tuned_choices())
         x = record(program, config, weights, self._cache.layers)
         logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
         record_logits(program, config, weights, x, logits)

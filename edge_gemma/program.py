@@ -20,6 +20,7 @@ from edge_gemma.gguf import Tensor
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
 from edge_gemma.kernels.operations import Kernel, Operation
+from edge_gemma.kernels.strategies import DEFAULTS, Choices
 
 ALIGNMENT = 64
 
@@ -94,6 +95,7 @@ class Program:
 
     `max_rows` bounds the rows of a step; `address_of` gives the address of a tensor's data. With `allocate` false the
     buffers are only counted, and the table cannot be run. With `observe`, the inputs of all products are observed.
+    `choices`: how decoding products ask for weights; see `tuning.tuned_choices`.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Program:
         address_of: Callable[[Tensor], int],
         kv_type: str,
         *,
+        choices: Choices = DEFAULTS,
         allocate: bool = True,
         observe: bool = False,
     ) -> None:
@@ -110,6 +113,7 @@ class Program:
         self._address_of = address_of
         self._allocate_memory = allocate
         self._observe_products = observe
+        self._choices = choices
         self.squares: dict[str, NDArray[np.float32]] = {}
         """Name of a matrix -> of each input column, the sum of squares over the last step's rows. See `observe`."""
         self._sizes: dict[str, int] = {}
@@ -207,8 +211,9 @@ class Program:
         if weight.format.is_float:
             one = few = many = Kernel("matmul_float", weight.format.name)
         else:
-            one, many = Kernel("matvec", weight.format.name), Kernel("matmul", weight.format.name)
-            few = Kernel("matvec", f"{weight.format.name}_few")
+            name, strategy = weight.format.name, self._choices.for_matrix(weight.format.name, weight.row_bytes)
+            one, few = Kernel("matvec", name, strategy), Kernel("matvec", f"{name}_few", strategy)
+            many = Kernel("matmul", name)
             x = self._quantize(x, zero_of(weight))
         self._emit(
             ops.MATMUL,

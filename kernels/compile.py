@@ -38,7 +38,8 @@ def _lower(kernel: Kernel) -> tuple[Any, str]:
     """
     numba_config.CPU_NAME, numba_config.CPU_FEATURES = target()
     llvm.initialize_native_asmparser()  # `prefetch` is a line of assembly
-    function = import_module(f"edge_gemma.kernels.{kernel.module}").kernels()[kernel.name]
+    module = import_module(f"edge_gemma.kernels.{kernel.module}")
+    table = module.kernels(kernel.strategy) if kernel.strategy else module.kernels()
     flags = compiler.Flags()
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"
@@ -46,7 +47,7 @@ def _lower(kernel: Kernel) -> tuple[Any, str]:
         typing, context = cpu_target.typing_context, cpu_target.target_context
         typing.refresh()
         context.refresh()
-        compiled = compiler.compile_extra(typing, context, function, (types.intp,) * 3, types.void, flags, {})
+        compiled = compiler.compile_extra(typing, context, table[kernel.name], (types.intp,) * 3, types.void, flags, {})
     return compiled.library, compiled.fndesc.llvm_func_name
 
 

@@ -1,7 +1,8 @@
 """A process that compiles kernels into a cache folder. Started by `compile_workers`; knows nothing of who asks.
 
-Arguments: the folder, and the cache key that it is for. Each line of the input names a kernel, `module name`; each is
-answered by a line when its file is there. It ends when the input does, so also when whoever started it is gone.
+Arguments: the folder, and the cache key that it is for. Each line of the input names a kernel, `module name
+[strategy]`; each is answered by a line when its file is there. It ends when the input does, so also when whoever
+started it is gone.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ def main(folder: Path, key: str) -> str | None:
     if cache_key() != key:
         return f"the cache key here is {cache_key()}"
     for line in sys.stdin:
-        module, name = line.split()
-        kernel = Kernel(module, name)
+        kernel = Kernel(*line.split())
         write_object(folder / file_name(kernel), compile_kernel(kernel, symbol_of(kernel)))
         sys.stdout.write(DONE)
         sys.stdout.flush()

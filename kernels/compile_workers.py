@@ -172,7 +172,7 @@ def _compiled(worker: subprocess.Popen[str], kernel: Kernel) -> bool:
     """Have a worker compile a kernel: False if it ends first."""
     assert worker.stdin is not None and worker.stdout is not None
     try:
-        worker.stdin.write(f"{kernel.module} {kernel.name}\n")
+        worker.stdin.write(f"{kernel.module} {kernel.name} {kernel.strategy}\n")
         worker.stdin.flush()
         for line in worker.stdout:
             if line == DONE:

@@ -39,7 +39,7 @@ class Library:
     def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> dict[Kernel, int]:
         """Addresses of `kernels`. What has to be compiled is, with `progress(done, total, name)` around each."""
         with self._lock:
-            wanted = sorted(set(kernels), key=lambda k: (k.module, k.name))
+            wanted = sorted(set(kernels), key=symbol_of)
             missing = [k for k in wanted if k not in self._addresses and not self._load_cached(k)]
             with Compilation(missing) as compilation:
                 if self.folder and (key := cache_key()):
@@ -85,7 +85,7 @@ def shared() -> Library:
 
 def symbol_of(kernel: Kernel) -> str:
     """The kernel's name in object files and progress lines."""
-    return f"{kernel.module}.{kernel.name}"
+    return ".".join(filter(None, (kernel.module, kernel.name, kernel.strategy)))
 
 
 def file_name(kernel: Kernel) -> str:

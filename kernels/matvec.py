@@ -7,7 +7,7 @@ registers. Per 32-block and row, with exact integers in brackets,
 
 added in float32 block after block: the order `matmul` has too, so a row's result does not depend on its company.
 Bytes read per output: the row's bytes, once. The tile after the present one is prefetched meanwhile, linearly, by a
-thread that stays in one stretch of the matrix for most of its way: `_make_ask`, `_make_stream`.
+thread that stays in one stretch of the matrix for most of its way: `_make_asks`, `_make_stream`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from edge_gemma.kernels.simd import (
     store,
     to_float,
 )
+from edge_gemma.kernels.strategies import STRATEGIES, Prefetch
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 _NEXT_W, _NEXT_ROW_BYTES, _NEXT_ROWS = NEXT
@@ -80,28 +81,30 @@ def _make_block(fmt: IntFormat) -> tuple[Any, Any]:
     return read, add
 
 
-def _make_ask(fmt: IntFormat) -> Any:
-    """Prefetches of the next tile, in the pace in which this one is read.
+def _make_asks(fmt: IntFormat, prefetch: Prefetch | None) -> tuple[Any, Any]:
+    """Prefetches of what a 32-block of this tile takes, of the next one: beside one row of activations, beside a few.
 
-    Where prefetches outrun memory some seem to be dropped, so tiles of 16 rows ask for a line again when most have
-    come: 4, 12 and 20 blocks later. From memory asking twice is worth 3% (Q4_0) to 8% (Q4_K), and the other two times
-    up to 5% (Q6_K), as few instructions stand between. Tiles of 8 rows read as fast as a plain pass over memory
-    without, and so do rows of activations enough to take longer.
+    In the pace in which this tile is read; the clock chooses how, see `strategies`. Asking for lines again pays where
+    few instructions stand between, and costs where rows of activations are many.
     """
     SHARE = LANES * fmt.layout.nbytes // fmt.blocks
-    LATER = 4, 12, 20
-    MOST = SHARE // BYTES_A_ROW if LANES >= 16 else 0
-    LINES = range(0, SHARE, 64)
-    first, again = prefetches(*LINES), prefetches(*(line - later * SHARE for later in LATER for line in LINES))
+    MOST, LINES = SHARE // BYTES_A_ROW, range(0, SHARE, 64) if prefetch else ()
+    level, later = (prefetch.level, prefetch.again) if prefetch else (1, ())
+    again = [line - n * SHARE for n in later for line in LINES]
+    first, once_more = prefetches(*LINES, level=level), prefetches(*again, level=level)
+    both = prefetches(*LINES, *again, level=level)
 
     @inlined
-    def ask(ahead: Any, i: Any, tokens: Any) -> None:
-        """What 32-block i of this tile takes, of the next one; `tokens` rows of activations."""
+    def beside_one(ahead: Any, i: Any) -> None:
+        both(ahead + i * SHARE)
+
+    @inlined
+    def beside_few(ahead: Any, i: Any, tokens: Any) -> None:
         first(ahead + i * SHARE)
         if tokens <= MOST:
-            again(ahead + i * SHARE)
+            once_more(ahead + i * SHARE)
 
-    return ask
+    return beside_one, beside_few
 
 
 @inlined
@@ -152,15 +155,15 @@ def _make_stream(tile: Any, tiles_at_once: int = 1) -> Any:
     return stream
 
 
-def make_matvec(fmt: IntFormat) -> Any:
+def make_matvec(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
     """y = W x for one row of activations: decode."""
     BLOCKS, GROUP, NBYTES = fmt.blocks, fmt.group, fmt.layout.nbytes
     PAIRED = BLOCKS == 1 and LANES >= 16
-    (read, add), ask = _make_block(fmt), _make_ask(fmt)
+    (read, add), (ask, _) = _make_block(fmt), _make_asks(fmt, prefetch)
 
     @inlined
     def advance(y: Any, at: Any, stride: Any, i: Any, x: Any, ahead: Any) -> Any:
-        ask(ahead, i, 1)
+        ask(ahead, i)
         return add(y, read(at, stride, i), x + i * LINE)
 
     @inlined
@@ -192,7 +195,7 @@ def make_matvec(fmt: IntFormat) -> Any:
     return _make_stream(tile)
 
 
-def make_few(fmt: IntFormat) -> Any:
+def make_few(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
     """The same for a few rows of activations: a block read once is multiplied with all; the sums rest in scratch.
 
     Two blocks are read at a time, as many as stay in 32 registers while the rows come and go. Formats whose blocks
@@ -200,7 +203,7 @@ def make_few(fmt: IntFormat) -> Any:
     """
     BLOCKS, NBYTES = fmt.blocks, fmt.layout.nbytes
     NEIGHBOURS, TILES = (2, 1) if fmt.group > 1 else (1, 2 if LANES >= 16 else 1)
-    (read, add), ask = _make_block(fmt), _make_ask(fmt)
+    (read, add), (_, ask) = _make_block(fmt), _make_asks(fmt, prefetch)
 
     @inlined
     def advance(at: Any, second: Any, stride: Any, i: Any, x: Any, step: Any, x_stride: Any, sums: Any) -> None:
@@ -239,7 +242,8 @@ def make_few(fmt: IntFormat) -> Any:
     return _make_stream(tile, TILES)
 
 
-def kernels() -> dict[str, Any]:
-    """The functions of this module to compile, by name."""
-    table = {name: make_matvec(fmt) for name, fmt in INT_FORMATS.items()}
-    return table | {f"{name}_few": make_few(fmt) for name, fmt in INT_FORMATS.items()}
+def kernels(strategy: str) -> dict[str, Any]:
+    """The functions of this module to compile, by name, with a strategy of `strategies.STRATEGIES`."""
+    prefetch = STRATEGIES[strategy]
+    table = {name: make_matvec(fmt, prefetch) for name, fmt in INT_FORMATS.items()}
+    return table | {f"{name}_few": make_few(fmt, prefetch) for name, fmt in INT_FORMATS.items()}

@@ -54,10 +54,15 @@ MEMBER_WAKE = 3  # it was asleep when it was given the job
 
 @dataclass(frozen=True)
 class Kernel:
-    """A function to compile: `module` of this package has a `kernels()` table with `name`."""
+    """A function to compile: `module` of this package has a `kernels()` table with `name`.
+
+    `strategy` is one of `strategies.STRATEGIES` where there are several ways to the same bits; then the table is
+    `kernels(strategy)`.
+    """
 
     module: str
     name: str
+    strategy: str = ""
 
 
 @dataclass(frozen=True)

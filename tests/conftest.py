@@ -22,6 +22,7 @@ _FOLDER.mkdir(mode=0o700, exist_ok=True)
 
 # One kernel cache for all tests of a user and their subprocesses, so that each kernel is compiled once.
 os.environ.setdefault("EDGE_GEMMA_CACHE_DIR", str(_FOLDER))
+os.environ["EDGE_GEMMA_TUNE"] = "off"  # measuring takes seconds, and no result depends on it
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,22 @@ REFEREES = {"torch", "transformers", "llama_cpp"}
 WITHOUT_NUMBA = [
     "operations",
     "layout",
+    "caches",
     "isa",
     "library",
     "cache_file",
     "cache_folder",
     "cache_key",
     "compile_workers",
+    "strategies",
     "threads",
+    "tuner",
+    "tuning",
     "reference",
     "reference_formats",
 ]
 KERNELS_MAY_KNOW = (
+    "edge_gemma.__version__",
     "edge_gemma.kernels",
     "edge_gemma.formats",
     "edge_gemma.errors",

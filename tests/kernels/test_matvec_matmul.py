@@ -11,6 +11,7 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import reference, reference_formats
 from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, matmul_scratch
 from edge_gemma.kernels.operations import GATED, MATMUL, QUANTIZE
+from edge_gemma.kernels.strategies import DEFAULTS, STRATEGIES
 from tests.kernels.harness import (
     FLOAT_NAMES,
     PRODUCT_NAMES,
@@ -40,24 +41,25 @@ def quantize(x: Array, zero: int, threads: int = 1) -> Array:
     return lines
 
 
-def product(name: str, weights: Array, x: Array, columns: int, y: Array) -> Row:
+def product(name: str, weights: Array, x: Array, columns: int, y: Array, strategy: str = "") -> Row:
     """x: lines for a quantized format, else float32 rows. y: (T, rows), whose stride it keeps."""
+    strategy = strategy or ("" if FORMATS[name].is_float else DEFAULTS.for_matrix(name, weights.strides[0]))
     if FORMATS[name].is_float:
         one = few = many = f"matmul_float.{name}"
     else:
-        one, few, many = f"matvec.{name}", f"matvec.{name}_few", f"matmul.{name}"
+        one, few, many = f"matvec.{name}.{strategy}", f"matvec.{name}_few.{strategy}", f"matmul.{name}"
     return row(
         MATMUL, one, many, few, weights=weights, row_bytes=weights.strides[0], rows=len(weights), columns=columns,
         x=x, x_stride=x.strides[0], y=y, y_stride=y.strides[0],
     )  # fmt: skip
 
 
-def multiply(name: str, weights: Array, x: Array, columns: int, threads: int = 1) -> Array:
+def multiply(name: str, weights: Array, x: Array, columns: int, threads: int = 1, strategy: str = "") -> Array:
     """Rows of Y lie further apart than they are long, and what is between them must stay as it is."""
     tokens, rows = len(x), len(weights)
     wide = np.full((tokens, rows + 3), np.float32(7.0))
     scratch = matmul_scratch(tokens)
-    run([product(name, weights, x, columns, wide[:, :rows])], Step(tokens, scratch_bytes=scratch), threads)
+    run([product(name, weights, x, columns, wide[:, :rows], strategy)], Step(tokens, scratch_bytes=scratch), threads)
     assert (wide[:, rows:] == 7.0).all()
     return np.ascontiguousarray(wide[:, :rows])
 
@@ -103,6 +105,16 @@ def shapes(name: str) -> list[tuple[int, int]]:
     """Rows and columns: one block, several, and more than a stretch; rows that fill no tile, some, and panels."""
     block = FORMATS[name].block
     return [(LANES, block), (LANES + 1, 2 * block), (3 * LANES - 1, 3 * block), (4 * LANES + 5, STRETCH + block)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_every_strategy_gives_the_same_bits(name: str, strategy: str, tokens: int) -> None:
+    rows, columns = shapes(name)[-1]
+    weights, lines = example(name, rows, columns)
+    usual = multiply(name, weights, lines[:tokens], columns)
+    assert_same_bits(multiply(name, weights, lines[:tokens], columns, threads=2, strategy=strategy), usual)
 
 
 @pytest.mark.parametrize("name", PRODUCT_NAMES)

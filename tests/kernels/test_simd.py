@@ -169,7 +169,7 @@ def test_float_to_half_rounds_to_even() -> None:
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
-ASK = simd.prefetches(0, 64, -4096)
+ASK = simd.prefetches(0, 64, -4096, level=1)
 
 
 def test_loads_and_stores_at_odd_addresses() -> None:

@@ -1,0 +1,84 @@
+"""Ways of a decoding product to ask for the weights that it reads next. All give the same bits; the clock may choose.
+
+A product of one row, or of a few, reads a matrix tile by tile, and asks for the next tile while it reads this one. Into
+which cache is best depends on the size of a tile beside the first-level cache, and on how many missing lines a core
+keeps track of there. Zen 4 (32 KB, 24 lines; GB/s of one thread, Q4_0 in tiles of 16 rows): into the first level 12,
+into the second 23 to 26, where a plain pass reads 26; tiles of 8 short rows, which fit, 24 and 18.
+
+So matrices fall into classes, by whether two tiles fit the first-level cache, and by kind of block: what a 256-block
+takes to unpack is spread differently over its bytes. Knows no Numba, no file and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from edge_gemma.formats import FORMATS
+from edge_gemma.kernels import caches
+from edge_gemma.kernels.layout import LANES, LINE
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """Into which cache lines are asked for, 1, 2 or 3, and how many 32-blocks later once more.
+
+    Where requests outrun memory some seem to be dropped: asking again, when most have come, gets these.
+    """
+
+    level: int
+    again: tuple[int, ...] = ()
+
+
+STRATEGIES: dict[str, Prefetch | None] = {
+    "none": None,
+    "l1": Prefetch(1),
+    "l1x4": Prefetch(1, (4, 12, 20)),
+    "l2": Prefetch(2),
+    "l2x2": Prefetch(2, (12,)),
+    "l2x4": Prefetch(2, (4, 12, 20)),
+    "l3x2": Prefetch(3, (12,)),
+}
+CONTENDERS = ("l1x4", "l2x2", "none")
+"""What is tried beside the default where time matters: each has to be compiled."""
+LARGE_L1 = 48 << 10
+"""Bytes of a first-level cache for which asking into it was fastest for all sizes (Zen 5: 48 KB)."""
+
+
+def class_of(format_name: str, row_bytes: int) -> str:
+    """The class of a matrix: "near" if this tile, the next one and the activations fit the first-level cache, or "far";
+    and "block" or "super" for 32-blocks and 256-blocks."""
+    layout = FORMATS[format_name]
+    activations = row_bytes // layout.nbytes * layout.block // 32 * LINE
+    near = 2 * LANES * row_bytes + activations <= caches.sizes().l1
+    return f"{'near' if near else 'far'} {'block' if layout.block == 32 else 'super'}"
+
+
+def default(matrix_class: str) -> str:
+    """The strategy for a class by what is known of the CPU."""
+    if matrix_class.startswith("near") or caches.sizes().l1 >= LARGE_L1:
+        return "l1x4" if LANES >= 16 else "l1"
+    return "l2x2"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A strategy for each class that was measured; the others have their default."""
+
+    measured: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, matrix_class: str) -> str:
+        """The strategy for a class."""
+        return self.measured.get(matrix_class) or default(matrix_class)
+
+    def for_matrix(self, format_name: str, row_bytes: int) -> str:
+        """The strategy for products with a matrix."""
+        return self.of(class_of(format_name, row_bytes))
+
+    def describe(self, classes: Iterable[str]) -> str:
+        """One line: each class and its strategy."""
+        names = (f"{c}: {self.of(c)}{'' if c in self.measured else ' (default)'}" for c in sorted(set(classes)))
+        return ", ".join(names)
+
+
+DEFAULTS = Choices()
