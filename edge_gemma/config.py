@@ -221,11 +221,10 @@ def _n_kv_heads(keys: _Keys, n_heads: int, n_layers: int) -> int:
 
 
 def _vocab_size(keys: _Keys) -> int:
+    """What a key `vocab_size` says does not matter: the rows of the embedding must be as many as the tokens."""
     vocab_size = len(keys.metadata.strings("tokenizer.ggml.tokens"))
     if not vocab_size:
         raise keys.metadata.error("tokenizer.ggml.tokens", "the vocabulary is empty")
-    if keys.metadata.u32(keys.key("vocab_size"), vocab_size) != vocab_size:
-        raise keys.metadata.error(keys.key("vocab_size"), f"must equal the number of tokens, {vocab_size}")
     return vocab_size
 
 
@@ -249,9 +248,9 @@ def _final_softcap(keys: _Keys, n_layers: int, d_model: int) -> float | None:
 
 
 def _window(keys: _Keys, context_length: int) -> int | None:
-    """0 stands for "not given", as a missing key does."""
+    """At most the context. 0 stands for "not given", as a missing key does."""
     key = keys.key("attention.sliding_window")
-    window = keys.metadata.u32(key, 0, hi=context_length)
+    window = min(keys.metadata.u32(key, 0), context_length)
     if window and not keys.family.local_attention:
         raise keys.metadata.error(key, f"contradicts the architecture: {keys.architecture} has no local attention")
     if window or keys.family.window is None:

@@ -5,6 +5,8 @@ The file is opened once; what is checked and what is mapped is that same file, w
 
 from __future__ import annotations
 
+import errno
+import math
 import mmap
 import os
 import stat
@@ -17,7 +19,8 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.errors import ModelChangedError, ModelFormatError
+from edge_gemma.errors import MemoryBudgetError, ModelChangedError, ModelFormatError
+from edge_gemma.file_kind import expanded, folder_message, missing_message
 from edge_gemma.gguf_parse import Cursor, parse_header, parse_metadata
 from edge_gemma.metadata import Metadata, StringArray
 from edge_gemma.tensor_table import Tensor, data_alignment, parse_tensors
@@ -52,10 +55,12 @@ class GgufFile:
     def open(cls, path: str | os.PathLike[str], *, strict: bool = False, load: Literal["map", "copy"] = "map") -> Self:
         """Open `path` and check its header and tensor table; tensor data is not touched.
 
-        `strict` refuses bytes after the last tensor instead of warning. `load="copy"` reads the file into memory, for
-        disks that may go away under a mapping. Raises OSError, or ModelFormatError naming field and offset.
+        A "~" in front of `path` is the home folder. `strict` refuses bytes after the last tensor instead of warning.
+        `load="copy"` reads the file into memory, for disks that may go away under a mapping. Raises OSError,
+        MemoryBudgetError where there is no room for it, or ModelFormatError naming field and offset.
         """
-        file = cls(Path(path), os.open(path, _OPEN_FLAGS))
+        found = expanded(path)
+        file = cls(found, _open(found, os.fspath(path)))
         try:
             file._load(load)
             file._parse(strict)
@@ -66,7 +71,8 @@ class GgufFile:
 
     def data(self, tensor: Tensor) -> NDArray[np.uint8]:
         """The blocks of `tensor`: a read-only view, (rows, row_bytes); a 1-D tensor is one row. No copy."""
-        return self._view()[tensor.offset : tensor.offset + tensor.nbytes].reshape(-1, tensor.row_bytes)
+        blocks = self._view()[tensor.offset : tensor.offset + tensor.nbytes]
+        return blocks.reshape(math.prod(tensor.shape[:-1]), tensor.row_bytes)
 
     def check_unchanged(self) -> None:
         """Raise ModelChangedError if the mapped file was written to or cut off since it was opened.
@@ -96,10 +102,11 @@ class GgufFile:
     def _load(self, load: Literal["map", "copy"]) -> None:
         self._stamp = self._checked_stamp()
         self.size = self._stamp[0]
-        if load == "map":
-            self._bytes = np.frombuffer(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ), np.uint8)
-        else:
-            self._bytes = _read_aligned(self._fd, self.size)
+        try:
+            self._bytes = _mapped(self._fd, self.size) if load == "map" else _read_aligned(self._fd, self.size)
+        except MemoryError as error:
+            wanted = f"{self.size} bytes of {'address space' if load == 'map' else 'memory'}"
+            raise MemoryBudgetError(f"{self.path}: there is no room for the file, which takes {wanted}") from error
         self.check_unchanged()
         if load == "copy":
             self._close_fd()
@@ -107,9 +114,11 @@ class GgufFile:
     def _checked_stamp(self) -> tuple[int, int]:
         """Size and modification time of a regular file that is not empty."""
         mode = os.fstat(self._fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise _folder_error(self.path)
         if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-            raise ModelFormatError(f"{kind}, not a regular file", field="file", path=str(self.path))
+            kind = "a device, pipe or socket, not a regular file, which alone can be mapped; save it as a file first"
+            raise ModelFormatError(kind, field="file", path=str(self.path))
         stamp = self._current_stamp()
         if stamp[0] == 0:
             raise ModelFormatError("the file is empty", field="header", offset=0, path=str(self.path))
@@ -144,10 +153,37 @@ class GgufFile:
             close(fd)
 
 
+def _open(path: Path, name: str) -> int:
+    """A descriptor of `path`, which the user called `name`."""
+    try:
+        return os.open(path if name else name, _OPEN_FLAGS)
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, missing_message(name), name) from None
+    except PermissionError:
+        if path.is_dir():  # what Windows says of a folder
+            raise _folder_error(path) from None
+        raise
+
+
+def _folder_error(path: Path) -> ModelFormatError:
+    return ModelFormatError(folder_message(path), field="file", path=str(path))
+
+
 def _refuse_split(metadata: Metadata) -> None:
     parts = metadata.get("split.count", 1)
-    if not isinstance(parts, int) or parts != 1:
-        raise metadata.error("split.count", f"one of {parts} parts of a split model; merge the parts first")
+    if not isinstance(parts, int) or parts not in (0, 1):
+        merge = "merge them into one file first, with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT`"
+        raise metadata.error("split.count", f"one of {parts} parts of a split model; {merge}")
+
+
+def _mapped(fd: int, size: int) -> NDArray[np.uint8]:
+    """An open file where it lies. Raises MemoryError where no address space is left."""
+    try:
+        return np.frombuffer(mmap.mmap(fd, size, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError from error
+        raise
 
 
 def _read_aligned(fd: int, size: int) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """The key-value section of a GGUF file, as a mapping with typed getters that never convert.
 
 Knows how values are asked for, not how they lie in a file (`gguf_parse.py`) nor what they mean (`config.py`).
+A file may hold anything under a key that nobody reads. So the rules for values are those of the getters.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import ModelFormatError
+
+MAX_STRING_BYTES = 2**20
+MAX_ARRAY = 2**20
+MAX_ARRAY_STRING_BYTES = 4096
 
 
 class StringArray(Sequence[bytes]):
@@ -62,12 +67,21 @@ class StringArray(Sequence[bytes]):
 
 
 Array: TypeAlias = NDArray[Any]
-Value: TypeAlias = int | float | bool | str | Array | StringArray
+Value: TypeAlias = int | float | bool | str | Array | StringArray | memoryview
+
+
+def shown(text: str) -> str:
+    """`text` of a file on one line, its control characters, and bytes that are no text, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One value: GGUF's name of its type ("UINT32", "ARRAY[STRING]", ...), where it lies in the file, and itself."""
+    """One value: GGUF's name of its type ("UINT32", "ARRAY[STRING]", ...), where it lies in the file, and itself.
+
+    As it lies in the file are left: a BOOL that is neither 0 nor 1, as a number; arrays of BOOL, as bytes; a string
+    that is too long or not UTF-8, and an array of arrays with its type and count, as a `memoryview`.
+    """
 
     kind: str
     offset: int
@@ -100,7 +114,7 @@ class Metadata(Mapping[str, Value]):
     def error(self, key: str, message: str) -> ModelFormatError:
         """The error to raise when the value of `key` breaks a rule of the caller."""
         entry = self._entries.get(key)
-        return ModelFormatError(message, field=key, offset=entry.offset if entry else None, path=self._path)
+        return ModelFormatError(message, field=shown(key), offset=entry.offset if entry else None, path=self._path)
 
     def u32(self, key: str, default: int | None = None, *, lo: int = 0, hi: int = 2**32 - 1) -> int:
         """A UINT32 in lo..hi."""
@@ -126,13 +140,21 @@ class Metadata(Mapping[str, Value]):
         """A BOOL."""
         if key not in self and default is not None:
             return default
-        return bool(self._typed(key, "BOOL"))
+        value = self._typed(key, "BOOL")
+        if not isinstance(value, bool):
+            raise self.error(key, f"a BOOL is 0 or 1, this is {value}")
+        return value
 
     def string(self, key: str, default: str | None = None) -> str:
-        """A STRING, decoded from UTF-8."""
+        """A STRING of at most MAX_STRING_BYTES, decoded from UTF-8."""
         if key not in self and default is not None:
             return default
-        return str(self._typed(key, "STRING"))
+        value = self._typed(key, "STRING")
+        if isinstance(value, memoryview):
+            too_long = len(value) > MAX_STRING_BYTES
+            limit = f"a string of {len(value)} bytes, the limit is {MAX_STRING_BYTES}"
+            raise self.error(key, limit if too_long else "the text is not UTF-8")
+        return str(value)
 
     def int_array(self, key: str, length: int | None = None) -> NDArray[np.integer[Any]]:
         """An array of INT32 or UINT32 as it is stored: aligned, read-only, shape (n,); n must be `length` if given."""
@@ -144,11 +166,19 @@ class Metadata(Mapping[str, Value]):
 
     def bool_array(self, key: str, length: int | None = None) -> NDArray[np.bool_]:
         """An array of BOOL: aligned, read-only, shape (n,)."""
-        return self._array(key, ("ARRAY[BOOL]",), length)
+        values = self._array(key, ("ARRAY[BOOL]",), length)
+        if len(values) and values.max() > 1:
+            raise self.error(key, f"a BOOL is 0 or 1, entry {int(values.argmax())} is {values.max()}")
+        return values.view(np.bool_)
 
     def strings(self, key: str) -> StringArray:
-        """An array of strings, left in the file."""
+        """An array of strings of at most MAX_ARRAY_STRING_BYTES each, left in the file."""
         array: StringArray = self._typed(key, "ARRAY[STRING]")
+        lengths = array.lengths
+        if len(array) and lengths.max() > MAX_ARRAY_STRING_BYTES:
+            i = int((lengths > MAX_ARRAY_STRING_BYTES).argmax())
+            message = f"a string of {lengths[i]} bytes, the limit is {MAX_ARRAY_STRING_BYTES}"
+            raise ModelFormatError(message, field=f"{shown(key)}[{i}]", offset=int(array.starts[i]), path=self._path)
         return array
 
     def _entry(self, key: str) -> Entry:
@@ -166,6 +196,8 @@ class Metadata(Mapping[str, Value]):
         view: Array = self._typed(key, *kinds)
         if length is not None and len(view) != length:
             raise self.error(key, f"has {len(view)} entries, expected {length}")
+        if len(view) > MAX_ARRAY:
+            raise self.error(key, f"has {len(view)} entries, the limit is {MAX_ARRAY}")
         array = view.copy()  # arrays start at any byte of the file
         array.flags.writeable = False
         return array

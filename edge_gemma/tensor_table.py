@@ -1,12 +1,12 @@
 """The tensor table of a GGUF file: names, formats, shapes, and where the data lies.
 
-Knows no file system, no model and no tensor data. Dimensions are Python integers, which cannot overflow.
+Knows no file system, no model and no tensor data. Dimensions are Python integers, which cannot overflow. A tensor may
+have any name and any type of known size: whoever binds it to a model asks for more (`weights.py`).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from edge_gemma.formats import BY_TYPE_ID, BlockFormat
@@ -21,12 +21,13 @@ MAX_DIMENSION = 2**31
 MAX_ELEMENTS = 2**40
 MIN_TENSOR_RECORD = 8 + 1 + 4 + 8 + 4 + 8  # a name of one letter, rank 1, one dimension, type, offset
 
-_NAME = re.compile(rb"[!-~]+")
-
 
 @dataclass(frozen=True)
 class Tensor:
-    """A row of the tensor table. `shape` is in NumPy's order: (rows, columns) or (n,)."""
+    """A row of the tensor table. `shape` is in NumPy's order: (rows, columns) or (n,); a scalar has (1,).
+
+    `format` is one of `formats.FORMATS`, or where `is_executed` is false, another of ggml's.
+    """
 
     name: str
     format: BlockFormat
@@ -34,6 +35,11 @@ class Tensor:
     offset: int
     """Of the first byte, from the start of the file."""
     nbytes: int
+
+    @property
+    def is_executed(self) -> bool:
+        """Whether there are kernels for the format."""
+        return self.format.type_id in BY_TYPE_ID
 
     @property
     def row_bytes(self) -> int:
@@ -85,17 +91,13 @@ def _check_extent(cursor: Cursor, tensors: dict[str, Tensor]) -> int:
 
 def _parse_tensor(cursor: Cursor, index: int) -> tuple[Tensor, int]:
     """The next record, its offset still relative to the data section, and where in the file that offset stands."""
-    at = cursor.pos
-    raw_name = cursor.string(MAX_NAME_BYTES, f"tensor {index}")
-    if not _NAME.fullmatch(raw_name):
-        raise cursor.error(f"the name {raw_name!r} is empty or not printable ASCII", f"tensor {index}", at)
-    name = raw_name.decode("ascii")
+    name = cursor.name(MAX_NAME_BYTES, f"tensor {index}")
     shape = _parse_shape(cursor, name)
     type_at = cursor.pos
     type_id = cursor.u32(name)
-    if type_id not in BY_TYPE_ID:
-        raise cursor.error(_unsupported_type(type_id), name, type_at)
-    tensor_format = BY_TYPE_ID[type_id]
+    tensor_format = BY_TYPE_ID.get(type_id) or _other_format(type_id)
+    if tensor_format is None:
+        raise cursor.error(f"tensor type {type_id} is unknown", name, type_at)
     if shape[-1] % tensor_format.block:
         raise cursor.error(
             f"rows of {shape[-1]} values are no multiple of {tensor_format.name}'s block of {tensor_format.block}",
@@ -110,23 +112,20 @@ def _parse_tensor(cursor: Cursor, index: int) -> tuple[Tensor, int]:
 def _parse_shape(cursor: Cursor, name: str) -> tuple[int, ...]:
     at = cursor.pos
     rank = cursor.u32(name)
-    if not 1 <= rank <= MAX_RANK:
-        raise cursor.error(f"has {rank} dimensions, 1..{MAX_RANK} are allowed", name, at)
-    shape = tuple(cursor.u64(name) for _ in range(rank))[::-1]
-    if min(shape) < 1 or max(shape) > MAX_DIMENSION or math.prod(shape) > MAX_ELEMENTS:
-        raise cursor.error(f"shape {shape} has a dimension outside 1..2^31 or more than 2^40 values", name, at + 4)
+    if rank > MAX_RANK:
+        raise cursor.error(f"has {rank} dimensions, at most {MAX_RANK} are allowed", name, at)
+    shape = tuple(cursor.u64(name) for _ in range(rank))[::-1] or (1,)
+    if max(shape) > MAX_DIMENSION or math.prod(shape) > MAX_ELEMENTS:
+        raise cursor.error(f"shape {shape} has a dimension above 2^31 or more than 2^40 values", name, at + 4)
     return shape
 
 
-def _unsupported_type(type_id: int) -> str:
-    from gguf import GGMLQuantizationType  # for this message only
+def _other_format(type_id: int) -> BlockFormat | None:
+    """A format that is known but not executed."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # 0.1 s, and hardly a file needs it
 
     try:
-        known = GGMLQuantizationType(type_id).name
+        known = GGMLQuantizationType(type_id)
     except ValueError:
-        return f"tensor type {type_id} is unknown"
-    return f"tensor type {known} is known but not executed; quantize the model to one of {', '.join(_executed())}"
-
-
-def _executed() -> list[str]:
-    return [f.name for f in BY_TYPE_ID.values()]
+        return None
+    return BlockFormat(known.name, type_id, *GGML_QUANT_SIZES[known])

@@ -5,6 +5,7 @@ Knows no maths: what a tensor is multiplied with is `model.py`'s business.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -13,12 +14,17 @@ import numpy as np
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ModelFormatError
+from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.metadata import shown
 
 MIN_ROWS = 16
 COLUMN_STEP = 32
 ADDRESS_STEP = 32
-VISION_PREFIXES = ("v.", "mm.")  # Ollama keeps Gemma 3's vision tower in the same file; the text model ignores it
+# Ollama keeps the towers for images and sound in the same file; the text model is the same without them.
+TOWER_PREFIXES = ("v.", "mm.", "a.")
+# How llama.cpp names what a text model computes with. One that no Gemma has would be left out of its results.
+TEXT_PREFIXES = ("blk.", "output", "token_", "rope_", "position_embd", "per_layer_", "altup_", "dense_")
 NAMES_SHOWN = 5
 
 
@@ -52,10 +58,11 @@ class Weights:
 
     @classmethod
     def bind(cls, file: GgufFile, config: GemmaConfig) -> Self:
-        """Find every tensor that `config` asks for in `file`, and no other.
+        """Find every tensor that `config` asks for in `file`, and no other that takes part in a text model.
 
-        Raises ModelFormatError for missing, unknown, misshapen or misaligned tensors, and for norms that are not F32
-        or not finite. Reads the norms; the matrices are not touched.
+        Raises ModelFormatError for such a one, for missing, misshapen or misaligned tensors, for types that are not
+        executed, and for norms that are not F32 or not finite. Warns of tensors that nothing here knows, which are
+        ignored. Reads the norms; the matrices are not touched.
         """
         expected = expected_shapes(config)
         if "output.weight" in file.tensors:
@@ -123,23 +130,26 @@ def _layer(tensors: dict[str, Tensor], index: int) -> LayerWeights:
 
 
 def _check_names(file: GgufFile, config: GemmaConfig, expected: Iterable[str]) -> None:
-    """The file has all the expected tensors and nothing else."""
+    """The file has all the expected tensors, and no other that a text model computes with."""
     for name, tensor in file.tensors.items():
         if "attn_qkv" in name:
             raise _error(file, tensor, "fused attention weights are not supported; convert with q, k and v apart")
-    ignored = VISION_PREFIXES if config.architecture == "gemma3" else ()
-    present = {name for name in file.tensors if not name.startswith(ignored)}
-    missing = [name for name in expected if name not in present]
+    missing = [name for name in expected if name not in file.tensors]
     if missing:
         raise ModelFormatError(f"missing tensors: {_listed(missing)}", field=missing[0], path=str(file.path))
-    extra = sorted(present - set(expected))
+    extra = sorted(name for name in set(file.tensors) - set(expected) if not name.startswith(TOWER_PREFIXES))
+    wrong = [name for name in extra if name.startswith(TEXT_PREFIXES)]
+    if wrong:
+        raise _error(file, file.tensors[wrong[0]], f"{config.architecture} has no such tensors: {_listed(wrong)}")
     if extra:
-        raise _error(file, file.tensors[extra[0]], f"{config.architecture} has no such tensors: {_listed(extra)}")
+        warnings.warn(f"{file.path}: tensors that no Gemma has are ignored: {_listed(extra)}", stacklevel=4)
 
 
 def _check_tensor(file: GgufFile, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise _error(file, tensor, f"has shape {tensor.shape}, the metadata asks for {shape}")
+    if not tensor.is_executed:
+        raise _error(file, tensor, _not_executed(tensor))
     if file.data(tensor).ctypes.data % ADDRESS_STEP:
         raise _error(file, tensor, f"its data is not aligned to {ADDRESS_STEP} bytes")
     if len(shape) == 1:
@@ -164,10 +174,17 @@ def _check_matrix(file: GgufFile, tensor: Tensor) -> None:
         )
 
 
+def _not_executed(tensor: Tensor) -> str:
+    return (
+        f"its type {tensor.format.name} is known but not executed; get the model in one of {', '.join(FORMATS)}, or "
+        "make it from the original checkpoint: edge-gemma quantize FOLDER OUT.gguf"
+    )
+
+
 def _error(file: GgufFile, tensor: Tensor, message: str) -> ModelFormatError:
-    return ModelFormatError(message, field=tensor.name, offset=tensor.offset, path=str(file.path))
+    return ModelFormatError(message, field=shown(tensor.name), offset=tensor.offset, path=str(file.path))
 
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return ", ".join(map(shown, names[:NAMES_SHOWN])) + more

@@ -11,7 +11,7 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf import GgufFile, Tensor
 from edge_gemma.quantize.metadata import Metadata, Value, explicit_metadata
 from edge_gemma.quantize.source import Source, SourceTensor
-from edge_gemma.weights import VISION_PREFIXES, Weights
+from edge_gemma.weights import Weights
 
 DROPPED = ("general.alignment", "split.", "quantize.", "edge_gemma.")
 """Keys, or beginnings of keys, that tell of the old file's layout and making."""
@@ -24,12 +24,12 @@ def open_gguf(path: Path) -> Source:
     """
     file = GgufFile.open(path)
     config = GemmaConfig.from_gguf(file)
-    Weights.bind(file, config)
-    text = [tensor for tensor in file.tensors.values() if not tensor.name.startswith(VISION_PREFIXES)]
+    bound = {tensor.name for tensor in Weights.bind(file, config).tensors()}
+    text = [tensor for tensor in file.tensors.values() if tensor.name in bound]
     tensors = [_tensor(file, tensor) for tensor in text]
     notices = _notices(tensors)
-    if vision := len(file.tensors) - len(text):
-        notices.append(f"vision tower left out: {vision} tensors")
+    if others := len(file.tensors) - len(text):
+        notices.append(f"left out, as the text model does not use them (a vision tower): {others} tensors")
     return Source(_carried_over(file) | _explicit(config), tensors, [path], notices)
 
 

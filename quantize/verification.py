@@ -31,7 +31,7 @@ from edge_gemma.quantize.certificate import (
 )
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.writer import TensorInfo
-from edge_gemma.weights import VISION_PREFIXES, Weights
+from edge_gemma.weights import Weights
 
 SLAB_BYTES = 4 << 20
 UNRELATED = 0.7
@@ -80,7 +80,7 @@ def verify(path: Path, against: Source | None = None, progress: Progress | None 
     Raises ModelFormatError for a file that does not run at all, OSError if it cannot be read.
     """
     with GgufFile.open(path, strict=True) as file:
-        Weights.bind(file, GemmaConfig.from_gguf(file))
+        weights = Weights.bind(file, GemmaConfig.from_gguf(file))
         certificate = _certificate(file)
         result = Verification(len(file.tensors), certificate is not None)
         if certificate is not None and certificate.other_tensors:
@@ -92,7 +92,7 @@ def verify(path: Path, against: Source | None = None, progress: Progress | None 
             if progress is not None:
                 progress(done, total, tensor.name)
         if against is not None:
-            _check_source(file, against, certificate, result)
+            _check_source(file, weights, against, certificate, result)
     return result
 
 
@@ -118,7 +118,7 @@ def _check_data(file: GgufFile, tensor: Tensor, certificate: _Certificate | None
     data, digest, bad = file.data(tensor), hashlib.sha256(), 0
     for start, stop in _slabs(len(data), tensor.row_bytes):
         digest.update(data[start:stop].data)
-        bad += count_not_finite(data[start:stop], tensor.format.name)
+        bad += count_not_finite(data[start:stop], tensor.format.name) if tensor.is_executed else 0
     if bad:
         what = "values" if tensor.format.is_float else "scales"
         result.problems.append(f"{tensor.name}: {bad} {what} are NaN or infinite")
@@ -140,7 +140,7 @@ def count_not_finite(data: NDArray[np.uint8], name: str) -> int:
 
 
 def _slabs(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    step = max(1, SLAB_BYTES // row_bytes)
+    step = max(1, SLAB_BYTES // max(row_bytes, 1))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
@@ -148,10 +148,12 @@ def _slabs(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 # ---- the file and its source -------------------------------------------------------------------------------------
 
 
-def _check_source(file: GgufFile, source: Source, certificate: _Certificate | None, result: Verification) -> None:
+def _check_source(
+    file: GgufFile, weights: Weights, source: Source, certificate: _Certificate | None, result: Verification
+) -> None:
     """The same tensors, each as far from the source's as certified, and the source itself as certified."""
     theirs = {tensor.name: tensor for tensor in source.tensors}
-    ours = {name: t for name, t in file.tensors.items() if not name.startswith(VISION_PREFIXES)}
+    ours = {tensor.name: tensor for tensor in weights.tensors()}
     for name in sorted(theirs.keys() ^ ours.keys()):
         result.problems.append(f"{name}: is not in the {'file' if name in theirs else 'source'}")
     for name in (name for name in ours if name in theirs):

@@ -69,6 +69,8 @@ def _value(value: Value) -> bytes:
 
 
 def _array(item: str, value: Value) -> bytes:
+    if item == "ARRAY":  # arrays of arrays come as they lay in the file, their type and count in front
+        return bytes(value.value)
     if item == "STRING":
         return struct.pack("<IQ", STRING, len(value.value)) + b"".join(map(_string, value.value))
     type_id, code = _SCALAR_IDS[item]
@@ -76,6 +78,7 @@ def _array(item: str, value: Value) -> bytes:
     return struct.pack("<IQ", type_id, len(array)) + array.tobytes()
 
 
-def _string(text: str | bytes) -> bytes:
-    data = text.encode() if isinstance(text, str) else text
+def _string(text: str | bytes | memoryview) -> bytes:
+    """Names that were read from a GGUF file may have bytes that are no text, as surrogates."""
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     return struct.pack("<Q", len(data)) + data

@@ -85,12 +85,45 @@ def test_missing_tensors_are_listed_up_to_five(tmp_path: Path) -> None:
     assert "and 17 more" in message
 
 
-def test_unknown_tensors_are_listed(tmp_path: Path) -> None:
+# What llama.cpp's names call parts of a text model. To leave one out would be to compute another model.
+FOREIGN_PARTS = [
+    "blk.4.attn_norm.weight",
+    "blk.0.attn_q.bias",
+    "output.bias",
+    "rope_freqs.weight",
+    "token_types.weight",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN_PARTS)
+def test_parts_of_another_text_model_are_refused(tmp_path: Path, name: str) -> None:
     builder = tiny_gemma("gemma2")
-    builder.tensors += [TensorRecord(name, (64,)) for name in ("blk.4.attn_norm.weight", "extra.weight")]
+    builder.tensors.append(TensorRecord(name, (64,)))
     error = refused(builder, tmp_path)
-    assert "blk.4.attn_norm.weight, extra.weight" in str(error)
+    assert error.field == name and f"gemma2 has no such tensors: {name}" in str(error)
     assert error.offset is not None
+
+
+def test_parts_of_another_text_model_are_listed(tmp_path: Path) -> None:
+    builder = tiny_gemma("gemma2")
+    builder.tensors += [TensorRecord(name, (64,)) for name in reversed(FOREIGN_PARTS)]
+    assert ", ".join(sorted(FOREIGN_PARTS)) in str(refused(builder, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["extra.weight", "steering direction", "a\nb", b"\xff.weight"])
+@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+def test_tensors_that_nobody_knows_are_ignored(tmp_path: Path, architecture: str, name: str | bytes) -> None:
+    """Also of a type that is not executed, of no elements, of any rank."""
+    builder = tiny_gemma(architecture)
+    expected = {t.name for t in bind(builder, tmp_path).tensors()}
+    shown = {"a\nb": r"a\nb", b"\xff.weight": r"\udcff.weight"}.get(name, name)
+    for type_id, dims, nbytes in ((TYPE_F32, (3,), 12), (16, (256, 2), 132), (TYPE_F16, (), 2), (TYPE_F32, (0,), 0)):
+        extra = TensorRecord(name, dims, type_id, bytes(nbytes))
+        builder.tensors.insert(5, extra)
+        with pytest.warns(UserWarning, match="tensors that no Gemma has are ignored") as caught:
+            assert {t.name for t in bind(builder, tmp_path).tensors()} == expected
+        assert str(shown) in str(caught[0].message) and str(caught[0].message).isprintable()
+        builder.tensors.remove(extra)
 
 
 def test_block_count_must_match_the_tensors(tmp_path: Path) -> None:
@@ -106,14 +139,24 @@ def test_fused_attention(tmp_path: Path) -> None:
     assert "not supported" in str(error)
 
 
-def test_vision_tower_is_ignored_in_gemma3_only(tmp_path: Path) -> None:
-    vision = [TensorRecord("v.patch_embedding.weight", (14, 14, 3, 8), TYPE_F16), TensorRecord("mm.norm", (3,))]
-    builder = tiny_gemma("gemma3")
-    builder.tensors += vision
-    assert all(not t.name.startswith(("v.", "mm.")) for t in bind(builder, tmp_path).tensors())
-    builder = tiny_gemma("gemma2")
-    builder.tensors += vision
-    assert refused(builder, tmp_path).field == "mm.norm"
+@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+def test_towers_for_images_and_sound_are_ignored_silently(tmp_path: Path, architecture: str) -> None:
+    builder = tiny_gemma(architecture)
+    expected = {t.name for t in bind(builder, tmp_path).tensors()}
+    builder.tensors += [
+        TensorRecord("v.patch_embedding.weight", (14, 14, 3, 8), TYPE_F16),
+        TensorRecord("mm.norm", (3,)),
+        TensorRecord("a.blk.0.weight", (256,), 16, bytes(66)),
+    ]
+    assert {t.name for t in bind(builder, tmp_path).tensors()} == expected
+
+
+def test_a_type_that_is_not_executed(tmp_path: Path) -> None:
+    sizes = {"d_model": 256, "n_heads": 4, "head_dim": 64}
+    builder = replaced(tiny_gemma("gemma2", **sizes), "blk.1.ffn_up.weight", type_id=16, data=bytes(96 * 66))
+    error = refused(builder, tmp_path)
+    assert error.field == "blk.1.ffn_up.weight" and error.offset is not None
+    assert "type IQ2_XXS is known but not executed" in str(error) and "edge-gemma quantize" in str(error)
 
 
 @pytest.mark.parametrize("name", [str(t.name) for t in tiny_gemma("gemma3", n_layers=1).tensors])

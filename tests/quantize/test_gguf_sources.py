@@ -1,14 +1,19 @@
 """GGUF -> GGUF: the same file as from the folder, blocks of the same type copied, damage refused."""
 
+import struct
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
+from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import CheckpointError, ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import quantize
+from edge_gemma.quantize.convert import open_source
+from edge_gemma.quantize.verification import verify
+from tests.gguf_builder import ARRAY, BOOL, STRING, U32, TensorRecord, array, string, tiny_gemma, typed, u32
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, metadata, values
 
@@ -33,6 +38,44 @@ def test_kinds_of_values_survive_a_gguf_source(tmp_path: Path) -> None:
     quantize(wide, tmp_path / "again.gguf")
     with GgufFile.open(wide) as a, GgufFile.open(tmp_path / "again.gguf") as b:
         assert {k: a.metadata.kind(k) for k in a.metadata} == {k: b.metadata.kind(k) for k in b.metadata}
+
+
+def test_what_nobody_reads_is_carried_over_as_it_is(tmp_path: Path) -> None:
+    """Keys of any spelling, texts of any bytes, arrays in arrays; of the tensors those of the text model."""
+    odd: list[tuple[str | bytes, bytes]] = [
+        ("tokenizer.chat_template.toolUse", typed(STRING, "{{ messages }}")),
+        (b"odd \xff key", u32(7)),
+        ("broken.text", typed(STRING, b"ab\xff")),
+        ("long.text", typed(STRING, "x" * (2**20 + 1))),
+        ("broken.flag", typed(BOOL, 2)),
+        ("broken.flags", array(BOOL, [0, 1, 2])),
+        ("nested", struct.pack("<IIQ", ARRAY, ARRAY, 2) + array(U32, [1, 2])[4:] + array(STRING, ["a", "bc"])[4:]),
+    ]
+    builder = tiny_gemma("gemma3")
+    builder.keys += odd
+    builder.tensors += [TensorRecord("v.norm", (3,)), TensorRecord("extra", (256,), 16, bytes(66))]
+    (tmp_path / "odd.gguf").write_bytes(builder.build())
+    with pytest.warns(UserWarning, match="are ignored: extra"):
+        report = quantize(tmp_path / "odd.gguf", tmp_path / "out.gguf", "Q8_0")
+    assert any(": 2 tensors" in notice for notice in report.notices)
+    written = (tmp_path / "out.gguf").read_bytes()
+    for key, value in odd:
+        assert string(key) + value in written
+    with GgufFile.open(tmp_path / "out.gguf", strict=True) as file:
+        assert not {"v.norm", "extra"} & set(file.tensors)
+    assert verify(tmp_path / "out.gguf").ok
+    with pytest.warns(UserWarning, match="are ignored: extra"):
+        assert verify(tmp_path / "out.gguf", open_source(tmp_path / "odd.gguf")).ok
+    with pytest.warns(UserWarning, match="are ignored: extra"):
+        assert verify(tmp_path / "odd.gguf").ok
+
+
+def test_a_window_larger_than_the_context_is_clamped_in_what_is_written_too(tmp_path: Path) -> None:
+    builder = tiny_gemma("gemma3").set("gemma3.attention.sliding_window", u32(4096))
+    (tmp_path / "wide.gguf").write_bytes(builder.build())
+    quantize(tmp_path / "wide.gguf", tmp_path / "out.gguf", "Q8_0")
+    with GgufFile.open(tmp_path / "out.gguf", strict=True) as file:
+        assert GemmaConfig.from_gguf(file).window == 512
 
 
 def test_quantized_source_is_told_and_its_blocks_of_the_same_type_are_copied(tmp_path: Path) -> None:
