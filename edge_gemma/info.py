@@ -1,4 +1,7 @@
-"""What a model file is: architecture, hyper-parameters, types, bits per weight, memory. Knows no weights' values."""
+"""What a model file is: architecture, hyper-parameters, types, bits per weight, memory. Knows no weights' values.
+
+What cannot be run is not described: the same checks are made as when a model is opened.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from typing import Any
 from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import default_threads
 from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.metadata import shown
 from edge_gemma.plan import KvType, default_chunk, memory_plan
+from edge_gemma.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 DEFAULT_CONTEXT = 4096
@@ -30,11 +35,12 @@ def describe(
 
     `context` (default: 4096, or the model's limit if lower) is what the memory section is computed for; chunk, threads
     and cache are those of `Gemma`, with the same defaults. Raises what `GgufFile.open`, `GemmaConfig.from_gguf`,
-    `Weights.bind` and `memory_plan` raise.
+    `Weights.bind`, `Tokenizer.from_gguf` and `memory_plan` raise: a file that `Gemma` refuses is refused here.
     """
     with GgufFile.open(path) as file:
         config = GemmaConfig.from_gguf(file)
         weights = Weights.bind(file, config)
+        Tokenizer.from_gguf(file)
         if context is None:
             context = min(DEFAULT_CONTEXT, config.context_length)
         run = {"chunk": chunk or default_chunk(config), "threads": threads or default_threads()}
@@ -44,7 +50,7 @@ def describe(
             "path": str(file.path),
             "file_size": file.size,
             "gguf_version": file.version,
-            "name": file.metadata.string("general.name", ""),
+            "name": _name(file),
             "architecture": config.architecture,
             "parameters": sum(math.prod(t.shape) for t in tensors),
             "bits_per_weight": _bits_per_weight(tensors),
@@ -64,10 +70,10 @@ def render(info: dict[str, Any]) -> str:
 def _lines(info: dict[str, Any]) -> Iterator[str]:
     memory = info["memory"]
     hyper_parameters = [pair for pair in info["hyper_parameters"].items() if pair[0] != "architecture"]
-    yield _printable(info["path"])
+    yield shown(info["path"])
     yield from _pairs(
         [
-            ("name", _printable(info["name"]) or "-"),
+            ("name", shown(info["name"]) or "-"),
             ("architecture", info["architecture"] + (", tied output" if info["tied_output"] else ", untied output")),
             ("file", f"{_size(info['file_size'])}, GGUF version {info['gguf_version']}"),
             ("parameters", f"{info['parameters']:,}"),
@@ -86,6 +92,12 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
     yield from ("", "Tensors")
     listed = [(t["name"], t["type"], " x ".join(map(str, t["shape"])), _size(t["bytes"])) for t in info["tensors"]]
     yield from _table(("name", "type", "shape", "size"), listed)
+
+
+def _name(file: GgufFile) -> str:
+    """The model's name, "" where the file has none: for people only, so that whatever stands there is no fault."""
+    name = file.metadata.get("general.name")
+    return name if isinstance(name, str) else ""
 
 
 def _tensor_row(tensor: Tensor) -> dict[str, Any]:
@@ -148,8 +160,3 @@ def _size(nbytes: int) -> str:
         if nbytes >= divisor:
             return f"{nbytes / divisor:.2f} {unit}"
     return f"{nbytes} B"
-
-
-def _printable(text: str) -> str:
-    """Metadata may hold terminal escape sequences; show them instead of obeying them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -96,7 +96,7 @@ class Metadata(Mapping[str, Value]):
 
     def __init__(self, entries: dict[str, Entry], path: str) -> None:
         self._entries = entries
-        self._path = path
+        self.path = path
 
     def __getitem__(self, key: str) -> Value:
         return self._entries[key].value
@@ -114,7 +114,7 @@ class Metadata(Mapping[str, Value]):
     def error(self, key: str, message: str) -> ModelFormatError:
         """The error to raise when the value of `key` breaks a rule of the caller."""
         entry = self._entries.get(key)
-        return ModelFormatError(message, field=shown(key), offset=entry.offset if entry else None, path=self._path)
+        return ModelFormatError(message, field=shown(key), offset=entry.offset if entry else None, path=self.path)
 
     def u32(self, key: str, default: int | None = None, *, lo: int = 0, hi: int = 2**32 - 1) -> int:
         """A UINT32 in lo..hi."""
@@ -178,7 +178,7 @@ class Metadata(Mapping[str, Value]):
         if len(array) and lengths.max() > MAX_ARRAY_STRING_BYTES:
             i = int((lengths > MAX_ARRAY_STRING_BYTES).argmax())
             message = f"a string of {lengths[i]} bytes, the limit is {MAX_ARRAY_STRING_BYTES}"
-            raise ModelFormatError(message, field=f"{shown(key)}[{i}]", offset=int(array.starts[i]), path=self._path)
+            raise ModelFormatError(message, field=f"{shown(key)}[{i}]", offset=int(array.starts[i]), path=self.path)
         return array
 
     def _entry(self, key: str) -> Entry:

@@ -10,6 +10,8 @@ out at once by NumPy.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +24,17 @@ _BPE = 2
 _TRAINER = bytes([3 << 3, _BPE, (35 << 3) & 0x7F | 0x80, 35 >> 4, 1])
 # NormalizerSpec: name = 1, add_dummy_prefix = 3, remove_extra_whitespaces = 4, escape_whitespaces = 5.
 _NORMALIZER = bytes([1 << 3 | 2, 8]) + b"identity" + bytes([3 << 3, 0, 4 << 3, 0, 5 << 3, 1])
+
+
+class TokenType(IntEnum):
+    """Sentencepiece's numbers, which are GGUF's too."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
 
 
 def bpe_model(

@@ -2,8 +2,8 @@
 
 Ids are llama.cpp's, with four exceptions, each wanted:
 
-* </s> is the end tag of <s>, as Gemma was trained. llama.cpp takes it for another model's end of text: it does not find
-  it in plain text, and ends an answer there.
+* </s> is the end tag of <s>, as Gemma was trained, unless the file calls it a control token or an end. llama.cpp takes
+  it for another model's end of text: it does not find it in plain text, and ends an answer there.
 * Plain text never turns into a control token. llama.cpp makes <start_of_image> and a few others out of plain text.
 * U+2581, which sentencepiece writes for a space, is encoded by its three byte tokens, and so survives. llama.cpp takes
   it for a space, and decodes to another text than it encoded.
@@ -20,8 +20,8 @@ import sentencepiece
 
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.spm_model import bpe_model
-from edge_gemma.vocabulary import SPACE, TOKENS, TokenType, Vocabulary, read_vocabulary
+from edge_gemma.spm_model import TokenType, bpe_model
+from edge_gemma.vocabulary import SPACE, TOKENS, Vocabulary, read_vocabulary
 
 MAX_TEXT_BYTES = 2**26  # sentencepiece takes up to 0.7 s and 50 MB for each 2**20
 

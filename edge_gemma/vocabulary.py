@@ -5,43 +5,26 @@ The array rules are checked on all tokens at once; 262,144 Python objects would 
 
 from __future__ import annotations
 
-import re
+import warnings
 from dataclasses import dataclass
-from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf import GgufFile, Metadata, StringArray
+from edge_gemma.special_tokens import read_special_tokens
+from edge_gemma.spm_model import TokenType
 
 TOKENS = "tokenizer.ggml.tokens"
 SCORES = "tokenizer.ggml.scores"
 TYPES = "tokenizer.ggml.token_type"
 
 MODELS = ("llama",)  # what converters call sentencepiece's BPE
+Number = TypeVar("Number", bound=np.generic)
+
 SPACE = "\u2581".encode()  # how sentencepiece writes a space inside its pieces
-
-# These end a text whatever the ids in the metadata are, as in llama.cpp: files of tuned models often name only <eos>.
-END_OF_GENERATION = ("<eos>", "<end_of_turn>")
-# Control tokens to which some converters give the type of ordinary ones.
-CONTROL_TEXTS = ("<start_of_turn>", "<end_of_turn>", "[multimodal]")
-CONTROL_LOOKING = re.compile(r"<.*>")
-HTML_TAG = re.compile(
-    r"</?(a|b|bbox|blockquote|body|br|caption|code|div|em|footer|h[1-6]|hr|html|i|iframe|img|li|ol|p|pre|s|span|strong"
-    r"|sub|sup|table|tbody|td|tfoot|th|thead|tr|u|ul)>"
-)
-
-
-class TokenType(IntEnum):
-    """GGUF's numbers, which are sentencepiece's too."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True)
@@ -91,9 +74,8 @@ def read_vocabulary(file: GgufFile) -> tuple[Vocabulary, Pieces]:
     scores, types = _read_scores(meta, len(tokens)), _read_types(meta, len(tokens))
     pieces = _spell(tokens, types, scores)
     _check_texts(file, tokens, pieces)
-    special = _special_ids(meta, pieces, types)
-    ends = {special["eos"], *_extra_ends(meta, len(tokens))}
-    _make_control(meta, tokens, pieces, types, {*special.values(), *ends})
+    special = read_special_tokens(meta, tokens, types)
+    types[list(special.control)] = TokenType.CONTROL
     control = np.flatnonzero((types == TokenType.CONTROL) | (types == TokenType.UNKNOWN)).tolist()
     control_ids = {tokens[i].decode(): i for i in control}
     vocabulary = Vocabulary(
@@ -101,10 +83,10 @@ def read_vocabulary(file: GgufFile) -> tuple[Vocabulary, Pieces]:
         types,
         _byte_ids(meta, tokens, types),
         control_ids,
-        bos_id=special["bos"],
-        eos_id=special["eos"],
-        unk_id=special["unknown"],
-        eog_ids=frozenset(ends | {control_ids[text] for text in END_OF_GENERATION if text in control_ids}),
+        bos_id=special.bos,
+        eos_id=special.eos,
+        unk_id=special.unknown,
+        eog_ids=special.ends,
         add_bos=meta.boolean("tokenizer.ggml.add_bos_token", True),
         # No Gemma has one. Converters that leave the key out mean this, though llama.cpp then assumes the contrary.
         add_space_prefix=meta.boolean("tokenizer.ggml.add_space_prefix", False),
@@ -112,8 +94,19 @@ def read_vocabulary(file: GgufFile) -> tuple[Vocabulary, Pieces]:
     return vocabulary, pieces
 
 
+def _first(meta: Metadata, key: str, values: NDArray[Number], count: int) -> NDArray[Number]:
+    """One value for each token; others behind them belong to tokens that were cut off, and nobody reads them."""
+    if len(values) < count:
+        raise meta.error(key, f"has {len(values)} entries for {count} tokens")
+    if len(values) > count:
+        warnings.warn(
+            f"{meta.path}: {key}: {len(values) - count} entries behind the last token are ignored", stacklevel=5
+        )
+    return values[:count]
+
+
 def _read_scores(meta: Metadata, count: int) -> NDArray[np.float32]:
-    scores = meta.float_array(SCORES, count)
+    scores = _first(meta, SCORES, meta.float_array(SCORES), count)
     finite = np.isfinite(scores)
     if not finite.all():
         i = int(finite.argmin())
@@ -122,7 +115,7 @@ def _read_scores(meta: Metadata, count: int) -> NDArray[np.float32]:
 
 
 def _read_types(meta: Metadata, count: int) -> NDArray[np.uint8]:
-    types = meta.int_array(TYPES, count)
+    types = _first(meta, TYPES, meta.int_array(TYPES), count)
     known = (types >= min(TokenType)) & (types <= max(TokenType))
     if not known.all():
         i = int(known.argmin())
@@ -221,63 +214,6 @@ def _hashes(pieces: Pieces) -> NDArray[np.uint64]:
     result = np.empty_like(hashes)
     result[order] = hashes
     return result
-
-
-def _find(pieces: Pieces, text: str) -> int | None:
-    """The id of the token that reads `text`."""
-    wanted = np.frombuffer(text.encode(), np.uint8)
-    ids = np.flatnonzero(pieces.lengths == wanted.size)
-    found = (pieces.text[pieces.starts[ids][:, None] + np.arange(wanted.size)] == wanted).all(axis=1)
-    return int(ids[found.argmax()]) if found.any() else None
-
-
-def _special_ids(meta: Metadata, pieces: Pieces, types: NDArray[np.uint8]) -> dict[str, int]:
-    """Name -> id of the special tokens; "bos", "eos" and "unknown" are always there."""
-    last = types.size - 1
-    required = {name: meta.u32(f"tokenizer.ggml.{name}_token_id", hi=last) for name in ("bos", "eos")}
-    optional = {
-        name: meta.u32(key, hi=last)
-        for name in ("unknown", "padding", "eot")
-        if (key := f"tokenizer.ggml.{name}_token_id") in meta
-    }
-    if "unknown" not in optional:
-        unknown = _find(pieces, "<unk>")
-        if unknown is None:
-            raise meta.error("tokenizer.ggml.unknown_token_id", "required key is missing, and there is no token <unk>")
-        optional["unknown"] = unknown
-    return required | optional
-
-
-def _extra_ends(meta: Metadata, count: int) -> set[int]:
-    """Ids of other tokens that end a text: llama.cpp writes one of them, Ollama a list."""
-    ends = set()
-    if "tokenizer.ggml.eot_token_id" in meta:
-        ends.add(meta.u32("tokenizer.ggml.eot_token_id"))
-    if (key := "tokenizer.ggml.eos_token_ids") in meta:
-        ids = meta.int_array(key)
-        if ids.size and (ids.min() < 0 or ids.max() >= count):
-            raise meta.error(key, f"{ids.tolist()[:8]} has an id outside 0..{count - 1}")
-        ends |= set(ids.tolist())
-    return ends
-
-
-def _make_control(
-    meta: Metadata, tokens: StringArray, pieces: Pieces, types: NDArray[np.uint8], special: set[int]
-) -> None:
-    """Set the type CONTROL, in place, for tokens that are control tokens by their text but not by the file's type."""
-    ordinary = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
-    named = {i for text in CONTROL_TEXTS if (i := _find(pieces, text)) is not None}
-    defined = {i for i in np.flatnonzero(types == TokenType.USER_DEFINED).tolist() if _looks_control(tokens[i])}
-    for i in special:
-        if types[i] == TokenType.BYTE or (types[i] in ordinary and not _looks_control(tokens[i])):
-            raise meta.error(TYPES, f"token {i} ({tokens[i]!r}) is used as a special token but has type {types[i]}")
-    wrong = [i for i in named | defined | special if types[i] in ordinary]
-    types[wrong] = TokenType.CONTROL
-
-
-def _looks_control(token: bytes) -> bool:
-    text = token.decode()
-    return bool(CONTROL_LOOKING.fullmatch(text)) and not HTML_TAG.fullmatch(text)
 
 
 def _byte_ids(meta: Metadata, tokens: StringArray, types: NDArray[np.uint8]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Writes GGUF bytes, sound or broken, straight from the specification: independent of the reader and of `gguf`.
 
-`Builder` lays out whatever it is told; `tiny_gemma` is a complete small model whose parts a test can replace.
+`Builder` lays out whatever it is told; `tiny_gemma` is a complete small model whose parts a test can replace, but for
+its tokenizer, which `runnable_gemma` has.
 """
 
 from __future__ import annotations
@@ -127,6 +128,32 @@ def tiny_gemma(architecture: str = "gemma2", **sizes: int) -> Builder:
     for layer in range(s["n_layers"]):
         builder.tensors += _layer(architecture, layer, s)
     return builder
+
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+Entries = list[tuple[str | bytes, float, int]]
+SMALL_VOCABULARY: Entries = [
+    ("<pad>", 0.0, CONTROL), ("<eos>", 0.0, CONTROL), ("<bos>", 0.0, CONTROL), ("<unk>", 0.0, UNKNOWN),
+    *((f"<0x{value:02X}>", 0.0, BYTE) for value in range(256)),
+    ("\u2581", -1.0, NORMAL), ("a", -2.0, NORMAL), ("b", -3.0, NORMAL), ("ab", -0.5, NORMAL),
+    ("\u2581a", -0.25, NORMAL), ("<end_of_turn>", 0.0, CONTROL), ("  ", 0.0, USER_DEFINED), ("<b>", 0.0, USER_DEFINED),
+    ("[PAD0]", -10000.0, UNUSED),
+]  # fmt: skip
+"""(text, score, type) of each token."""
+
+
+def runnable_gemma(architecture: str = "gemma2", entries: Entries = SMALL_VOCABULARY, **sizes: int) -> Builder:
+    """`tiny_gemma` with a vocabulary of `entries` and all that a tokenizer needs."""
+    builder = tiny_gemma(architecture, vocab=max(len(entries), 1), **sizes)
+    builder.set("tokenizer.ggml.model", typed(STRING, "llama"))
+    builder.set(
+        "tokenizer.ggml.tokens", array(STRING, [t.encode() if isinstance(t, str) else t for t, _, _ in entries])
+    )
+    builder.set("tokenizer.ggml.scores", array(F32, [score for _, score, _ in entries]))
+    builder.set("tokenizer.ggml.token_type", array(I32, [kind for _, _, kind in entries]))
+    for name, value in (("bos", 2), ("eos", 1), ("unknown", 3), ("padding", 0)):
+        builder.set(f"tokenizer.ggml.{name}_token_id", u32(value))
+    return builder.set("tokenizer.ggml.add_space_prefix", typed(BOOL, 0))
 
 
 def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | bytes, bytes]]:

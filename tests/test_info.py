@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_gemma import Gemma
 from edge_gemma.cache import layer_capacity
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError, ModelFormatError
@@ -18,9 +19,24 @@ from edge_gemma.gguf import GgufFile
 from edge_gemma.info import describe, render
 from edge_gemma.plan import memory_plan, require_budget
 from edge_gemma.weights import Weights
-from tests.gguf_builder import BOOL, STRING, TYPE_Q8_0, U32, TensorRecord, array, f32, tiny_gemma, typed, u32
+from tests.gguf_builder import (
+    BOOL,
+    F32,
+    SMALL_VOCABULARY,
+    STRING,
+    TYPE_Q8_0,
+    U32,
+    TensorRecord,
+    array,
+    f32,
+    runnable_gemma,
+    tiny_gemma,
+    typed,
+    u32,
+)
 
 Model = tuple[GemmaConfig, Weights]
+VOCAB = len(SMALL_VOCABULARY)
 
 
 @pytest.fixture
@@ -73,8 +89,8 @@ def test_budget_names_the_context_that_fits(model: Model) -> None:
 
 def test_describe(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    builder = tiny_gemma("gemma3").set("general.name", typed(STRING, "Tiny"))
-    builder.tensors.append(TensorRecord("output.weight", (64, 48), TYPE_Q8_0))
+    builder = runnable_gemma("gemma3").set("general.name", typed(STRING, "Tiny"))
+    builder.tensors.append(TensorRecord("output.weight", (64, VOCAB), TYPE_Q8_0))
     path.write_bytes(builder.build())
     info = describe(path, 300)
     assert json.loads(json.dumps(info))["hyper_parameters"]["local_layers"] == [True] * 4
@@ -82,8 +98,8 @@ def test_describe(tmp_path: Path) -> None:
     assert (info["gguf_version"], info["tied_output"]) == (3, False)
     assert info["parameters"] == sum(math.prod(t.dims) for t in builder.tensors)
     assert len(info["tensors"]) == len(builder.tensors)
-    assert info["types"]["Q8_0"] == {"tensors": 1, "parameters": 64 * 48, "bytes": 2 * 48 * 34}
-    assert list(info["types"]) == ["F16", "F32", "Q8_0"]  # most bytes first
+    assert info["types"]["Q8_0"] == {"tensors": 1, "parameters": 64 * VOCAB, "bytes": 2 * VOCAB * 34}
+    assert list(info["types"]) == ["F16", "Q8_0", "F32"]  # most bytes first
     assert info["bits_per_weight"] == 8 * sum(t["bytes"] for t in info["tensors"]) / info["parameters"]
     assert info["memory"]["context"] == 300
     assert describe(path)["memory"]["context"] == 512  # the model's limit, below the usual 4096
@@ -93,7 +109,7 @@ def test_describe(tmp_path: Path) -> None:
 
 def test_render(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(tiny_gemma("gemma2").set("general.name", typed(STRING, "a\x1b[2Jb\ngrüße")).build())
+    path.write_bytes(runnable_gemma("gemma2").set("general.name", typed(STRING, "a\x1b[2Jb\ngrüße")).build())
     text = render(describe(path, 300))
     assert "a\\x1b[2Jb\\ngrüße" in text
     assert "\x1b" not in text
@@ -102,6 +118,33 @@ def test_render(tmp_path: Path) -> None:
     lines = text.splitlines()
     assert all(line == line.rstrip() and len(line) < 100 for line in lines[1:])
     assert sum(line.split()[:1] == ["blk.3.ffn_down.weight"] for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer.ggml.model", typed(STRING, "gpt2")),
+        ("tokenizer.ggml.token_type", None),
+        ("tokenizer.ggml.scores", array(F32, [0.0])),
+        ("tokenizer.ggml.eos_token_id", None),
+        ("tokenizer.ggml.bos_token_id", u32(VOCAB)),
+        ("tokenizer.ggml.tokens", array(STRING, ["twin"] * VOCAB)),
+    ],
+)
+def test_what_a_model_could_not_be_opened_with_is_told(tmp_path: Path, key: str, value: bytes | None) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(runnable_gemma().set(key, value).build())
+    for ask in (describe, Gemma):
+        with pytest.raises(ModelFormatError) as caught:
+            ask(path)
+        assert caught.value.field.startswith(key)
+
+
+@pytest.mark.parametrize("value", [u32(7), array(STRING, ["a"]), typed(STRING, b"\xff"), typed(STRING, "x" * 2**21)])
+def test_a_name_that_is_no_text_is_none(tmp_path: Path, value: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(runnable_gemma().set("general.name", value).build())
+    assert describe(path)["name"] == ""
 
 
 NUMBERS = [0, 1, 2, 3, 4, 5, 8, 16, 31, 32, 48, 64, 96, 256, 512, 2**20, 2**31, 2**32 - 1]
@@ -114,7 +157,7 @@ VALUES = st.one_of(
     st.lists(st.sampled_from(NUMBERS), max_size=5).map(lambda numbers: array(U32, numbers)),
     st.sampled_from(["", "linear", "none", "yarn", "gemma2"]).map(lambda text: typed(STRING, text)),
 )
-NAMES = [key for key, _ in tiny_gemma("gemma3").keys] + [
+NAMES = [key for key, _ in runnable_gemma("gemma3").keys] + [
     "gemma3.attention.sliding_window_pattern",
     "gemma3.attention.scale",
     "gemma3.final_logit_softcapping",
@@ -129,12 +172,13 @@ NAMES = [key for key, _ in tiny_gemma("gemma3").keys] + [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*(is|are) ignored")
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=3), st.sampled_from([None, *NUMBERS]))
 def test_any_metadata_is_described_or_refused(
     tmp_path: Path, changes: dict[str, bytes | None], context: int | None
 ) -> None:
-    builder = tiny_gemma("gemma3")
+    builder = runnable_gemma("gemma3")
     for key, value in changes.items():
         builder.set(key, value)
     path = tmp_path / "fuzz.gguf"

@@ -19,7 +19,27 @@ from edge_gemma import ModelFormatError, tokenizer
 from edge_gemma.gguf import GgufFile
 from edge_gemma.spm_model import MAX_PIECE_BYTES, bpe_model
 from edge_gemma.tokenizer import Tokenizer
-from tests.gguf_builder import BOOL, F32, I32, STRING, U32, Builder, array, f32, tiny_gemma, typed, u32
+from tests.gguf_builder import (
+    BOOL,
+    BYTE,
+    CONTROL,
+    F32,
+    I32,
+    NORMAL,
+    SMALL_VOCABULARY,
+    STRING,
+    U32,
+    U64,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Builder,
+    array,
+    f32,
+    runnable_gemma,
+    typed,
+    u32,
+)
 
 CORPUS = Path(__file__).parent / "goldens" / "data" / "tokenizer.jsonl.gz"
 
@@ -183,29 +203,12 @@ def test_a_long_run_takes_no_quadratic_time(real: Tokenizer, unit: str) -> None:
 
 # A small vocabulary, in which each rule can be broken.
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-BYTES = [(f"<0x{value:02X}>", 0.0, BYTE) for value in range(256)]
-SMALL: list[tuple[str | bytes, float, int]] = [
-    ("<pad>", 0.0, CONTROL), ("<eos>", 0.0, CONTROL), ("<bos>", 0.0, CONTROL), ("<unk>", 0.0, UNKNOWN),
-    *BYTES,
-    ("\u2581", -1.0, NORMAL), ("a", -2.0, NORMAL), ("b", -3.0, NORMAL), ("ab", -0.5, NORMAL),
-    ("\u2581a", -0.25, NORMAL), ("<end_of_turn>", 0.0, CONTROL), ("  ", 0.0, USER_DEFINED), ("<b>", 0.0, USER_DEFINED),
-    ("[PAD]", -10000.0, UNUSED),
-]  # fmt: skip
+SMALL = SMALL_VOCABULARY
 SPACE, A, B, AB, SPACE_A, END, TWO_SPACES, TAG, PAD = range(260, 269)
 
 
 def small_gguf(entries: list[tuple[str | bytes, float, int]] = SMALL) -> Builder:
-    builder = tiny_gemma(vocab=max(len(entries), 1))
-    builder.set("tokenizer.ggml.model", typed(STRING, "llama"))
-    builder.set(
-        "tokenizer.ggml.tokens", array(STRING, [t.encode() if isinstance(t, str) else t for t, _, _ in entries])
-    )
-    builder.set("tokenizer.ggml.scores", array(F32, [score for _, score, _ in entries]))
-    builder.set("tokenizer.ggml.token_type", array(I32, [kind for _, _, kind in entries]))
-    for name, value in (("bos", 2), ("eos", 1), ("unknown", 3), ("padding", 0)):
-        builder.set(f"tokenizer.ggml.{name}_token_id", u32(value))
-    return builder.set("tokenizer.ggml.add_space_prefix", typed(BOOL, 0))
+    return runnable_gemma("gemma2", entries)
 
 
 Load = Callable[[Builder], Tokenizer]
@@ -254,7 +257,7 @@ BROKEN: dict[str, tuple[Builder, str, str]] = {
     "scores are ints": (small_gguf().set(S, array(I32, [0] * len(SMALL))), S, "ARRAY"),
     "types are floats": (small_gguf().set(Y, array(F32, [1.0] * len(SMALL))), Y, "ARRAY"),
     "a score too few": (small_gguf().set(S, array(F32, [0.0] * (len(SMALL) - 1))), S, "entries"),
-    "a type too many": (small_gguf().set(Y, array(I32, [1] * (len(SMALL) + 1))), Y, "entries"),
+    "a type too few": (small_gguf().set(Y, array(I32, [1] * (len(SMALL) - 1))), Y, "entries"),
     "score NaN": (replaced(B, "b", math.nan), S, f"token {B} is nan"),
     "score inf": (replaced(B, "b", -math.inf), S, f"token {B} is -inf"),
     "type 0": (replaced(B, "b", 0.0, 0), Y, f"token {B} is 0"),
@@ -280,25 +283,22 @@ BROKEN: dict[str, tuple[Builder, str, str]] = {
         f"{name} outside": (
             small_gguf().set(f"{K}{name}_token_id", u32(len(SMALL))), f"{K}{name}_token_id", "outside",
         )
-        for name in ("bos", "eos", "unknown", "padding", "eot")
+        for name in ("bos", "eos")
     },
-    "end ids outside": (
-        small_gguf().set(f"{K}eos_token_ids", array(I32, [1, 269])), f"{K}eos_token_ids", "outside",
-    ),
-    "end ids negative": (
-        small_gguf().set(f"{K}eos_token_ids", array(I32, [-1])), f"{K}eos_token_ids", "outside",
-    ),
-    "eos is a letter": (small_gguf().set(f"{K}eos_token_id", u32(A)), Y, f"token {A} .* type 1"),
-    "bos is a byte": (small_gguf().set(f"{K}bos_token_id", u32(4)), Y, "token 4 .* type 6"),
-    "bos is a tag": (small_gguf().set(f"{K}bos_token_id", u32(TAG)), Y, f"token {TAG} .* type 4"),
+    "eos is a letter": (small_gguf().set(f"{K}eos_token_id", u32(A)), f"{K}eos_token_id", f"token {A} .'a'. is ordin"),
+    "bos is a byte": (small_gguf().set(f"{K}bos_token_id", u32(4)), f"{K}bos_token_id", "token 4 .* is ordinary"),
     "bos is a float": (small_gguf().set(f"{K}bos_token_id", f32(2)), f"{K}bos_token_id", "FLOAT32"),
     "add_bos is a number": (small_gguf().set(f"{K}add_bos_token", u32(1)), f"{K}add_bos_token", "UINT32"),
     "no unknown token": (
         replaced(3, "<?>", 0.0, CONTROL).set(f"{K}unknown_token_id", None), f"{K}unknown_token_id", "<unk>",
     ),
+    "no unknown token in sight of its id": (
+        replaced(3, "<?>", 0.0, CONTROL).set(f"{K}unknown_token_id", u32(A)), f"{K}unknown_token_id", "<unk>",
+    ),
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*unknown_token_id is ignored")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_vocabulary(load: Load, name: str) -> None:
     builder, field, message = BROKEN[name]
@@ -337,9 +337,125 @@ def test_the_longest_control_token_is_found(load: Load) -> None:
     assert found.encode("a<c>>a<c>!<c", add_bos=False, parse_special=True)[:5] == [A, 270, A, 269, 271]
 
 
-def test_eot_ends_a_text_by_id(load: Load) -> None:
-    entries = [*SMALL, ("<|end|>", 0.0, USER_DEFINED)]
-    assert load(small_gguf(entries).set("tokenizer.ggml.eot_token_id", u32(269))).eog_ids == {1, END, 269}
+# ---- the ends of an answer; what llama.cpp makes of each file was tried with llama-cpp-python 0.3.36 -----------------
+
+TURNS = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<EOT>")
+TURNS += ("<|end_of_text|>", "<end_of_utterance>", "<|return|>", "<|call|>", "<|fim_pad|>", "<PAD>", "<|file_sep|>")
+BARE = ("[EOT]", "[EOS]", "[PAD]", "[e~[", "_<EOT>")
+NEW = len(SMALL)
+TYPES = {"NORMAL": NORMAL, "CONTROL": CONTROL, "USER_DEFINED": USER_DEFINED, "UNUSED": UNUSED}
+
+
+def with_token(text: str, kind: int, **ids: int) -> Builder:
+    """SMALL and one more token, NEW; `ids`: of the metadata, such as eot=NEW. END is another than <end_of_turn>."""
+    builder = small_gguf([*SMALL[:END], ("<start>", 0.0, CONTROL), *SMALL[END + 1 :], (text, 0.0, kind)])
+    for role, i in ids.items():
+        builder.set(f"{K}{role}_token_id", u32(i))
+    return builder
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("text", TURNS)
+def test_ends_of_turns_end_an_answer_whatever_their_type(load: Load, text: str, kind: str) -> None:
+    found = load(with_token(text, TYPES[kind]))
+    assert found.eog_ids == {1, NEW}
+    assert found.is_control(NEW) and NEW not in found.encode(f"a{text}b")
+    assert found.encode(text, add_bos=False, parse_special=True) == [NEW]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("text", BARE)
+def test_texts_without_angle_brackets_are_ends_unless_they_are_ordinary(load: Load, text: str, kind: str) -> None:
+    found = load(with_token(text, TYPES[kind]))
+    assert found.eog_ids == ({1} if kind == "NORMAL" else {1, NEW})
+    assert found.is_control(NEW) == (kind != "NORMAL")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("text", ["<|im_start|>", "<unused1>", "<start_of_turn>", "the end", "<s>", "end_of_turn"])
+def test_other_texts_are_no_ends(load: Load, text: str, kind: str) -> None:
+    assert load(with_token(text, TYPES[kind])).eog_ids == {1}
+
+
+def test_the_end_of_strikethrough_ends_an_answer_where_the_file_says_so(load: Load) -> None:
+    assert load(with_token("</s>", USER_DEFINED)).eog_ids == {1}
+    assert load(with_token("</s>", CONTROL)).eog_ids == {1, NEW}
+    assert load(with_token("</s>", USER_DEFINED, eos=NEW)).eog_ids == {1, NEW}
+    assert load(with_token("</s>", NORMAL, eot=NEW)).eog_ids == {1, NEW}
+
+
+@pytest.mark.parametrize(
+    ("end", "others"),
+    [
+        ("<|end|>", ("<|return|>", "<|call|>")),
+        ("<|end|>", ("<|calls|>", "<|flush|>")),
+        ("</s>", ("<|tool_response>",)),
+    ],
+)
+def test_ends_of_parts_of_an_answer(load: Load, end: str, others: tuple[str, ...]) -> None:
+    entries = [*SMALL, (end, 0.0, CONTROL), *((text, 0.0, CONTROL) for text in others)]
+    assert load(small_gguf(entries)).eog_ids == {1, END, *range(NEW + 1, NEW + 1 + len(others))}
+    assert load(small_gguf(entries[:-1])).eog_ids == {1, END, *range(NEW, NEW + len(others))}
+
+
+@pytest.mark.parametrize("role", ["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"])
+@pytest.mark.parametrize("kind", ["CONTROL", "USER_DEFINED", "UNUSED"])
+def test_the_metadata_names_an_end(load: Load, role: str, kind: str) -> None:
+    found = load(with_token("### End", TYPES[kind], **{role: NEW}))
+    assert found.eog_ids == {1, NEW}  # token 1 reads <eos>
+    assert found.is_control(NEW) and NEW not in found.encode("### End")
+
+
+@pytest.mark.parametrize("values", [array(I32, [1, NEW]), array(U32, [NEW]), array(U64, [NEW]), u32(NEW)])
+def test_the_metadata_lists_ends(load: Load, values: bytes) -> None:
+    assert load(with_token("<|done|>", NORMAL).set(f"{K}eos_token_ids", values)).eog_ids == {1, NEW}
+
+
+IGNORED: dict[str, tuple[str, bytes, str]] = {
+    "padding outside": ("padding_token_id", u32(NEW + 1), "270 is outside 0..269"),
+    "padding 2^32-1": ("padding_token_id", u32(2**32 - 1), "4294967295 is outside"),
+    "padding -1": ("padding_token_id", typed(I32, -1), "-1 is outside"),
+    "padding a letter": ("padding_token_id", u32(A), "token 261 .'a'. is ordinary text"),
+    "padding a text": ("padding_token_id", typed(STRING, "<pad>"), "no token id"),
+    "padding a flag": ("padding_token_id", typed(BOOL, 1), "no token id"),
+    "unknown outside": ("unknown_token_id", u32(NEW + 1), "outside"),
+    "unknown a letter": ("unknown_token_id", u32(A), "ordinary text"),
+    **{
+        f"{role} {what}": (f"{role}_token_id", u32(i), reason)
+        for role in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+        for what, i, reason in (("outside", 10**6, "outside"), ("a letter", A, "ordinary"), ("a byte", 4, "ordinary"))
+    },
+    "ends outside": ("eos_token_ids", array(I32, [1, 10**6, -1]), "1000000 is outside 0..269; -1 is outside"),
+    "ends letters": ("eos_token_ids", array(I32, [1, A]), "token 261 .'a'. is ordinary text"),
+    "ends floats": ("eos_token_ids", array(F32, [1.0]), "no token id"),
+    "ends a text": ("eos_token_ids", typed(STRING, "<eos>"), "no token id"),
+    "ends texts": ("eos_token_ids", array(STRING, ["<eos>"]), "no token id"),
+}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_ids_that_cannot_be_meant_are_ignored_with_a_warning(load: Load, name: str) -> None:
+    key, value, reason = IGNORED[name]
+    with pytest.warns(UserWarning, match=f"{key} is ignored where it cannot be meant: .*{reason}") as caught:
+        found = load(with_token("<|im_end|>", CONTROL).set(K + key, value))
+    assert len(caught) == 1
+    assert found.eog_ids == {1, NEW}
+    assert found.encode("a", add_bos=False) == [A] and not found.is_control(A)
+
+
+@pytest.mark.parametrize("role", ["mask", "cls", "seperator", "prefix", "suffix", "middle", "fim_pre", "image"])
+def test_ids_that_nobody_reads(load: Load, role: str) -> None:
+    for value in (u32(2**32 - 1), u32(A), typed(STRING, "x"), array(STRING, [])):
+        assert load(small_gguf().set(f"{K}{role}_token_id", value)).eog_ids == {1, END}
+
+
+def test_entries_behind_the_last_token_are_ignored(load: Load) -> None:
+    builder = small_gguf().set(Y, array(I32, [*(kind for _, _, kind in SMALL), 1, 99]))
+    with pytest.warns(UserWarning, match="token_type: 2 entries behind the last token are ignored"):
+        assert load(builder).encode("ab", add_bos=False) == [AB]
+    builder = small_gguf().set(S, array(F32, [*(score for _, score, _ in SMALL), math.nan]))
+    with pytest.warns(UserWarning, match="scores: 1 entries behind the last token are ignored"):
+        assert load(builder).encode("ab", add_bos=False) == [AB]
 
 
 def test_add_bos_of_the_file(load: Load) -> None:

@@ -13,7 +13,7 @@ from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.convert import open_source
 from edge_gemma.quantize.verification import verify
-from tests.gguf_builder import ARRAY, BOOL, STRING, U32, TensorRecord, array, string, tiny_gemma, typed, u32
+from tests.gguf_builder import ARRAY, BOOL, STRING, U32, TensorRecord, array, runnable_gemma, string, typed, u32
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, metadata, values
 
@@ -51,7 +51,7 @@ def test_what_nobody_reads_is_carried_over_as_it_is(tmp_path: Path) -> None:
         ("broken.flags", array(BOOL, [0, 1, 2])),
         ("nested", struct.pack("<IIQ", ARRAY, ARRAY, 2) + array(U32, [1, 2])[4:] + array(STRING, ["a", "bc"])[4:]),
     ]
-    builder = tiny_gemma("gemma3")
+    builder = runnable_gemma("gemma3")
     builder.keys += odd
     builder.tensors += [TensorRecord("v.norm", (3,)), TensorRecord("extra", (256,), 16, bytes(66))]
     (tmp_path / "odd.gguf").write_bytes(builder.build())
@@ -71,7 +71,7 @@ def test_what_nobody_reads_is_carried_over_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_window_larger_than_the_context_is_clamped_in_what_is_written_too(tmp_path: Path) -> None:
-    builder = tiny_gemma("gemma3").set("gemma3.attention.sliding_window", u32(4096))
+    builder = runnable_gemma("gemma3").set("gemma3.attention.sliding_window", u32(4096))
     (tmp_path / "wide.gguf").write_bytes(builder.build())
     quantize(tmp_path / "wide.gguf", tmp_path / "out.gguf", "Q8_0")
     with GgufFile.open(tmp_path / "out.gguf", strict=True) as file:
