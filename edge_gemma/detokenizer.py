@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from edge_gemma.tokenizer import Tokenizer
 
@@ -12,23 +13,27 @@ _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 class Detokenizer:
     """The stream of `Tokenizer.decode`: all pushes and the flush together are the same text.
 
+    With `after` they are what decoding these ids and the pushed ones together adds to the text of `after`. It differs
+    where a vocabulary puts a space in front of each text: that one goes, and the first space of a continuation stays.
+
     Bytes that may still become a character are held back. Bytes that no longer can, and those left at the end, come
     out as U+FFFD, one for each part that Unicode calls a maximal subpart.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
-        """`special`: show control tokens by their names."""
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False, after: Sequence[int] = ()) -> None:
+        """`special`: show control tokens by their names. `after`: the ids of the text that is continued."""
         self._tokenizer = tokenizer
         self._special = special
         self._decoder = _Utf8Decoder("replace")
-        self._at_start = True
+        self._at_start = all(map(tokenizer.is_control, after))
 
     def push(self, token: int) -> str:
         """The text that is complete with this token, often empty for a part of a character."""
-        if not self._special and self._tokenizer.is_control(token):
+        control = self._tokenizer.is_control(token)
+        if control and not self._special:
             return ""
         raw = self._tokenizer.token_bytes(token)
-        if self._at_start:
+        if self._at_start and not control:
             raw = self._tokenizer.strip_prefix(raw)
             self._at_start = False
         return self._decoder.decode(raw)

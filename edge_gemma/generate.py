@@ -66,7 +66,7 @@ class Generation:
     timings: Timings | None = None
 
     def __iter__(self) -> Iterator[str]:
-        detokenizer, stops = Detokenizer(self.tokenizer), StopStrings(self.stop)
+        detokenizer, stops = Detokenizer(self.tokenizer, after=self.prompt), StopStrings(self.stop)
         for token in self._tokens():
             piece, hit = stops.push(detokenizer.push(token))
             if piece:

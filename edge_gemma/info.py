@@ -13,6 +13,7 @@ from typing import Any
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import default_threads
+from edge_gemma.engine import require_head_step
 from edge_gemma.gguf import GgufFile, Tensor
 from edge_gemma.metadata import shown
 from edge_gemma.plan import KvType, default_chunk, memory_plan
@@ -39,6 +40,7 @@ def describe(
     """
     with GgufFile.open(path) as file:
         config = GemmaConfig.from_gguf(file)
+        require_head_step(file, config)
         weights = Weights.bind(file, config)
         Tokenizer.from_gguf(file)
         if context is None:

@@ -1,6 +1,6 @@
 """Text <-> token ids, by sentencepiece over the vocabulary of a GGUF file. Knows no turns, no model and no cache.
 
-Ids are llama.cpp's, with four exceptions, each wanted:
+Ids are llama.cpp's, with five exceptions, each wanted:
 
 * </s> is the end tag of <s>, as Gemma was trained, unless the file calls it a control token or an end. llama.cpp takes
   it for another model's end of text: it does not find it in plain text, and ends an answer there.
@@ -8,6 +8,8 @@ Ids are llama.cpp's, with four exceptions, each wanted:
 * U+2581, which sentencepiece writes for a space, is encoded by its three byte tokens, and so survives. llama.cpp takes
   it for a space, and decodes to another text than it encoded.
 * There is one BOS token at most at the beginning.
+* Where a vocabulary puts a space in front of a text (no Gemma does), there is one space, as in sentencepiece, and in
+  front of text. llama.cpp puts others behind each special token, and decodes to another text than it encoded.
 """
 
 from __future__ import annotations
@@ -72,11 +74,14 @@ class Tokenizer:
         a text with a lone surrogate, or of more than MAX_TEXT_BYTES in UTF-8.
         """
         _check_text(text)
-        if self.add_space_prefix and text:
-            text = " " + text
         ids: list[int] = []
+        prefix = " " if self.add_space_prefix else ""
         for part in self._controls.split(text) if parse_special else (text,):
-            ids += [part] if isinstance(part, int) else self._encode_plain(part)
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._encode_plain(prefix + part)
+                prefix = ""
         wanted = self.add_bos if add_bos is None else add_bos
         return [self.bos_id, *ids] if wanted and ids[:1] != [self.bos_id] else ids
 
@@ -86,11 +91,18 @@ class Tokenizer:
         `decode(encode(text, add_bos=False)) == text` for every text that can be encoded. Raises ValueError for an id
         outside the vocabulary.
         """
-        raw = b"".join(self.token_bytes(i) for i in ids if special or not self.is_control(i))
-        return self.strip_prefix(raw).decode("utf-8", "replace")
+        parts, at_start = [], True
+        for i in ids:
+            control = self.is_control(i)
+            if control and not special:
+                continue
+            raw = self.token_bytes(i)
+            parts.append(self.strip_prefix(raw) if at_start and not control else raw)
+            at_start = at_start and control
+        return b"".join(parts).decode("utf-8", "replace")
 
     def strip_prefix(self, raw: bytes) -> bytes:
-        """`raw`, the bytes of a whole text, without the space that `encode` put in front for this vocabulary."""
+        """`raw`, the bytes of a text's first token of text, without the space that `encode` put in front of it."""
         return raw[1:] if self.add_space_prefix and raw.startswith(b" ") else raw
 
     def is_control(self, token: int) -> bool:

@@ -143,8 +143,8 @@ SMALL_VOCABULARY: Entries = [
 
 
 def runnable_gemma(architecture: str = "gemma2", entries: Entries = SMALL_VOCABULARY, **sizes: int) -> Builder:
-    """`tiny_gemma` with a vocabulary of `entries` and all that a tokenizer needs."""
-    builder = tiny_gemma(architecture, vocab=max(len(entries), 1), **sizes)
+    """`tiny_gemma` with heads that the kernels take, a vocabulary of `entries`, and all that a tokenizer needs."""
+    builder = tiny_gemma(architecture, **{"head_dim": 32, "vocab": max(len(entries), 1)} | sizes)
     builder.set("tokenizer.ggml.model", typed(STRING, "llama"))
     builder.set(
         "tokenizer.ggml.tokens", array(STRING, [t.encode() if isinstance(t, str) else t for t, _, _ in entries])

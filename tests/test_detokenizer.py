@@ -18,6 +18,7 @@ FIRST_BYTE = 238  # the id of <0x00> in Gemma 3
 BYTES = st.integers(FIRST_BYTE, FIRST_BYTE + 255)
 UTF8_BYTES = st.sampled_from([FIRST_BYTE + b for b in "é漢😀".encode() + b"\xff\xc0\xed\xa0"])
 CONTROLS = st.sampled_from([0, 1, 2, 3, 105, 106, 255999])
+TEXTS = [2, 4 + 0x20, 4 + 0x61, *range(260, 269)]  # of the small vocabulary: whole characters, and control tokens
 IDS = st.lists(st.one_of(BYTES, UTF8_BYTES, CONTROLS, st.integers(0, 262143)), max_size=30)
 
 
@@ -58,6 +59,21 @@ def test_the_stream_is_the_decoded_text(real: Tokenizer, ids: list[int], special
 def test_the_space_in_front_goes_once(prefixed: Tokenizer, ids: list[int]) -> None:
     for special in (False, True):
         assert stream(prefixed, ids, special) == prefixed.decode(ids, special=special)
+
+
+@settings(max_examples=300, deadline=None)
+@given(before=st.lists(st.integers(0, 268), max_size=6), ids=st.lists(st.sampled_from(TEXTS), max_size=6))
+@example(before=[2, 261], ids=[260, 264])
+@example(before=[2], ids=[264])
+@example(before=[2, 260], ids=[264])
+@example(before=[], ids=[260, 260])
+def test_a_continuation_keeps_its_first_space(prefixed: Tokenizer, before: list[int], ids: list[int]) -> None:
+    """Of whole characters, so that nothing of one text completes in the other. `before` may be without text."""
+    for special in (False, True):
+        detokenizer = Detokenizer(prefixed, special=special, after=before)
+        continued = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+        whole = prefixed.decode(before + ids, special=special)
+        assert prefixed.decode(before, special=special) + continued == whole
 
 
 @settings(max_examples=200, deadline=None)

@@ -129,6 +129,8 @@ def test_render(tmp_path: Path) -> None:
         ("tokenizer.ggml.eos_token_id", None),
         ("tokenizer.ggml.bos_token_id", u32(VOCAB)),
         ("tokenizer.ggml.tokens", array(STRING, ["twin"] * VOCAB)),
+        ("gemma2.attention.sliding_window_pattern", array(BOOL, [1] * 3)),
+        ("gemma2.context_length", u32(0)),
     ],
 )
 def test_what_a_model_could_not_be_opened_with_is_told(tmp_path: Path, key: str, value: bytes | None) -> None:
@@ -138,6 +140,14 @@ def test_what_a_model_could_not_be_opened_with_is_told(tmp_path: Path, key: str,
         with pytest.raises(ModelFormatError) as caught:
             ask(path)
         assert caught.value.field.startswith(key)
+
+
+def test_heads_that_no_kernel_takes_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(runnable_gemma(head_dim=16).build())
+    for ask in (describe, Gemma):
+        with pytest.raises(ModelFormatError, match="key_length: 16 is no multiple of 32"):
+            ask(path)
 
 
 @pytest.mark.parametrize("value", [u32(7), array(STRING, ["a"]), typed(STRING, b"\xff"), typed(STRING, "x" * 2**21)])

@@ -471,6 +471,24 @@ def test_a_space_in_front(load: Load, text: str) -> None:
     assert found.decode(found.encode(text)) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("<bos>a", [2, SPACE_A]),
+        ("<end_of_turn>a", [2, END, SPACE_A]),
+        ("<bos><end_of_turn> a", [2, END, TWO_SPACES, A]),
+        ("a<end_of_turn>a", [2, SPACE_A, END, A]),
+        ("<bos>", [2]),
+        (" <end_of_turn>a", [2, TWO_SPACES, END, A]),
+    ],
+)
+def test_the_space_in_front_is_in_front_of_text(load: Load, text: str, ids: list[int]) -> None:
+    """In front of a control token it would be the text of nobody, and hide a BOS that is there already."""
+    found = load(small_gguf().set("tokenizer.ggml.add_space_prefix", typed(BOOL, 1)))
+    assert found.encode(text, parse_special=True) == ids
+    assert found.decode(found.encode(text, add_bos=False, parse_special=True), special=True) == text
+
+
 def test_u32_types_are_fine(load: Load) -> None:
     builder = small_gguf().set("tokenizer.ggml.token_type", array(U32, [kind for _, _, kind in SMALL]))
     assert load(builder).encode("ab", add_bos=False) == [AB]
