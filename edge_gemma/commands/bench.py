@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-n", "--n-gen", type=_integers, default=[128], metavar="N,...", help="tokens to generate, 0 for none; 128")
     add("-d", "--n-depth", type=_integers, default=[0], metavar="N,...", help="tokens in the context before; 0")
     add("-t", "--threads", type=_integers, default=[], metavar="N,...", help="default: fast physical cores")
-    add("-r", "--repetitions", type=int, default=5, metavar="N", help="timed repetitions after a warm-up; 5")
+    add(
+        "-r", "--repetitions", type=options.integer, default=5, metavar="N", help="timed repetitions after a warm-up; 5"
+    )
     options.add_kv_type(parser)
     add("--profile", action="store_true", help="measure each kind of operation; one value each of -p, -n, -d and -t")
     add("--json", action="store_true", help="print JSON: a list with llama-bench's fields, or the profile")

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="replace FILE if it exists")
     own = parser.add_argument_group("without TEXT")
     own.add_argument("--tokens", type=options.positive, metavar="N", help="how many the model writes; default: 2048")
-    own.add_argument("--seed", type=int, default=0, metavar="S", help="of what it writes; default: 0")
+    own.add_argument("--seed", type=options.integer, default=0, metavar="S", help="of what it writes; default: 0")
     options.add_threads(parser)
 
 

@@ -15,7 +15,9 @@ given context."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_model(parser)
-    parser.add_argument("-c", "--context", type=int, metavar="N", help="tokens to plan memory for; default: 4096")
+    parser.add_argument(
+        "-c", "--context", type=options.integer, metavar="N", help="tokens to plan memory for; default: 4096"
+    )
     options.add_threads(parser)
     options.add_kv_type(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")

@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     model = parser.add_argument_group("model")
     model.add_argument(
-        "-c", "--context", type=int, metavar="N", help="tokens of prompt and answer together; default: at most 8192"
+        "-c",
+        "--context",
+        type=options.integer,
+        metavar="N",
+        help="tokens of prompt and answer together; default: at most 8192",
     )
     options.add_threads(model)
     options.add_kv_type(model)
@@ -58,15 +62,50 @@ def add_generation(parser: argparse.ArgumentParser, default: int) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     add = group.add_argument
-    add("--temp", "--temperature", type=float, default=0.8, metavar="T", help="0 takes the best token; default: 0.8")
-    add("-s", "--seed", type=int, metavar="S", help="0 or more; the same seed gives the same text; default: random")
-    add("--top-k", type=int, default=40, metavar="K", help="keep the K best tokens, 0 all; default: 40")
-    add("--top-p", type=float, default=0.95, metavar="P", help="keep the best tokens of probability P; default: 0.95")
-    add("--min-p", type=float, default=0.05, metavar="P", help="keep those P times as probable as the best; 0.05")
-    add("--repeat-penalty", type=float, default=1.0, metavar="X", help="divide logits of recent tokens; default: 1")
-    add("--repeat-last-n", type=int, default=64, metavar="N", help="how many tokens are recent, -1 all; default: 64")
-    add("--presence-penalty", type=float, default=0.0, metavar="X", help="subtract for recent tokens; default: 0")
-    add("--frequency-penalty", type=float, default=0.0, metavar="X", help="subtract per recent use; default: 0")
+    add(
+        "--temp",
+        "--temperature",
+        type=options.real,
+        default=0.8,
+        metavar="T",
+        help="0 takes the best token; default: 0.8",
+    )
+    add(
+        "-s",
+        "--seed",
+        type=options.integer,
+        metavar="S",
+        help="0 or more; the same seed gives the same text; default: random",
+    )
+    add("--top-k", type=options.integer, default=40, metavar="K", help="keep the K best tokens, 0 all; default: 40")
+    add(
+        "--top-p",
+        type=options.real,
+        default=0.95,
+        metavar="P",
+        help="keep the best tokens of probability P; default: 0.95",
+    )
+    add(
+        "--min-p", type=options.real, default=0.05, metavar="P", help="keep those P times as probable as the best; 0.05"
+    )
+    add(
+        "--repeat-penalty",
+        type=options.real,
+        default=1.0,
+        metavar="X",
+        help="divide logits of recent tokens; default: 1",
+    )
+    add(
+        "--repeat-last-n",
+        type=options.integer,
+        default=64,
+        metavar="N",
+        help="how many tokens are recent, -1 all; default: 64",
+    )
+    add(
+        "--presence-penalty", type=options.real, default=0.0, metavar="X", help="subtract for recent tokens; default: 0"
+    )
+    add("--frequency-penalty", type=options.real, default=0.0, metavar="X", help="subtract per recent use; default: 0")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given several times")
 
 
@@ -172,7 +211,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 
 def _token_limit(text: str) -> int:
     """The value of -n. argparse names the argument."""
-    limit = int(text)
+    limit = options.integer(text)
     if limit != NO_LIMIT and not 1 <= limit <= UNLIMITED:
         raise argparse.ArgumentTypeError(f"{limit} is neither {NO_LIMIT} nor in 1..{UNLIMITED}")
     return limit

@@ -16,11 +16,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from edge_gemma.errors import OutputError
 
-CLEAR_LINE = "\r\x1b[K"
 LOG_SECONDS = 10.0
 
 
@@ -100,20 +99,36 @@ def _to_stderr(text: str) -> None:
 
 
 class Status:
-    """A line on stderr that changes and at last disappears, where stderr is a terminal."""
+    """A line on stderr that changes and at last disappears, where stderr is a terminal that can go back in a line.
+
+    Written without escape sequences: not every terminal knows them.
+    """
+
+    _used: ClassVar[int] = 0  # columns that are to be cleared, whoever has written there
 
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def show(self, text: str) -> None:
-        """Show `text` in place of what was there."""
+        """Show `text` in place of what was there, as much of it as fits."""
         if self.live:
-            _to_stderr(CLEAR_LINE + text)
+            cut = text[: _columns() - 1]
+            _to_stderr("\r" + cut.ljust(Status._used))
+            Status._used = len(cut)
 
     def clear(self) -> None:
         """Take the line away."""
-        if self.live:
-            _to_stderr(CLEAR_LINE)
+        if self.live and Status._used:
+            _to_stderr("\r" + " " * Status._used + "\r")
+            Status._used = 0
+
+
+def _columns() -> int:
+    """Of the terminal that stderr is; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def kernel_progress() -> Callable[[int, int, str], None]:

@@ -13,9 +13,8 @@ DESCRIPTION = "Show the tokens of a text: the id and the vocabulary's spelling o
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_model(parser)
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("text", nargs="?", metavar="TEXT", help="the text")
-    text.add_argument("-f", "--file", metavar="FILE", help="read the text from FILE (UTF-8), or from stdin for -")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="the text; or use -f")
+    parser.add_argument("-f", "--file", metavar="FILE", help="read the text from FILE (UTF-8), or from stdin for -")
     parser.add_argument("--no-bos", action="store_true", help="no <bos> in front")
     parser.add_argument("--parse-special", action="store_true", help="<end_of_turn> and the like become control tokens")
     parser.add_argument("--json", action="store_true", help='print {"count": ..., "ids": [...], "tokens": [...]}')
@@ -23,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tokens."""
+    if (args.text is None) == (args.file is None):
+        raise ValueError("give a TEXT or -f FILE, one of them")
     text = options.read_text(args.file) if args.text is None else args.text
     from edge_gemma.gguf import GgufFile
     from edge_gemma.tokenizer import Tokenizer
