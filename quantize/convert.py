@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_gemma.config import GemmaConfig
-from edge_gemma.errors import CheckpointError, OutputError
+from edge_gemma.errors import OutputError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
 from edge_gemma.quantize.atomic_file import AtomicFile, check_destination, remove_leftovers
@@ -24,6 +24,7 @@ from edge_gemma.quantize.hf_source import open_folder
 from edge_gemma.quantize.imatrix import ImportanceMatrix, quantized_with
 from edge_gemma.quantize.imatrix import load as load_imatrix
 from edge_gemma.quantize.lora import merge, open_adapter
+from edge_gemma.quantize.meant import check_file, no_such_source, user_path
 from edge_gemma.quantize.pipeline import Progress, write_tensors
 from edge_gemma.quantize.plan import (
     Importance,
@@ -90,7 +91,7 @@ def quantize(
     be written, OSError for paths that cannot be used. After any of them the destination is as it was before.
     """
     started = time.perf_counter()
-    target = Path(destination)
+    target = user_path(destination)
     if calibrate is not None and imatrix is not None:
         raise ValueError("calibrate: there is an importance matrix already")
     made, importance = _planned(source, type, overrides, imatrix, lora)
@@ -98,7 +99,7 @@ def quantize(
         check_source(made)
     check_destination(target, force=force, sources=made.source.files)
     if calibrate is not None:
-        with _copy(Path(source), target, "Q8_0", lora, progress, kernel_progress) as runs:
+        with _copy(user_path(source), target, "Q8_0", lora, progress, kernel_progress) as runs:
             matrix = calibrate(runs)
         made, importance = _weighted(made.source, type, overrides, CALIBRATED, matrix), matrix.means
     stored = {tensor.format.name for tensor in made.source.tensors}
@@ -112,7 +113,7 @@ def quantize(
         write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
         file.rewrite_start(made.header(certificate.metadata()))
         if certify is not None:
-            with _runnable(Path(source), made.source, target, lora) as original:
+            with _runnable(user_path(source), made.source, target, lora) as original:
                 certificate.quality = certify(file.partial, original)
             file.rewrite_start(made.header(certificate.metadata()))
         file.flush()
@@ -152,9 +153,9 @@ def _planned(
 ) -> tuple[Plan, Importance | None]:
     check_type(type)
     if imatrix is None:
-        return make_plan(open_source(Path(source), lora), type, overrides or Overrides(), None), None
-    matrix = load_imatrix(imatrix)
-    return _weighted(open_source(Path(source), lora), type, overrides, Path(imatrix).name, matrix), matrix.means
+        return make_plan(open_source(source, lora), type, overrides or Overrides(), None), None
+    matrix = load_imatrix(user_path(imatrix))
+    return _weighted(open_source(source, lora), type, overrides, Path(imatrix).name, matrix), matrix.means
 
 
 def _weighted(source: Source, type: str, overrides: Overrides | None, name: str, matrix: ImportanceMatrix) -> Plan:
@@ -163,22 +164,22 @@ def _weighted(source: Source, type: str, overrides: Overrides | None, name: str,
     return replace(made, metadata=made.metadata | quantized_with(name, matrix))
 
 
-def open_source(source: Path, lora: Adapters = ()) -> Source:
+def open_source(source: str | os.PathLike[str], lora: Adapters = ()) -> Source:
     """The checkpoint `source`, a Hugging Face folder or a GGUF file, with adapters added, each times a factor.
 
     Raises CheckpointError, ModelFormatError or OSError.
     """
-    opened = _open(source)
-    return merge(opened, [open_adapter(Path(path), scale) for path, scale in lora]) if lora else opened
+    opened = _open(os.fspath(source))
+    return merge(opened, [open_adapter(user_path(path), scale) for path, scale in lora]) if lora else opened
 
 
-def _open(source: Path) -> Source:
+def _open(given: str) -> Source:
+    source = user_path(given)
     if source.is_dir():
         return open_folder(source)
     if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist")
-    if source.suffix in (".safetensors", ".json"):
-        raise CheckpointError(f"{source}: name the folder of the checkpoint, not a file in it")
+        raise no_such_source(source, given)
+    check_file(source)
     return open_gguf(source)
 
 

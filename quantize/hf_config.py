@@ -17,6 +17,7 @@ ARCHITECTURES = {
     "Gemma3ForCausalLM": "gemma3",
     "Gemma3ForConditionalGeneration": "gemma3",
 }
+QUANTIZATION = ("quantization_config", "quantization", "compression_config")
 MULTIPLE = 32  # the runtime's step through a row of weights
 MULTIMODAL = "Gemma3ForConditionalGeneration"
 
@@ -105,12 +106,22 @@ def read_hyperparameters(config: dict[str, Any], where: str = "config.json") -> 
     return _build(fields, architecture, name == MULTIMODAL, _tied(config, text, where))
 
 
+def quantization(config: dict[str, Any]) -> str:
+    """How config.json says that the weights are quantized; empty if it does not. Mergers leave it in when they are not.
+
+    `quantization` is the key of MLX.
+    """
+    text = config.get("text_config")
+    places = (config, text if isinstance(text, dict) else {})
+    found = next((value for place in places for key in QUANTIZATION if (value := place.get(key))), None)
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    return str(method) if method else "by a method that is not named" if found else ""
+
+
 def _architecture(config: dict[str, Any], where: str) -> str:
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in list(ARCHITECTURES):
         raise CheckpointError(f"{where}: architectures is {names!r}; one of {', '.join(ARCHITECTURES)} is converted")
-    if "quantization_config" in config:
-        raise CheckpointError(f"{where}: quantization_config: quantized checkpoints are not read")
     return str(names[0])
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize.checkpoint import CheckpointFolder
 from edge_gemma.quantize.general import general_metadata
-from edge_gemma.quantize.hf_config import Hyperparameters, read_hyperparameters
+from edge_gemma.quantize.hf_config import Hyperparameters, quantization, read_hyperparameters
+from edge_gemma.quantize.meant import no_checkpoint
 from edge_gemma.quantize.metadata import (
     Metadata,
     explicit_metadata,
@@ -17,11 +21,26 @@ from edge_gemma.quantize.metadata import (
     tokenizer_metadata,
     usual_pattern,
 )
-from edge_gemma.quantize.names import EMBEDDING, HF_OUTPUT, OUTPUT, Target, targets, text_names
+from edge_gemma.quantize.names import (
+    EMBEDDING,
+    HF_OUTPUT,
+    OUTPUT,
+    Target,
+    is_adapted,
+    is_output,
+    is_unread,
+    is_value_head,
+    is_vision,
+    short_names,
+    targets,
+)
+from edge_gemma.quantize.own_output import own_output_notices, settle_output
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.special_tokens import read_special_tokens
 from edge_gemma.quantize.stored_tensor import StoredTensor
 from edge_gemma.quantize.vocab import Vocabulary, read_vocabulary
+
+SHOWN = 5  # names of tensors
 
 
 def open_folder(path: Path) -> Source:
@@ -29,12 +48,15 @@ def open_folder(path: Path) -> Source:
     folder = CheckpointFolder(path)
     config = folder.json("config.json")
     if config is None:
-        raise CheckpointError(f"{folder.path}: no config.json")
+        raise no_checkpoint(folder.path)
     model = read_hyperparameters(config, str(folder.path / "config.json"))
-    notices = _compatibility(model)
-    stored = _text_tensors(folder, model, notices)
+    with _quantized_if_so(folder, config):
+        stored = _text_tensors(folder)
     vocabulary = read_vocabulary(folder, model.vocab_size if model.vocab_size_given else None)
-    tensors = _place(stored, model, _rows_to_keep(model, vocabulary, folder.path), folder.path)
+    rows = _rows_to_keep(model, vocabulary, folder.path)
+    stored, model, notices = settle_output(stored, model, rows)
+    with _quantized_if_so(folder, config):
+        tensors = _place(stored, model, rows, folder.path)
     special = read_special_tokens(folder, vocabulary, config)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
@@ -44,21 +66,43 @@ def open_folder(path: Path) -> Source:
         | tokenizer_metadata(vocabulary, special, model.architecture)
     )
     files = [entry for entry in folder.path.iterdir() if entry.is_file()]
-    return Source(metadata, tensors, files, notices + vocabulary.notices)
+    if quantization(config):
+        notices.append("quantization_config in config.json ignored: the weights are not quantized")
+    notices = [*_left_out(folder.left_out), *folder.notices, *notices, *_compatibility(model), *vocabulary.notices]
+    return Source(metadata, tensors, files, notices)
 
 
-def _text_tensors(folder: CheckpointFolder, model: Hyperparameters, notices: list[str]) -> dict[str, StoredTensor]:
-    """The language model's tensors by their names without prefix."""
-    stored = folder.tensors()
+@contextmanager
+def _quantized_if_so(folder: CheckpointFolder, config: dict[str, Any]) -> Iterator[None]:
+    """Weights that cannot be read are quantized ones, where config.json says so."""
     try:
-        names, vision = text_names(list(stored), model)
+        yield
+    except CheckpointError as error:
+        if not (method := quantization(config)):
+            raise
+        text = f"the weights are quantized ({method}), which is not read; give the checkpoint they were made of"
+        raise CheckpointError(f"{folder.path / 'config.json'}: quantization_config: {text}; {error}") from None
+
+
+def _text_tensors(folder: CheckpointFolder) -> dict[str, StoredTensor]:
+    """The language model's tensors by their names without prefix. Raises CheckpointError."""
+    stored = folder.tensors(is_unread, is_output)
+    if adapted := [name for name in stored if is_adapted(name)]:
+        text = f"an adapter that is not merged ({adapted[0]!r})"
+        hint = "merge it with PEFT's merge_and_unload() and save that, or give the base model with --lora"
+        raise CheckpointError(f"{folder.path}: the weights hold {text}; {hint}")
+    try:
+        names = short_names(stored)
     except CheckpointError as error:
         raise CheckpointError(f"{folder.path}: {error}") from None
-    if vision:
-        notices.append(f"vision tower left out: {vision} tensors")
-    if model.tied and HF_OUTPUT in names:
-        del names[HF_OUTPUT]  # a copy of the embedding that some tools save
     return {short: stored[name] for short, name in names.items()}
+
+
+def _left_out(names: Collection[str]) -> list[str]:
+    """What to tell of tensors that were not read."""
+    vision, heads = (sum(map(test, names)) for test in (is_vision, is_value_head))
+    notices = [f"vision tower left out: {vision} tensors"] if vision else []
+    return notices + ([f"value head left out: {heads} tensors"] if heads else [])
 
 
 def _place(
@@ -66,15 +110,24 @@ def _place(
 ) -> list[SourceTensor]:
     table = targets(model)
     if missing := [name for name in table if name not in stored]:
-        text = f"{len(missing)} tensors are missing that config.json asks for: {', '.join(missing[:5])}"
-        raise CheckpointError(f"{folder}: {text}")
+        raise CheckpointError(f"{folder}: {_missing(missing, stored)}")
     if extra := [tensor.where for name, tensor in stored.items() if name not in table]:
-        raise CheckpointError(f"{len(extra)} tensors are extra, config.json has no place for {', '.join(extra[:5])}")
+        text = f"{len(extra)} tensors are extra, config.json has no place for {', '.join(extra[:SHOWN])}"
+        raise CheckpointError(f"{text}; is it the config.json of this model, and the model a Gemma?")
     tensors = [_tensor(stored[name], target) for name, target in table.items()]
     return [
         replace(tensor, shape=(vocab_rows, tensor.columns)) if tensor.name in (EMBEDDING, OUTPUT) else tensor
         for tensor in tensors
     ]
+
+
+def _missing(missing: list[str], stored: dict[str, StoredTensor]) -> str:
+    """What is missing, and what is there instead."""
+    text = f"{len(missing)} tensors are missing that config.json asks for: {', '.join(missing[:SHOWN])}"
+    if missing == [HF_OUTPUT]:
+        return f"{text}; if the embedding is the output, too, write tie_word_embeddings: true into config.json"
+    there = ", ".join(tensor.name for tensor in list(stored.values())[:SHOWN])
+    return f"{text}; the weights hold {len(stored)}: {there}"
 
 
 def _tensor(stored: StoredTensor, target: Target) -> SourceTensor:
@@ -102,8 +155,8 @@ def _compatibility(model: Hyperparameters) -> list[str]:
         usual = (model.hidden_size / model.heads) ** -0.5
     if not math.isclose(model.attention_scale, usual, rel_tol=1e-6):
         notices.append(f"attention scale {model.attention_scale:.6g}: llama.cpp will use {usual:.6g} instead")
-    if not model.tied and model.architecture != "gemma3":
-        notices.append(f"output matrix of its own: llama.cpp does not load that for {model.architecture}")
+    if not model.tied:
+        notices += own_output_notices(model.architecture)
     if model.architecture != "gemma" and model.local_layers != usual_pattern(model.architecture, model.layers):
         notices.append("unusual pattern of local layers: old versions of llama.cpp do not read it")
     return notices

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.quantize import blocks
-from edge_gemma.quantize.checkpoint import CheckpointFolder
+from edge_gemma.quantize.checkpoint import ADAPTERS, CheckpointFolder
 from edge_gemma.quantize.lora_config import AdapterConfig, read_adapter_config
 from edge_gemma.quantize.lora_names import Pair, pair_up
+from edge_gemma.quantize.names import EMBEDDING, OUTPUT
+from edge_gemma.quantize.own_output import own_output_notices
 from edge_gemma.quantize.safetensors import read_safetensors
 from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.quantize.stored_tensor import StoredTensor
@@ -80,10 +82,10 @@ def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
 
 
 def _tensors(folder: CheckpointFolder) -> tuple[Path, dict[str, StoredTensor]]:
-    for name, read in (("adapter_model.safetensors", read_safetensors), ("adapter_model.bin", read_torch)):
+    for name, read in zip(ADAPTERS, (read_safetensors, read_torch), strict=True):
         if (path := folder.file(name)) is not None:
             return path, read(path)
-    raise CheckpointError(f"{folder.path}: neither adapter_model.safetensors nor adapter_model.bin")
+    raise CheckpointError(f"{folder.path}: neither {ADAPTERS[0]} nor {ADAPTERS[1]}; is the download complete?")
 
 
 def _delta(pair: Pair, config: AdapterConfig, scale: float) -> Delta:
@@ -99,17 +101,31 @@ def _delta(pair: Pair, config: AdapterConfig, scale: float) -> Delta:
 def merge(source: Source, adapters: Sequence[Adapter]) -> Source:
     """`source` with each adapter added in turn.
 
-    Raises CheckpointError if an adapter changes a matrix the model lacks, or one of another shape.
+    An adapter of the output of a tied model gives it an output of its own. Raises CheckpointError if an adapter changes
+    a matrix the model lacks, or one of another shape.
     """
     tensors = {tensor.name: tensor for tensor in source.tensors}
     notices = list(source.notices)
     for adapter in adapters:
+        if OUTPUT in adapter.deltas and OUTPUT not in tensors:
+            notices += _untie(tensors, adapter, source)
         for name, delta in adapter.deltas.items():
             _check_fits(adapter, delta, tensors.get(name), name)
             tensors[name] = _merged(tensors[name], delta)
         notices += [f"merged {adapter.path.name} into {len(adapter.deltas)} matrices", *adapter.notices]
     files = source.files + [file for adapter in adapters for file in adapter.files]
     return replace(source, tensors=list(tensors.values()), files=files, notices=notices)
+
+
+def _untie(tensors: dict[str, SourceTensor], adapter: Adapter, source: Source) -> list[str]:
+    """Add an output to `tensors`, which starts as the embedding. Returns what to tell.
+
+    A running adapter of PEFT leaves the embedding as it is, so the two are no longer one.
+    """
+    tensors[OUTPUT] = replace(tensors[EMBEDDING], name=OUTPUT)
+    text = f"{adapter.path.name} changes the output, which was the embedding: it gets a matrix of its own"
+    architecture = source.metadata["general.architecture"].value
+    return [text, *own_output_notices(architecture if isinstance(architecture, str) else architecture.decode())]
 
 
 def _check_fits(adapter: Adapter, delta: Delta, tensor: SourceTensor | None, name: str) -> None:

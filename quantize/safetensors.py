@@ -13,14 +13,14 @@ from typing import Any
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
-from edge_gemma.quantize.stored_tensor import READABLE, MappedFile, StoredTensor, check_shape
+from edge_gemma.quantize.stored_tensor import READABLE, MappedFile, NameTest, StoredTensor, check_shape, no_name
 from edge_gemma.quantize.strict_json import parse_object
 
 MAX_HEADER = 100_000_000  # the reference reader's limit
 
 
-def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the file at `path`, by name, in file order.
+def read_safetensors(path: Path, unread: NameTest = no_name) -> dict[str, StoredTensor]:
+    """Every tensor of the file at `path`, by name, in file order; but those that are `unread`, of whatever type.
 
     Raises CheckpointError naming file and tensor for anything outside the format, OSError if it cannot be opened.
     """
@@ -32,10 +32,10 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: header of {length} bytes in {len(file)} (not safetensors, or cut off)")
     header = parse_object(file.view(8, 8 + length).tobytes(), f"{path}: header")
     header.pop("__metadata__", None)
-    return _tensors(file, header, 8 + length)
+    return _tensors(file, header, 8 + length, unread)
 
 
-def _tensors(file: MappedFile, header: dict[str, Any], base: int) -> dict[str, StoredTensor]:
+def _tensors(file: MappedFile, header: dict[str, Any], base: int, unread: NameTest) -> dict[str, StoredTensor]:
     path, size = file.path, len(file) - base
     spans = sorted(((_span(path, name, entry), name, entry) for name, entry in header.items()), key=lambda s: s[0])
     tensors, end = {}, 0
@@ -45,7 +45,8 @@ def _tensors(file: MappedFile, header: dict[str, Any], base: int) -> dict[str, S
         end = stop
         if end > size:
             raise CheckpointError(f"{path}: tensor {name!r} ends {end - size} bytes beyond the file (cut off?)")
-        tensors[name] = _tensor(file, name, entry, base + start, stop - start)
+        if not unread(name):
+            tensors[name] = _tensor(file, name, entry, base + start, stop - start)
     if end != size:
         raise CheckpointError(f"{path}: {size - end} bytes after the last tensor")
     return tensors

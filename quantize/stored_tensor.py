@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ from edge_gemma.quantize import blocks
 READABLE = ("F32", "F16", "BF16")
 MAX_DIMS = 8
 MAX_DIM = 1 << 31
+
+NameTest = Callable[[str], bool]
+"""Whether a tensor of that name is meant."""
+
+
+def no_name(name: str) -> bool:
+    """The test that no name passes."""
+    return False
 
 
 class MappedFile:

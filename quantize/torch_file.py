@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
-from edge_gemma.quantize.stored_tensor import MappedFile, StoredTensor
+from edge_gemma.quantize.stored_tensor import MappedFile, NameTest, StoredTensor, no_name
 from edge_gemma.quantize.torch_pickle import DTYPES, TensorRecord, read_records
 
 MAX_DIRECTORY = 16 << 20  # bytes of the archive's table of contents
@@ -24,8 +24,8 @@ LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LIST = "data.pkl"
 
 
-def read_torch(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the file at `path`, by name, in the order it was saved.
+def read_torch(path: Path, unread: NameTest = no_name) -> dict[str, StoredTensor]:
+    """Every tensor of the file at `path`, by name, in the order it was saved; but those that are `unread`.
 
     Raises CheckpointError naming file and tensor for anything but tensors, OSError if the file cannot be opened.
     """
@@ -42,6 +42,7 @@ def read_torch(path: Path) -> dict[str, StoredTensor]:
     return {
         name: _tensor(file, name, record, members.get(f"{root}data/{record.storage.key}"))
         for name, record in records.items()
+        if not unread(name)
     }
 
 

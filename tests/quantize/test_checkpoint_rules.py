@@ -146,7 +146,6 @@ MALFORMED_INDEX: dict[str, tuple[Callable[[Path], None], str]] = {
     "tensor nowhere": (_edit_index(lambda i: i["weight_map"].update({"model.ghost": FIRST})), "model.ghost"),
     "missing shard": (lambda folder: (folder / FIRST).unlink(), FIRST),
     "extra tensor": (_add_to_first, "model-00001"),
-    "single file too": (lambda f: tiny.write_safetensors(f / "model.safetensors", {}), "both"),
 }
 
 
@@ -169,29 +168,15 @@ def test_other_kinds_of_weights_are_refused(tmp_path: Path, name: str) -> None:
 def test_several_files_need_an_index(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path, shards=2)
     (tmp_path / INDEX).unlink()
-    with pytest.raises(CheckpointError, match=r"2 files of \.safetensors need model\.safetensors\.index\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"2 files of \.safetensors need model\.safetensors\.index\.json.*00001-of-00002"
+    ):
         CheckpointFolder(tmp_path).tensors()
-
-
-def test_links_lead_only_into_the_hugging_face_cache(tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--x" / "snapshots" / "abc"
-    blobs = tmp_path / "models--x" / "blobs"
-    tiny.write_checkpoint(snapshot)
-    blobs.mkdir()
-    (snapshot / "model.safetensors").rename(blobs / "0123")
-    (snapshot / "model.safetensors").symlink_to("../../blobs/0123")
-    assert CheckpointFolder(snapshot).tensors()
-    (blobs / "0123").rename(tmp_path / "elsewhere")
-    (snapshot / "model.safetensors").unlink()
-    (snapshot / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="outside the checkpoint"):
-        CheckpointFolder(snapshot).tensors()
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
     ({"architectures": None}, "architectures"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"hidden_size": 100}, "hidden_size is 100, no multiple of 32"),
     ({"hidden_size": "64"}, "hidden_size must be an integer"),
     ({"num_hidden_layers": 0}, "num_hidden_layers"),

@@ -283,7 +283,10 @@ TENSORS: list[tuple[dict[str, tuple[int, ...]], str]] = [
         {f"{Q.replace('layers.1', 'layers.7')}.lora_{x}.weight": (4, 4) for x in "AB"},
         r"the model has no blk.7.*some/base",
     ),
-    ({f"base_model.model.lm_head.lora_{x}.weight": (4, 4) for x in "AB"}, r"the model has no output.weight"),
+    (
+        {f"base_model.model.lm_head.lora_{x}.weight": (4, 4) for x in "AB"},
+        r"output.weight of the model has shape \(384, 64\)",
+    ),
 ]
 
 
@@ -310,6 +313,26 @@ def test_untied_output_can_be_adapted(tmp_path: Path) -> None:
     quantize(tmp_path / "hf", tmp_path / "out.gguf", "F32", lora=[(tmp_path / "lora", 1.0)])
     expected = weights["lm_head.weight"] + 2 * (b.astype(float) @ a)
     assert np.abs(matrices(tmp_path / "out.gguf")["output.weight"] - expected).max() <= rounding(expected)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_an_adapter_of_a_tied_output_makes_it_a_matrix_of_its_own(tmp_path: Path, architecture: str) -> None:
+    weights = tiny.write_checkpoint(tmp_path / "hf", architecture)
+    embedding = weights["model.embed_tokens.weight"]
+    a, b = factors((tiny.VOCAB, 64), 4)
+    name = "base_model.model.lm_head.lora_"
+    write_adapter(tmp_path / "lora", {f"{name}A.weight": a, f"{name}B.weight": b})
+    quantize(tmp_path / "hf", tmp_path / "wide.gguf", "F32")
+    for source in ("hf", "wide.gguf"):
+        out = tmp_path / "out.gguf"
+        report = quantize(tmp_path / source, out, "F32", lora=[(tmp_path / "lora", 1.0)], force=True)
+        found = matrices(out)
+        assert np.array_equal(found["token_embd.weight"], embedding)
+        expected = embedding + 2 * (b.astype(float) @ a)
+        assert np.abs(found["output.weight"] - expected).max() <= rounding(expected)
+        assert "lora changes the output, which was the embedding: it gets a matrix of its own" in report.notices
+        told = "output matrix of its own: llama.cpp does not load that for gemma2" in report.notices
+        assert told == (architecture == "gemma2")
 
 
 def test_values_that_are_not_finite_name_the_adapter(tmp_path: Path) -> None:
