@@ -20,6 +20,9 @@ from edge_gemma.quantize.special_tokens import SpecialTokens
 from edge_gemma.quantize.vocab import CONTROL, Vocabulary
 
 QUANTIZATION_VERSION = 2
+LLAMA_CPP_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+KNOWN_ENDS = ("<eos>", "<end_of_turn>", "<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<EOT>", "_<EOT>")
+"""Where llama.cpp has long ended answers without being told (src/llama-vocab.cpp)."""
 CODEGEMMA_IDS = {"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107}
 
 
@@ -140,10 +143,12 @@ def tokenizer_metadata(vocabulary: Vocabulary, special: SpecialTokens, architect
         "tokenizer.ggml.bos_token_id": u32(special.ids["bos"]),
         "tokenizer.ggml.eos_token_id": u32(special.ids["eos"]),
         "tokenizer.ggml.unknown_token_id": u32(special.ids["unk"]),
-        "tokenizer.ggml.padding_token_id": u32(special.ids["pad"]),
     }
+    if "pad" in special.ids:
+        keys["tokenizer.ggml.padding_token_id"] = u32(special.ids["pad"])
     if architecture == "gemma":
         keys |= _codegemma_ids(vocabulary.types)
+    keys |= _ends(vocabulary, special.ends)
     keys["tokenizer.ggml.add_bos_token"] = boolean(special.add["bos"])
     keys["tokenizer.ggml.add_eos_token"] = boolean(special.add["eos"])
     keys["tokenizer.ggml.add_space_prefix"] = boolean(False)
@@ -158,3 +163,16 @@ def _codegemma_ids(types: NDArray[np.int32]) -> Metadata:
         for role, number in CODEGEMMA_IDS.items()
         if number < len(types) and types[number] == CONTROL
     }
+
+
+def _ends(vocabulary: Vocabulary, ends: list[int]) -> Metadata:
+    """Where answers end besides eos: all of them in Ollama's key; in llama.cpp's two those it does not know by text."""
+    others = ends[1:]
+    if not others:
+        return {}
+    unknown = [number for number in others if vocabulary.tokens[number].decode() not in KNOWN_ENDS]
+    if len(unknown) > len(LLAMA_CPP_ENDS):
+        texts = ", ".join(repr(vocabulary.tokens[number].decode()) for number in unknown[len(LLAMA_CPP_ENDS) :])
+        vocabulary.notices.append(f"answers end at {texts}, too: llama.cpp does not read that")
+    keys = {key: u32(number) for key, number in zip(LLAMA_CPP_ENDS, unknown or others[:1], strict=False)}
+    return {"tokenizer.ggml.eos_token_ids": Value("ARRAY[INT32]", np.array(ends, np.int32))} | keys

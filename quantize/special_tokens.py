@@ -1,26 +1,40 @@
-"""Which tokens begin, end and pad a text, whether they are added by default, and the chat template.
+"""Which tokens begin, end and pad a text or end an answer, whether they are added, and the chat template.
 
 Knows the tokenizer files of a Hugging Face folder; knows no GGUF key. A template is carried over as text, never run.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize.checkpoint import CheckpointFolder
-from edge_gemma.quantize.vocab import CONTROL, UNKNOWN, Vocabulary
+from edge_gemma.quantize.vocab import BYTE, CONTROL, UNKNOWN, Vocabulary, added_tokens
 
 GEMMA_IDS = {"bos": 2, "eos": 1, "unk": 3, "pad": 0}
 MAX_TEMPLATE = 1 << 20
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>")
+TURN_ENDS += ("<|return|>", "<|call|>", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
+"""Added tokens that end an answer whatever config.json says: files of tuned models often name only <eos>."""
+TAG = re.compile(r"<.+>")  # tokens that were made for a purpose of their own
+HTML_TAG = re.compile(
+    r"</?(a|b|bbox|blockquote|body|br|caption|code|div|em|footer|h[1-6]|hr|html|i|iframe|img|li|ol|p|pre|s|span|strong"
+    r"|sub|sup|table|tbody|td|tfoot|th|thead|tr|u|ul)>"
+)  # which are text in Gemma's vocabulary
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """`ids` by role (bos, eos, unk, pad), `add` for bos and eos, and the chat template if there is one."""
+    """`ids` by role (bos, eos, unk, pad), `ends`, `add` for bos and eos, and the chat template if there is one.
+
+    `ends`: ids of all tokens after which nothing more is generated, eos the first.
+    """
 
     ids: dict[str, int]
+    ends: list[int]
     add: dict[str, bool]
     chat_template: str | None
 
@@ -32,6 +46,9 @@ def read_special_tokens(folder: CheckpointFolder, vocabulary: Vocabulary, config
     """
     tokenizer = folder.json("tokenizer_config.json") or {}
     ids = {role: _token_id(role, tokenizer, config, vocabulary) for role in GEMMA_IDS}
+    if not _may_pad(ids["pad"], vocabulary):
+        vocabulary.notices.append(f"padding token {ids['pad']} left out: it is ordinary text or beyond the vocabulary")
+        del ids["pad"]  # nobody reads it
     for role, number in ids.items():
         if not 0 <= number < len(vocabulary.tokens):
             raise CheckpointError(f"{folder.path}: {role} token {number} is outside {len(vocabulary.tokens)} tokens")
@@ -39,7 +56,43 @@ def read_special_tokens(folder: CheckpointFolder, vocabulary: Vocabulary, config
             text = vocabulary.tokens[number].decode(errors="replace")
             raise CheckpointError(f"{folder.path}: {role} token {number} is {text!r}, which is no control token")
     add = {role: _flag(tokenizer, role, default) for role, default in (("bos", True), ("eos", False))}
-    return SpecialTokens(ids, add, _chat_template(folder, tokenizer))
+    ends = list(dict.fromkeys([ids["eos"], *_other_ends(folder, vocabulary, config)]))
+    vocabulary.types[[number for number in ends if vocabulary.types[number] != UNKNOWN]] = CONTROL
+    return SpecialTokens(ids, ends, add, _chat_template(folder, tokenizer))
+
+
+def _may_pad(number: int, vocabulary: Vocabulary) -> bool:
+    return 0 <= number < len(vocabulary.tokens) and bool(vocabulary.types[number] in (CONTROL, UNKNOWN))
+
+
+def _other_ends(folder: CheckpointFolder, vocabulary: Vocabulary, config: dict[str, Any]) -> Iterator[int]:
+    """Ends that the configurations list, and added tokens that say by their text that they are ends."""
+    for number in _listed_ends(folder, config):
+        reason = _no_end(number, vocabulary)
+        notice = f"answers will not end at token {str(number)[:40]}: {reason}"
+        if not reason:
+            yield number
+        elif notice not in vocabulary.notices:
+            vocabulary.notices.append(notice)
+    for number, text, _ in added_tokens(folder):
+        if text in TURN_ENDS and number < len(vocabulary.tokens):
+            yield number
+
+
+def _listed_ends(folder: CheckpointFolder, config: dict[str, Any]) -> Iterator[Any]:
+    for source in (config, config.get("text_config"), folder.json("generation_config.json")):
+        listed = source.get("eos_token_id") if isinstance(source, dict) else None
+        yield from (number for number in (listed if isinstance(listed, list) else [listed]) if number is not None)
+
+
+def _no_end(number: Any, vocabulary: Vocabulary) -> str:
+    """Why a token cannot end answers, empty if it can. Plain text never becomes a token that does."""
+    if type(number) is not int or not 0 <= number < len(vocabulary.tokens):
+        return "it is not in the vocabulary"
+    text, kind = vocabulary.tokens[number].decode(), vocabulary.types[number]
+    if kind in (CONTROL, UNKNOWN) or (kind != BYTE and TAG.fullmatch(text) and not HTML_TAG.fullmatch(text)):
+        return ""
+    return f"it is ordinary text, {text!r}; give it as a stop string"
 
 
 def _token_id(role: str, tokenizer: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary) -> int:
