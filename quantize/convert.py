@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_gemma.config import GemmaConfig
-from edge_gemma.errors import OutputError
+from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
 from edge_gemma.quantize.atomic_file import AtomicFile, check_destination, remove_leftovers
@@ -37,6 +37,7 @@ from edge_gemma.quantize.plan import (
 )
 from edge_gemma.quantize.recipe import Overrides
 from edge_gemma.quantize.source import Source
+from edge_gemma.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 MAX_THREADS = 32  # beyond that the disk is the limit
@@ -230,5 +231,9 @@ def _verify(written: Path, target: Path) -> None:
     try:
         with GgufFile.open(written, strict=True) as file:
             Weights.bind(file, GemmaConfig.from_gguf(file))
+            Tokenizer.from_gguf(file)
+    except ModelFormatError as error:
+        reason = str(error).removeprefix(f"{written}: ")
+        raise CheckpointError(f"{target} is not written, for it would not run: {reason}") from error
     except OSError as error:
         raise OutputError(f"{target}: cannot be read back: {os.strerror(error.errno or errno.EIO)}") from error

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf import GgufFile, Tensor
-from edge_gemma.quantize.metadata import Metadata, Value, explicit_metadata
+from edge_gemma.quantize.metadata import Metadata, Value, explicit_metadata, u32
 from edge_gemma.quantize.source import Source, SourceTensor
+from edge_gemma.vocabulary import read_vocabulary
 from edge_gemma.weights import Weights
 
 DROPPED = ("general.alignment", "split.", "quantize.", "edge_gemma.")
@@ -45,12 +46,16 @@ def _tensor(file: GgufFile, tensor: Tensor) -> SourceTensor:
 
 
 def _carried_over(file: GgufFile) -> Metadata:
+    """The file's keys. Raises ModelFormatError for a vocabulary that would not run."""
+    read_vocabulary(file)
     keys = file.metadata
     return {key: Value(keys.kind(key), value) for key, value in keys.items() if not key.startswith(DROPPED)}
 
 
 def _explicit(config: GemmaConfig) -> Metadata:
-    return explicit_metadata(
+    """What is said anew; of the window that it is no longer than the context, as in files of checkpoints."""
+    window = {} if config.window is None else {f"{config.architecture}.attention.sliding_window": u32(config.window)}
+    return window | explicit_metadata(
         scale=config.attn_scale,
         local_layers=config.local_layers,
         rope_base=config.rope_base,

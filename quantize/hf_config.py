@@ -189,6 +189,8 @@ def _build(fields: _Fields, architecture: str, multimodal: bool, tied: bool) -> 
     layers = fields.integer("num_hidden_layers", 1, 256)
     heads = fields.integer("num_attention_heads", 1, 256)
     head_dim = fields.integer("head_dim", 8, 1024)
+    if head_dim % 2:
+        raise fields.error("head_dim", f"is {head_dim}; the rotation needs pairs")
     context_length = fields.integer("max_position_embeddings", 1, 1 << 22)
     scalar = float(head_dim) if architecture == "gemma" else fields.number("query_pre_attn_scalar", 1e-3, 1e6)
     rope_base, rope_base_local, rope_scale = _rope(fields, architecture)

@@ -193,6 +193,8 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
     if not all(0 < len(token) <= MAX_TOKEN_BYTES for token in tokens):
         bad = next(i for i, token in enumerate(tokens) if not 0 < len(token) <= MAX_TOKEN_BYTES)
         raise CheckpointError(f"{where}: token {bad} has {len(tokens[bad])} bytes; 1..{MAX_TOKEN_BYTES} are allowed")
+    if (zero := next((i for i, token in enumerate(tokens) if b"\0" in token), None)) is not None:
+        raise CheckpointError(f"{where}: token {zero} has a zero byte")
     if len(set(tokens)) != len(tokens):
         token, count = Counter(tokens).most_common(1)[0]
         raise CheckpointError(f"{where}: token {token!r} appears {count} times")

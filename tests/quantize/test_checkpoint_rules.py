@@ -179,6 +179,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"architectures": None}, "architectures"),
     ({"hidden_size": 100}, "hidden_size is 100, no multiple of 32"),
     ({"hidden_size": "64"}, "hidden_size must be an integer"),
+    ({"head_dim": 33}, "head_dim is 33; the rotation needs pairs"),
     ({"num_hidden_layers": 0}, "num_hidden_layers"),
     ({"num_hidden_layers": True}, "num_hidden_layers"),
     ({"num_hidden_layers": 10**6}, "num_hidden_layers"),

@@ -1,5 +1,6 @@
 """GGUF -> GGUF: the same file as from the folder, blocks of the same type copied, damage refused."""
 
+import re
 import struct
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import CheckpointError, ModelFormatError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.quantize import quantize
-from edge_gemma.quantize.convert import open_source
+from edge_gemma.quantize import gguf_source, quantize
+from edge_gemma.quantize.convert import open_source, plan
 from edge_gemma.quantize.verification import verify
+from edge_gemma.tokenizer import Tokenizer
 from tests.gguf_builder import ARRAY, BOOL, STRING, U32, TensorRecord, array, runnable_gemma, string, typed, u32
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, metadata, values
@@ -91,6 +93,65 @@ def test_damaged_gguf_source(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ModelFormatError):
         quantize(path, tmp_path / "again.gguf")
+
+
+def patched(path: Path, before: bytes, after: bytes) -> Path:
+    """A copy of the file with one place changed."""
+    data = path.read_bytes()
+    assert len(before) == len(after) and data.count(before) == 1
+    copy = path.with_name("patched.gguf")
+    copy.write_bytes(data.replace(before, after))
+    return copy
+
+
+def u32(key: str, value: int) -> bytes:
+    return key.encode() + struct.pack("<II", 4, value)
+
+
+def test_a_window_beyond_the_context_is_cut_as_in_a_folder(tmp_path: Path) -> None:
+    key = "gemma3.attention.sliding_window"
+    tiny.write_checkpoint(tmp_path / "hf", "gemma3", sliding_window=4096)
+    quantize(tmp_path / "hf", tmp_path / "wide.gguf", "F32")
+    wide = patched(tmp_path / "wide.gguf", u32(key, 512), u32(key, 4096))
+    quantize(wide, tmp_path / "again.gguf", "F32")
+    assert metadata(wide)[key] == 4096 and metadata(tmp_path / "again.gguf")[key] == 512
+
+
+def token(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+REFUSED_VOCABULARIES = {
+    "another tokenizer": (token("tokenizer.ggml.model") + b"\x08\0\0\0" + token("llama"), b"llama", b"gpt-2"),
+    "twin tokens": (token("<0x41>") + token("<0x42>"), b"<0x42>", b"<0x41>"),
+    "eos beyond the vocabulary": (u32("tokenizer.ggml.eos_token_id", 1), b"\1\0\0\0", b"\1\0\0\1"),
+    "a byte that is a word": (token("<0x41>"), b"<0x41>", b"<0xxx>"),
+    "no types": (token("tokenizer.ggml.token_type"), b"token_type", b"token_tips"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_VOCABULARIES)
+def test_what_run_refuses_is_not_quantized(tmp_path: Path, name: str) -> None:
+    place, before, after = REFUSED_VOCABULARIES[name]
+    wrong = patched(convert(tmp_path), place, after.join(place.rsplit(before, 1)))
+    with pytest.raises(ModelFormatError) as refused, GgufFile.open(wrong) as file:
+        Tokenizer.from_gguf(file)
+    for attempt in (lambda: quantize(wrong, tmp_path / "again.gguf"), lambda: plan(wrong)):
+        with pytest.raises(ModelFormatError, match=re.escape(str(refused.value))):
+            attempt()
+    assert not (tmp_path / "again.gguf").exists()
+
+
+def test_what_was_written_is_opened_with_its_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the source's reader let through."""
+    place = token("<0x41>") + token("<0x42>")
+    wrong = patched(convert(tmp_path), place, place.replace(b"2", b"1"))
+    monkeypatch.setattr(gguf_source, "read_vocabulary", lambda file: None)
+    with pytest.raises(
+        CheckpointError, match=r"again\.gguf is not written, for it would not run: tokenizer\.ggml\.tok"
+    ):
+        quantize(wrong, tmp_path / "again.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "out.gguf", "patched.gguf"]
 
 
 def test_unknown_type_and_missing_source(tmp_path: Path) -> None:

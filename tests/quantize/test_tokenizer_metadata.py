@@ -84,6 +84,11 @@ BROKEN_TOKENIZERS: dict[str, tuple[str, Any, str]] = {
     "merge of three": ("tokenizer.json", lambda d: d["model"]["merges"].append("a b c"), "not a pair"),
     "no merges": ("tokenizer.json", lambda d: d["model"].pop("merges"), "merges must be a list"),
     "empty token": ("tokenizer.json", lambda d: d["model"]["vocab"].update({"": 384}), "385 tokens|0 bytes"),
+    "zero byte": (
+        "tokenizer_config.json",
+        lambda d: d["added_tokens_decoder"].update({"7": {"content": "<\0>"}}),
+        "token 7 has a zero byte",
+    ),
     "same text twice": (
         "tokenizer_config.json",
         lambda d: d["added_tokens_decoder"].update({"7": {"content": "<pad>"}}),

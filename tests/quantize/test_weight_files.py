@@ -1,4 +1,4 @@
-"""Which files of a folder are the model, and which names its tensors may have: nothing else is a reason to refuse it."""
+"""Which files of a folder are the model, and which names its tensors may have: nothing else is a reason to refuse."""
 
 import json
 import os
