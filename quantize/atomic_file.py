@@ -2,16 +2,20 @@
 
 The bytes go to `.<name>.partial-<pid>` in the same folder, which is synced to disk and renamed at the end. On an error
 or Ctrl-C the partial file is removed and a file that had the name stays as it was. What a killed process left behind is
-removed by the next one that writes the same name.
+removed by the next one that writes the same name; what a running one has there is not, whichever of the two ends first.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +28,9 @@ HEADROOM = 64 << 20  # bytes that must stay free on the disk
 SYNC_BYTES = 64 << 20  # are sent to the disk while more is written: the end need not wait for all
 CLOCK_SECONDS = 60.0  # by which the clock of a disk may differ from that of processes
 
-_in_progress: set[Path] = set()
+_in_progress: set[Path] = set()  # temporary files of this process
+_claimed: set[Path] = set()
+_lock = threading.Lock()
 
 
 def check_destination(path: Path, *, force: bool, sources: list[Path]) -> None:
@@ -35,6 +41,8 @@ def check_destination(path: Path, *, force: bool, sources: list[Path]) -> None:
         raise FileExistsError(f"{path} is a symbolic link; name the file itself")
     if not path.exists():
         return
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder, not a regular file; name a file in it")
     if not stat.S_ISREG(path.stat().st_mode):
         raise FileExistsError(f"{path} exists and is not a regular file")
     if any(path.samefile(source) for source in sources):
@@ -49,7 +57,7 @@ class AtomicFile:
     def __init__(self, path: Path, size: int, *, force: bool) -> None:
         """`size`: bytes that will be written, checked against the free space before the first one is."""
         self.path = path.resolve()
-        self.partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+        self.partial = temporary(self.path, "partial")
         self._size = size
         self._force = force
 
@@ -69,8 +77,9 @@ class AtomicFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
             return os.open(self.partial, flags, 0o666)
-        except FileExistsError:  # another thread writes the same name
-            raise
+        except FileExistsError:
+            text = "is being written, by this process or by one of the same number on another machine"
+            raise FileExistsError(f"{self.path} {text}; wait for it, or remove {self.partial}") from None
         except OSError as error:
             raise self._failed(error) from error
         except BaseException:  # Ctrl-C, when the file may be there already
@@ -149,12 +158,44 @@ class AtomicFile:
         return OutputError(f"{self.path}: {os.strerror(error.errno or errno.EIO)}")
 
 
+def temporary(path: Path, kind: str) -> Path:
+    """Where this process keeps something beside `path` while it writes it; `kind` is "partial" or "source"."""
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}")
+
+
+@contextmanager
+def in_use(file: Path) -> Iterator[None]:
+    """A temporary file is not taken for a leftover meanwhile."""
+    file = file.resolve()
+    _in_progress.add(file)
+    try:
+        yield
+    finally:
+        _in_progress.discard(file)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """No other thread of this process writes `path` meanwhile. Raises FileExistsError if one does."""
+    path = path.resolve()
+    with _lock:
+        if path in _claimed:
+            raise FileExistsError(f"{path} is being written by this process; wait for it, or name another output")
+        _claimed.add(path)
+    try:
+        yield
+    finally:
+        _claimed.discard(path)
+
+
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of their writing `path`."""
-    prefix = f".{path.name}.partial-"
+    """Remove what killed processes left of their writing `path`: partial files, copies of sources, parts of these."""
+    path = path.resolve()
+    name = re.escape(path.name)
+    left = re.compile(rf"\.{name}\.(?:partial|source)-([0-9]+)|\.\.{name}\.source-[0-9]+\.partial-([0-9]+)")
     for entry in path.parent.iterdir():
-        pid = entry.name.removeprefix(prefix)
-        if entry.name.startswith(prefix) and pid.isdigit() and not _being_written(entry, int(pid)):
+        match = left.fullmatch(entry.name)
+        if match is not None and not _being_written(entry, int(match[1] or match[2])):
             entry.unlink(missing_ok=True)
 
 

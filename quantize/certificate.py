@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edge_gemma import __version__
 from edge_gemma.quantize import blocks
+from edge_gemma.quantize.atomic_file import temporary
 from edge_gemma.quantize.metadata import Metadata, Value, f32, string, u32
 from edge_gemma.quantize.writer import TensorInfo
 
@@ -143,4 +144,4 @@ def _typed(value: str | float) -> Value:
 
 def source_copy(target: Path) -> Path:
     """Where the source of `target` is put to be run, by `--calibrate` or `--certify`; removed afterwards."""
-    return target.with_name(f".{target.name}.source")
+    return temporary(target, "source")

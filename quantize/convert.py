@@ -17,7 +17,7 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
-from edge_gemma.quantize.atomic_file import AtomicFile, check_destination, remove_leftovers
+from edge_gemma.quantize.atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
 from edge_gemma.quantize.certificate import Certificate, Certify, source_copy
 from edge_gemma.quantize.gguf_source import open_gguf
 from edge_gemma.quantize.hf_source import open_folder
@@ -99,26 +99,26 @@ def quantize(
     if not requantize:
         check_source(made)
     check_destination(target, force=force, sources=made.source.files)
-    if calibrate is not None:
-        with _copy(user_path(source), target, "Q8_0", lora, progress, kernel_progress) as runs:
-            matrix = calibrate(runs)
-        made, importance = _weighted(made.source, type, overrides, CALIBRATED, matrix), matrix.means
-    stored = {tensor.format.name for tensor in made.source.tensors}
-    blocks.prepare(formats_used(made.infos), weighted_formats(made, importance), stored, kernel_progress)
-    _remove_copy(target)
-    certificate = Certificate([info.name for info in made.infos], certified=certify is not None)
-    header = made.header(certificate.metadata())
-    size = len(header) + made.nbytes
-    with AtomicFile(target, size, force=force) as file:
-        file.write(header)
-        write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
-        file.rewrite_start(made.header(certificate.metadata()))
-        if certify is not None:
-            with _runnable(user_path(source), made.source, target, lora) as original:
-                certificate.quality = certify(file.partial, original)
+    with claimed(target):
+        if calibrate is not None:
+            with _copy(user_path(source), target, "Q8_0", lora, progress, kernel_progress) as runs:
+                matrix = calibrate(runs)
+            made, importance = _weighted(made.source, type, overrides, CALIBRATED, matrix), matrix.means
+        stored = {tensor.format.name for tensor in made.source.tensors}
+        blocks.prepare(formats_used(made.infos), weighted_formats(made, importance), stored, kernel_progress)
+        certificate = Certificate([info.name for info in made.infos], certified=certify is not None)
+        header = made.header(certificate.metadata())
+        size = len(header) + made.nbytes
+        with AtomicFile(target, size, force=force) as file:
+            file.write(header)
+            write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
             file.rewrite_start(made.header(certificate.metadata()))
-        file.flush()
-        _verify(file.partial, target)
+            if certify is not None:
+                with _runnable(user_path(source), made.source, target, lora) as original:
+                    certificate.quality = certify(file.partial, original)
+                file.rewrite_start(made.header(certificate.metadata()))
+            file.flush()
+            _verify(file.partial, target)
     return _report(made, size, time.perf_counter() - started)
 
 
@@ -206,19 +206,13 @@ def _copy(
 ) -> Iterator[Path]:
     """The source as a file of `type` beside `target`, which is removed afterwards."""
     copy = source_copy(target)
-    _remove_copy(target)
-    try:
-        quantize(source, copy, type, lora=lora, requantize=True, progress=progress, kernel_progress=kernel_progress)
-        yield copy
-    finally:
-        copy.unlink(missing_ok=True)
-
-
-def _remove_copy(target: Path) -> None:
-    """What a killed run left of the source's copy, complete or not."""
-    copy = source_copy(target)
-    copy.unlink(missing_ok=True)
-    remove_leftovers(copy)
+    remove_leftovers(target)
+    with in_use(copy):
+        try:
+            quantize(source, copy, type, lora=lora, requantize=True, progress=progress, kernel_progress=kernel_progress)
+            yield copy
+        finally:
+            copy.unlink(missing_ok=True)
 
 
 def _default_threads() -> int:
