@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from edge_gemma.quantize.checkpoint import CheckpointFolder
 from edge_gemma.quantize.metadata import Metadata, f32, i32, string
 
 NAMES = ("name", "version", "organization", "finetune", "basename", "size_label")
+HUB_CACHE = re.compile(r"(?:^|/)models--(?P<name>[^/]+)/snapshots/[^/]+/?$")
+"""Where huggingface_hub keeps the files of a revision."""
 SAMPLING = {"top_p": "top_p", "min_p": "min_p", "temperature": "temp", "repetition_penalty": "penalty_repeat"}
 
 
 def general_metadata(folder: CheckpointFolder, architecture: str, config: dict[str, Any], parameters: int) -> Metadata:
-    """Architecture, names as the `gguf` package derives them from the folder's name, `generation_config.json`.
+    """Architecture, names as the `gguf` package derives them from the model's name, `generation_config.json`.
 
     `parameters`: number of weights, for the size label.
     """
     import gguf
 
-    origin = {key: value for key, value in config.items() if key == "_name_or_path" and isinstance(value, str)}
-    guessed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), None, origin, folder.path, parameters)
+    name = _hub_name(folder.path) or _hub_name(folder.path.resolve())
+    given = name or config.get("_name_or_path")
+    origin = {"_name_or_path": given} if isinstance(given, str) else {}
+    called = Path(name or _folder_name(folder.path))
+    guessed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), None, origin, called, parameters)
     guessed.size_label = guessed.size_label or gguf.size_label(parameters, 0, 0, 0)
     metadata = {"general.architecture": string(architecture), "general.type": string("model")}
     metadata |= _sampling(folder.json("generation_config.json") or {})
@@ -27,6 +34,17 @@ def general_metadata(folder: CheckpointFolder, architecture: str, config: dict[s
         if value := getattr(guessed, field):
             metadata[f"general.{field}"] = string(str(value))
     return metadata
+
+
+def _hub_name(path: Path) -> str | None:
+    """The name of the repository, where `path` is one of the snapshots in a Hugging Face cache."""
+    match = HUB_CACHE.search(path.as_posix())
+    return None if match is None else match["name"].replace("--", "/", 1)
+
+
+def _folder_name(path: Path) -> str:
+    """What the user calls the folder, which may be a link; of `.` and `..` what they are."""
+    return path.name if path.name not in ("", ".", "..") else path.resolve().name
 
 
 def _sampling(config: dict[str, Any]) -> Metadata:

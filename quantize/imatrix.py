@@ -22,6 +22,7 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile, StringArray
 from edge_gemma.quantize.atomic_file import AtomicFile, check_destination
 from edge_gemma.quantize.metadata import Metadata, string, strings, u32
+from edge_gemma.quantize.stand_ins import BEGIN, stand_in
 from edge_gemma.quantize.writer import TensorInfo, encode_header
 
 Floats = NDArray[np.float32]
@@ -59,8 +60,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Floats]:
 def load(path: str | os.PathLike[str]) -> ImportanceMatrix:
     """The whole file; see `read`."""
     with Path(path).open("rb") as file:
-        magic = file.read(4)
-    return _load_gguf(Path(path)) if magic == b"GGUF" else _load_legacy(Path(path))
+        begin = file.read(BEGIN)
+    if begin and (reason := stand_in(begin)) is not None:
+        raise _error(Path(path), "beginning", reason)
+    return _load_gguf(Path(path)) if begin.startswith(b"GGUF") else _load_legacy(Path(path))
 
 
 def write(

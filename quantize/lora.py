@@ -19,6 +19,7 @@ from edge_gemma.quantize import blocks
 from edge_gemma.quantize.checkpoint import ADAPTERS, CheckpointFolder
 from edge_gemma.quantize.lora_config import AdapterConfig, read_adapter_config
 from edge_gemma.quantize.lora_names import Pair, pair_up
+from edge_gemma.quantize.meant import no_such_source
 from edge_gemma.quantize.names import EMBEDDING, OUTPUT
 from edge_gemma.quantize.own_output import own_output_notices
 from edge_gemma.quantize.safetensors import read_safetensors
@@ -70,6 +71,7 @@ def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
     """The adapter in folder `path`, times `scale`. Raises CheckpointError naming the file, tensor or key at fault."""
     if not math.isfinite(scale):
         raise CheckpointError(f"{path}: a scale of {scale} cannot be merged")
+    _check_place(path)
     folder = CheckpointFolder(path)
     config = read_adapter_config(folder)
     file, tensors = _tensors(folder)
@@ -79,6 +81,15 @@ def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
     deltas = {pair.target: _delta(pair, config, scale) for pair in pairs}
     notices = [f"{folder.path.name}: {vision} tensors for the vision tower left out"] if vision else []
     return Adapter(folder.path, config, deltas, [config.path, file], notices)
+
+
+def _check_place(path: Path) -> None:
+    """Raise CheckpointError for what is no folder, with what may be meant."""
+    if path.is_dir():
+        return
+    if path.exists():
+        raise CheckpointError(f"{path}: not a folder; name the folder of the adapter, {path.absolute().parent}")
+    raise CheckpointError(f"{path}: not a folder: {no_such_source(path, str(path))}")
 
 
 def _tensors(folder: CheckpointFolder) -> tuple[Path, dict[str, StoredTensor]]:

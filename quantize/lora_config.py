@@ -64,7 +64,10 @@ def read_adapter_config(folder: CheckpointFolder) -> AdapterConfig:
     config = folder.json(NAME)
     path = folder.path / NAME
     if config is None:
-        raise CheckpointError(f"{folder.path}: no {NAME}; a folder saved by PEFT is needed")
+        text = "a folder saved by PEFT is needed"
+        if (folder.path / "config.json").is_file():
+            text = "this is a model; give it as the source, and --lora the folder of an adapter"
+        raise CheckpointError(f"{folder.path}: no {NAME}; {text}")
     _refuse(config, str(path))
     base = config.get("base_model_name_or_path")
     return AdapterConfig(
