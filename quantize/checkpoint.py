@@ -39,8 +39,10 @@ TORCH = Container("pytorch_model.bin", (".bin", ".pt", ".pth"), read_torch)
 REFUSED = (".ckpt", ".pkl", ".npy", ".npz", ".msgpack", ".h5")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 """Names that PEFT gives to the weights of an adapter."""
-NO_WEIGHTS = (".", "adapter_model", "value_head", "v_head", "training_args", "optimizer", "scheduler", "scaler")
-NO_WEIGHTS += ("rng_state", "random_states")
+NO_WEIGHTS = (
+    *(".", "adapter_model", "value_head", "v_head"),
+    *("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states"),
+)
 """How the names begin of what trainers and macOS leave beside the weights of a model."""
 
 

@@ -16,8 +16,10 @@ from edge_gemma.quantize.vocab import BYTE, CONTROL, UNKNOWN, Vocabulary, added_
 
 GEMMA_IDS = {"bos": 2, "eos": 1, "unk": 3, "pad": 0}
 MAX_TEMPLATE = 1 << 20
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>")
-TURN_ENDS += ("<|return|>", "<|call|>", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
+TURN_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>"),
+    *("<|return|>", "<|call|>", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+)
 """Added tokens that end an answer whatever config.json says: files of tuned models often name only <eos>."""
 TAG = re.compile(r"<.+>")  # tokens that were made for a purpose of their own
 HTML_TAG = re.compile(
