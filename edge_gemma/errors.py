@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EdgeGemmaError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. They can be pickled and copied: a pool of processes hands them on so."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Not by a call with `args`, as of other exceptions: those are the text, and not what the class is made from.
+
+        One that cannot be made again leaves the parent of a `multiprocessing.Pool` waiting for ever.
+        """
+        kind, args, *state = super().__reduce__()
+        return _again, (kind, args), *state
+
+
+def _again(kind: type[EdgeGemmaError], args: tuple[Any, ...]) -> EdgeGemmaError:
+    """An error with these `args`; its fields follow."""
+    base = (
+        OSError if issubclass(kind, OSError) else Exception
+    )  # MemoryError's own `__new__` takes no other class
+    return base.__new__(kind, *args)
 
 
 class ModelFormatError(EdgeGemmaError, ValueError):
