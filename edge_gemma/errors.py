@@ -19,10 +19,15 @@ class EdgeGemmaError(Exception):
 
 def _again(kind: type[EdgeGemmaError], args: tuple[Any, ...]) -> EdgeGemmaError:
     """An error with these `args`; its fields follow."""
-    base = (
-        OSError if issubclass(kind, OSError) else Exception
-    )  # MemoryError's own `__new__` takes no other class
+    base = OSError if issubclass(kind, OSError) else Exception  # MemoryError's own `__new__` takes no other class
     return base.__new__(kind, *args)
+
+
+class Cancelled(EdgeGemmaError):  # noqa: N818  (an answer, not a fault)
+    """The call was cancelled before it had a result."""
+
+    def __init__(self, message: str = "cancelled") -> None:
+        super().__init__(message)
 
 
 class ModelFormatError(EdgeGemmaError, ValueError):
@@ -66,6 +71,10 @@ class ContextOverflowError(EdgeGemmaError, ValueError):
 
 class ForkError(EdgeGemmaError, RuntimeError):
     """The process was forked after the model was opened; threads do not survive a fork. Use spawn."""
+
+
+class ThreadError(EdgeGemmaError, RuntimeError):
+    """The system starts no more threads, or the host has replaced Python's by something that is none (gevent)."""
 
 
 class NumericalError(EdgeGemmaError, ArithmeticError):

@@ -14,13 +14,17 @@ import subprocess
 import sys
 import threading
 import time
+from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `native`
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from types import TracebackType
 
+from edge_gemma.errors import ThreadError
+from edge_gemma.kernels.native import start_thread
 from edge_gemma.kernels.operations import Kernel
 
 log = logging.getLogger(__name__)
@@ -72,9 +76,8 @@ class Compilation:
             try:
                 worker = start_worker(folder, key)
                 self._workers.append(worker)
-                thread = threading.Thread(target=self._feed, args=(worker,), name="edge-gemma-compile", daemon=True)
-                thread.start()
-            except (OSError, RuntimeError) as error:  # no process, or no thread
+                thread = start_thread(partial(self._feed, worker), "edge-gemma-compile")
+            except (OSError, ThreadError) as error:  # no process, or no thread
                 log.debug("no compile worker: %s", error)
                 return
             self._threads.append(thread)

@@ -11,16 +11,18 @@ import ctypes
 import os
 import threading
 import time
+from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `native`
 from collections import defaultdict
 from collections.abc import Callable
-from queue import SimpleQueue
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.errors import ForkError
+from edge_gemma.errors import EdgeGemmaError, ForkError, ThreadError
 from edge_gemma.kernels.crew import Crew
 from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.native import start_thread
 from edge_gemma.kernels.operations import (
     COUNTER,
     FEW_ROWS,
@@ -60,6 +62,7 @@ class Team:
     """
 
     def __init__(self, size: int) -> None:
+        """Raises ThreadError where so many threads cannot be had. One can always: the caller's."""
         self.size = size
         self._crews: defaultdict[tuple[int, int], Crew] = defaultdict(lambda: Crew(size))
         """By rows of a step, many being one kind as its time is in proportion, and length of a program."""
@@ -70,12 +73,23 @@ class Team:
         self._post, self._lead, self._serve = (self._bound(addresses[kernel]) for kernel in KERNELS)
         self._done: SimpleQueue[None] = SimpleQueue()
         self._jobs: list[SimpleQueue[int]] = [SimpleQueue() for _ in range(size)]
-        self._threads = [
-            threading.Thread(target=self._member if i else self._deputy, args=(i,), name=f"edge-gemma-{i}", daemon=True)
-            for i in range(size)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # held while a program runs
+        self._closed = False
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        try:
+            for i in range(self.size):
+                work = partial(self._member if i else self._deputy, i)
+                self._threads.append(start_thread(work, f"edge-gemma-{i}"))
+        except ThreadError:
+            if self.size > 1:
+                raise
 
     def _bound(self, address: int) -> Callable[[int], None]:
         """A function of `execute`, on this team."""
@@ -86,23 +100,30 @@ class Team:
     def run(self, table: NDArray[np.int64], step: NDArray[np.int64]) -> bool:
         """Run the rows of `table`, int64 (operations, ROW_WORDS), on `step`. False if it was cancelled.
 
-        Raises ForkError in a forked child, whose threads do not exist.
+        Raises ForkError in a forked child, whose threads do not exist, and EdgeGemmaError in a team that is closed.
         """
         if os.getpid() != self._process:
             raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
+        with self._lock:
+            if self._closed:  # perhaps because the interpreter ends
+                raise EdgeGemmaError("the model is closed")
+            return self._run(table, step)
+
+    def _run(self, table: NDArray[np.int64], step: NDArray[np.int64]) -> bool:
         assert table.shape[1] == ROW_WORDS and table.flags.c_contiguous
         table[:, COUNTER] = 0
         rows = int(step[STEP_ROWS])
         few = rows <= FEW_ROWS
+        leading = few or not self._threads
         crew = self._crews[min(rows, FEW_ROWS + 1), len(table)]
         step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED, STEP_LOST]] = crew.size, 0, 0, 0
         self._words[: TEAM_STEP + 1] = crew.size, table.ctypes.data, len(table), step.ctypes.data
         self._job += 1
         start = time.monotonic()
         try:
-            self._do(taking_part=few)
+            self._do(leading)
         except BaseException:
-            self._abandon(few, step)
+            self._abandon(leading, step)
             raise
         if step[STEP_STOPPED]:
             return False
@@ -143,11 +164,15 @@ class Team:
             self._serve(number)
 
     def close(self) -> None:
-        """End the threads. Idempotent."""
-        for jobs in self._jobs:
-            jobs.put(0)
-        if os.getpid() == self._process:
-            for thread in self._threads:
+        """End the threads, when a program that runs has ended. Idempotent; in a forked child there are none."""
+        if os.getpid() != self._process:
+            return
+        self._closed = True
+        with self._lock:
+            for jobs in self._jobs:
+                jobs.put(0)
+        for thread in self._threads:
+            if thread.ident != threading.get_ident():  # where it has collected the garbage that the model was in
                 thread.join()
 
 
