@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.cache import KVCache
 from edge_gemma.config import GemmaConfig
-from edge_gemma.errors import ContextOverflowError, ModelFormatError
+from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.library import shared
@@ -37,10 +37,6 @@ def require_head_step(file: GgufFile, config: GemmaConfig) -> None:
         raise ModelFormatError(f"{config.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
 
 
-class Cancelled(Exception):  # noqa: N818  (an answer, not a fault)
-    """The program was cancelled; the cache holds what was there before the step."""
-
-
 class Engine:
     """Runs steps of one sequence, from an empty cache at position 0. One call at a time.
 
@@ -63,6 +59,9 @@ class Engine:
         require_head_step(file, config)
         self.config, self.context, self.chunk, self.threads = config, context, chunk, threads
         self.position = 0
+        self.sequence = 0
+        """Another number for each sequence: whoever went away from one can see whether it is still there."""
+        self._unwanted: Callable[[], bool] = lambda: False
         self._file = file
         self._cache = KVCache(config, context, chunk, kv_type)
         self._tune(weights, kv_type, progress)
@@ -90,13 +89,21 @@ class Engine:
         self._team.close()
 
     def cancel(self) -> None:
-        """Make a running `prefill`, `decode` or `logits` raise Cancelled soon. From any thread."""
+        """Make a running `prefill`, `decode` or `logits` raise Cancelled soon. From any thread.
+
+        The cache then holds what was there before the step.
+        """
         self._step.cancelled = True
 
-    def reset(self) -> None:
-        """Forget the sequence, and a cancel that came too late for it."""
-        self.position = 0
+    def ready(self, unwanted: Callable[[], bool]) -> None:
+        """Forget a cancel that came too late. Steps raise Cancelled, too, before which `unwanted` says so."""
         self._step.cancelled = False
+        self._unwanted = unwanted
+
+    def reset(self) -> None:
+        """Begin another sequence."""
+        self.position = 0
+        self.sequence += 1
 
     def prefill(self, tokens: Sequence[int], progress: ChunkProgress | None = None) -> NDArray[np.float32]:
         """Append `tokens`, chunk by chunk; the last one's logits, (V,)."""
@@ -168,5 +175,5 @@ class Engine:
         self._table[self._words_of_logits] = logits.ctypes.data
 
     def _execute(self, table: NDArray[np.int64]) -> None:
-        if not self._team.run(table, self._step.words):
+        if self._unwanted() or not self._team.run(table, self._step.words):
             raise Cancelled

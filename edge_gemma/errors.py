@@ -13,7 +13,9 @@ class EdgeGemmaError(Exception):
 
         One that cannot be made again leaves the parent of a `multiprocessing.Pool` waiting for ever.
         """
-        kind, args, *state = super().__reduce__()
+        reduced = super().__reduce__()
+        assert isinstance(reduced, tuple)
+        kind, args, *state = reduced
         return _again, (kind, args), *state
 
 

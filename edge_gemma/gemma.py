@@ -7,12 +7,9 @@ with Gemma("model.gguf") as model:
 
 from __future__ import annotations
 
-import inspect
 import os
-import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,14 +20,15 @@ from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import default_threads
-from edge_gemma.engine import Cancelled, ChunkProgress, Engine
-from edge_gemma.errors import EdgeGemmaError
+from edge_gemma.engine import ChunkProgress, Engine
+from edge_gemma.errors import Cancelled
 from edge_gemma.generate import FinishReason, Generation, Timings, Usage
 from edge_gemma.gguf import GgufFile
 from edge_gemma.plan import MemoryPlan, default_chunk, require_budget
 from edge_gemma.sampler import Sampler, SamplingParams
 from edge_gemma.stops import StopStrings
 from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.turns import Turn, Turns
 from edge_gemma.weights import Weights
 
 DEFAULT_CONTEXT = 8192
@@ -52,19 +50,24 @@ class Completion:
 class Stream(Iterator[str]):
     """The pieces of an answer, made while they are asked for. `completion` is what there is so far.
 
-    The model is busy with it from the first piece to the last; `close` ends it early, as dropping it does.
+    Any thread may ask for the next piece. Other calls wait from the first piece to the last; `close` ends it early, as
+    dropping it does. If a call waits and no piece is asked for in a second, that call goes first, and this stream goes
+    on after it, with the same text: only its next piece takes longer, as everything before it is read again.
     """
 
-    def __init__(self, pieces: Generator[str], generation: Generation) -> None:
-        self._pieces = pieces
+    def __init__(self, turn: Turn[str], generation: Generation) -> None:
+        self._turn = turn
         self._generation = generation
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        try:
+            return next(self._turn)
+        except Cancelled:
+            raise StopIteration from None
 
     def close(self) -> None:
-        """Let go of the model. Idempotent; further pieces are not made."""
-        self._pieces.close()
+        """Let go of the model. Idempotent, from any thread; further pieces are not made."""
+        self._turn.close()
 
     @property
     def completion(self) -> Completion:
@@ -76,8 +79,11 @@ class Stream(Iterator[str]):
 class Gemma:
     """A Gemma model in a GGUF file.
 
-    Calls from several threads wait for each other; `cancel` may be called from any thread at any time. The weights
-    stay in the mapped file, which must not be changed while it is open.
+    Calls from several threads wait for each other, in the order in which they came; `cancel` may be called from any
+    thread at any time. The weights stay in the mapped file, which must not be changed while it is open.
+
+    On an async server, where each `next(stream)` is run by a thread of a pool, each stream that waits for its turn
+    keeps a thread waiting, too: let the pool have more threads than there are streams at a time.
     """
 
     def __init__(
@@ -108,12 +114,6 @@ class Gemma:
             raise ValueError(f"kv_type: {kv_type!r} is neither 'f16' nor 'f32'")
         if load not in ("map", "copy"):
             raise ValueError(f"load: {load!r} is neither 'map' nor 'copy'")
-        self._busy = threading.Lock()
-        self._owner: int | None = None
-        self._engine: Engine | None = None
-        self._closing = False
-        self._cancels = 0
-        self._streams: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
         self._file = GgufFile.open(path, load=load)
         try:
             self.config = GemmaConfig.from_gguf(self._file)
@@ -136,10 +136,11 @@ class Gemma:
                 kv_type=kv_type,
                 progress=progress,
             )
-            self._release = weakref.finalize(self, self._engine.close)
         except BaseException:
-            self.close()
+            self._file.close()
             raise
+        self._turns = Turns(self._engine)
+        self._release = weakref.finalize(self, self._engine.close)
 
     # ---- text ----------------------------------------------------------------------------------------------------
 
@@ -167,9 +168,7 @@ class Gemma:
         Arguments are checked now, not at the first piece. Raises ValueError, TypeError, ContextOverflowError.
         """
         generation = self._generation(prompt, max_tokens, stop, on_progress, sampling)
-        pieces = self._pieces(generation, self._cancels)
-        self._streams.add(pieces)
-        return Stream(pieces, generation)
+        return Stream(Turn(self._turns, self._pieces(generation)), generation)
 
     def generate(
         self,
@@ -192,12 +191,8 @@ class Gemma:
         The bits do not depend on `chunk`, nor on the number of threads. Raises ValueError, ContextOverflowError, and
         EdgeGemmaError when cancelled.
         """
-        with self._exclusive() as engine:
-            engine.reset()
-            try:
-                return engine.logits(_token_ids("ids", ids), chunk)
-            except Cancelled:
-                raise EdgeGemmaError("cancelled") from None
+        checked = self._checked("ids", ids)
+        return next(self._logits_turn(checked, len(checked), chunk))
 
     def logits_chunks(self, ids: Sequence[int], rows: int) -> Iterator[NDArray[np.float32]]:
         """What `logits` gives, `rows` positions at a time, (at most rows, vocabulary): for texts of any length.
@@ -205,31 +200,22 @@ class Gemma:
         The model is busy with it from the first chunk to the last, or until it is dropped. Raises as `logits` does.
         """
         _check_range("rows", rows, 1, 4096)
-        checked = self._opened().check(_token_ids("ids", ids)).tolist()
-        chunks = self._logits_chunks(checked, rows)
-        self._streams.add(chunks)
-        return chunks
+        return self._logits_turn(self._checked("ids", ids), rows)
 
     def cancel(self) -> None:
-        """End the generation in progress, if there is one, soon, and streams that were made but not begun.
+        """End what was asked of the model so far, soon: generations in progress, half-read or not begun, and logits.
 
         From any thread.
         """
-        self._cancels += 1
-        engine = self._engine
-        if engine is not None:
-            engine.cancel()
+        self._turns.cancel()
 
     def close(self) -> None:
-        """Free threads and memory. Idempotent; what is in progress is cancelled first, in whatever thread it is."""
-        self._closing = True
-        while self._engine is not None and not self._busy.acquire(timeout=0.02):
-            self.cancel()  # again and again: a call that was about to begin starts by forgetting earlier ones
-            self._end_suspended_streams()
-        if self._engine is not None:
-            self._engine = None
-            self._release()
-            self._busy.release()
+        """Free threads and memory. Idempotent; what is in progress is cancelled first, in whatever thread it is.
+
+        Raises EdgeGemmaError in a callback of this model, and changes nothing. In a forked child it returns at once.
+        """
+        self._turns.close()
+        self._release()
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -251,60 +237,36 @@ class Gemma:
         sampling: dict[str, Any],
     ) -> Generation:
         _check_range("max_tokens", max_tokens, 1, 2**31)
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else _token_ids("prompt", prompt)
-        self._opened().check(ids)
+        ids = self._checked("prompt", self.tokenize(prompt) if isinstance(prompt, str) else prompt)
         if on_progress is not None and not callable(on_progress):
             raise TypeError(f"on_progress: {on_progress!r} cannot be called")
         stops = _stop_strings(stop)
         sampler = Sampler(SamplingParams(**sampling))
-        return Generation(self._opened(), self.tokenizer, ids, max_tokens, sampler, stops, on_progress)
+        return Generation(self._engine, self.tokenizer, ids, max_tokens, sampler, stops, on_progress)
 
-    def _pieces(self, generation: Generation, cancels: int) -> Generator[str]:
-        """`cancels`: as many as there had been when the generation was asked for."""
-        with self._exclusive() as engine:
-            engine.reset()
-            try:
-                if self._cancels != cancels:  # counted before the engine is told, so none is lost
-                    raise Cancelled
-                yield from generation
-            except Cancelled:
-                generation.finish_reason = "cancelled"
+    def _checked(self, name: str, ids: Sequence[int]) -> list[int]:
+        """Token ids that a sequence may begin with. Raises as the public methods do."""
+        self._turns.check_open()
+        checked: list[int] = self._engine.check(_token_ids(name, ids)).tolist()
+        return checked
 
-    def _logits_chunks(self, ids: list[int], rows: int) -> Generator[NDArray[np.float32]]:
-        with self._exclusive() as engine:
-            engine.reset()
-            try:
-                for start in range(0, len(ids), rows):
-                    yield engine.logits(ids[start : start + rows])
-            except Cancelled:
-                raise EdgeGemmaError("cancelled") from None
+    def _pieces(self, generation: Generation) -> Generator[str]:
+        """The generation; keeps this object, and so the engine, alive."""
+        yield from generation
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[Engine]:
-        """Wait for other threads' calls. A second call inside one's own unfinished stream would wait for ever."""
-        if self._owner == threading.get_ident() and self._busy.locked():
-            raise EdgeGemmaError("this thread has an unfinished stream of this model; close it first")
-        with self._busy:
-            self._owner = threading.get_ident()
-            try:
-                yield self._opened()
-            finally:
-                self._owner = None
+    def _logits_turn(self, ids: list[int], rows: int, chunk: int | None = None) -> Turn[NDArray[np.float32]]:
+        return Turn(self._turns, self._logits(ids, rows, chunk))
 
-    def _end_suspended_streams(self) -> None:
-        """End streams that wait to be asked for their next piece, and would keep the model busy for ever."""
-        for pieces in list(self._streams):
-            state = inspect.getgeneratorstate(pieces)
-            if state == inspect.GEN_RUNNING and self._owner == threading.get_ident():
-                raise EdgeGemmaError("a callback of this model cannot close it; cancel it instead")
-            if state == inspect.GEN_SUSPENDED:
-                with suppress(ValueError):  # another thread asked for a piece just now; the cancel will end it
-                    pieces.close()
-
-    def _opened(self) -> Engine:
-        if self._engine is None or self._closing:
-            raise EdgeGemmaError("the model is closed")
-        return self._engine
+    def _logits(self, ids: list[int], rows: int, chunk: int | None) -> Generator[NDArray[np.float32]]:
+        """The logits of `ids`, `rows` at a time; after another call they are read again up to there."""
+        engine, sequence = self._engine, -1
+        for start in range(0, len(ids), rows):
+            if sequence != engine.sequence:
+                engine.reset()
+                sequence = engine.sequence
+                if start:
+                    engine.prefill(ids[:start])
+            yield engine.logits(ids[start : start + rows], chunk)
 
 
 def _token_ids(name: str, ids: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,11 @@ from typing import Literal
 
 from edge_gemma.detokenizer import Detokenizer
 from edge_gemma.engine import ChunkProgress, Engine
-from edge_gemma.sampler import Sampler
+from edge_gemma.sampler import Logits, Sampler
 from edge_gemma.stops import StopStrings
 from edge_gemma.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -63,7 +66,9 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
-    timings: Timings | None = None
+    _sequence: int = 0
+    _times: list[float] = field(default_factory=list)
+    """When it began, when the prompt was read, and when the last token was made, as far as it has come."""
 
     def __iter__(self) -> Iterator[str]:
         detokenizer, stops = Detokenizer(self.tokenizer, after=self.prompt), StopStrings(self.stop)
@@ -93,24 +98,42 @@ class Generation:
         """Tokens so far."""
         return Usage(len(self.prompt), len(self.token_ids))
 
+    @property
+    def timings(self) -> Timings | None:
+        """Times so far; None until the prompt was read."""
+        if len(self._times) < 3:
+            return None
+        start, first, last = self._times
+        return Timings(first - start, last - first, len(self.prompt), len(self.token_ids))
+
     def _tokens(self) -> Iterator[int]:
         history = list(self.prompt)
-        start = time.perf_counter()
-        logits = self.engine.prefill(history, self.progress)
-        first = time.perf_counter()
-        try:
-            while True:
-                token = self.sampler.sample(logits, history)
-                self.token_ids.append(token)
-                history.append(token)
-                if token in self.tokenizer.eog_ids:
-                    self.finish_reason = "stop"
-                    return
-                yield token
-                if len(self.token_ids) >= self.max_tokens or self.engine.position >= self.engine.context:
-                    self.finish_reason = "length"
-                    return
-                logits = self.engine.decode(token)
-        finally:
-            now = time.perf_counter()
-            self.timings = Timings(first - start, now - first, len(self.prompt), len(self.token_ids))
+        self._times = [time.perf_counter()]
+        logits = self._read(history, self.progress)
+        self._times += [time.perf_counter()] * 2
+        while True:
+            token = self.sampler.sample(logits, history)
+            self.token_ids.append(token)
+            history.append(token)
+            self._times[2] = time.perf_counter()
+            if token in self.tokenizer.eog_ids:
+                self.finish_reason = "stop"
+                return
+            yield token
+            if len(self.token_ids) >= self.max_tokens or len(history) > self.engine.context:
+                self.finish_reason = "length"
+                return
+            logits = self._after(history)
+
+    def _read(self, history: Sequence[int], progress: ChunkProgress | None = None) -> Logits:
+        """The logits after a sequence that begins with all of `history`."""
+        self.engine.reset()
+        self._sequence = self.engine.sequence
+        return self.engine.prefill(history, progress)
+
+    def _after(self, history: Sequence[int]) -> Logits:
+        """The logits after `history`, whose last token is new; the same bits if all has to be read again."""
+        if self.engine.sequence == self._sequence:
+            return self.engine.decode(history[-1])
+        log.debug("reading %d tokens again: another call had the model meanwhile", len(history))
+        return self._read(history)

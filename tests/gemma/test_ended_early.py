@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_gemma import EdgeGemmaError, Gemma
+from edge_gemma import EdgeGemmaError, Gemma, turns
 from edge_gemma.gemma import Completion
 from tests.gemma.helpers import GREEDY, PROMPT, answer, as_tuple, python
 
@@ -69,6 +69,51 @@ def test_cancelled_logits_are_an_error(model: Gemma) -> None:
 
 def test_a_cancel_of_nothing_changes_nothing(model: Gemma, expected: Completion) -> None:
     model.cancel()
+    assert answer(model) == as_tuple(expected)
+
+
+def test_cancel_frees_a_stream_that_nobody_reads(
+    model: Gemma, expected: Completion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread has ended, or waits for a user; at once, not when the patience with it has ended."""
+    monkeypatch.setattr(turns, "PATIENCE", 60.0)
+    began = time.monotonic()
+    stream = model.stream(PROMPT, max_tokens=100, **GREEDY)
+    first = threading.Thread(target=next, args=(stream,))
+    first.start()
+    first.join()
+    model.cancel()
+    model.logits([2, 3])
+    chunks = model.logits_chunks([2] * 40, 4)
+    next(chunks)
+    model.cancel()
+    model.logits([2, 3])
+    assert time.monotonic() - began < turns.PATIENCE
+    assert list(stream) == [] and stream.completion.finish_reason == "cancelled"
+    assert stream.completion.timings is not None
+    with pytest.raises(EdgeGemmaError, match="cancelled"):
+        next(chunks)
+    assert list(chunks) == []
+    assert answer(model) == as_tuple(expected)
+
+
+def test_closing_a_stream_ends_what_another_thread_reads_for_it(model: Gemma, expected: Completion) -> None:
+    reached = threading.Event()
+    seen: list[int] = []
+
+    def on_progress(done: int, _total: int) -> None:
+        seen.append(done)
+        if done == 16:
+            reached.set()
+            time.sleep(0.05)
+
+    stream = model.stream([2] * 900, max_tokens=5, on_progress=on_progress, **GREEDY)
+    thread = threading.Thread(target=list, args=(stream,))
+    thread.start()
+    assert reached.wait(timeout=60)
+    stream.close()
+    thread.join(timeout=60)
+    assert not thread.is_alive() and max(seen) < 100 and stream.completion.finish_reason == "cancelled"
     assert answer(model) == as_tuple(expected)
 
 

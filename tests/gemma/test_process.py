@@ -61,6 +61,49 @@ print(model.generate({PROMPT!r}, max_tokens=24, temperature=0.0).token_ids)
     assert done.stderr == ""
 
 
+def test_a_fork_while_a_thread_generates(path: Path, expected: Completion) -> None:
+    """The child has a lock that a thread holds which does not exist there."""
+    done = python(f"""
+import os, threading
+from edge_gemma import ForkError, Gemma
+
+model, reading, forked = Gemma({str(path)!r}, threads=2), threading.Event(), threading.Event()
+stream, waiting = model.stream("aa"), model.stream("bb")
+next(stream)
+
+def hold(done, total):
+    reading.set()
+    forked.wait()
+
+thread = threading.Thread(target=model.generate, args=([2] * 40,), kwargs=dict(max_tokens=3, on_progress=hold))
+thread.start()
+reading.wait()
+if not os.fork():
+    for call in (lambda: model.generate("aa"), lambda: model.stream("aa"), lambda: model.logits([2]),
+                 lambda: model.logits_chunks([2], 1), lambda: next(stream), lambda: next(waiting)):
+        try:
+            call()
+        except ForkError as error:
+            print("child:", error, flush=True)
+    model.cancel()
+    stream.close()
+    with model:
+        print(model.detokenize(model.tokenize("aa")), flush=True)
+    model.close()
+    with Gemma({str(path)!r}, threads=2) as own:
+        print(own.generate({PROMPT!r}, max_tokens=24, temperature=0.0).token_ids, flush=True)
+    raise SystemExit
+forked.set()
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+thread.join()
+print(model.generate({PROMPT!r}, max_tokens=24, temperature=0.0).token_ids)
+""")
+    refused, (text, own, status, answer) = done.stdout.splitlines()[:6], done.stdout.splitlines()[6:]
+    assert all(line.startswith("child: this process was forked") for line in refused), refused
+    assert (text, own, status, answer) == ("aa", str(expected.token_ids), "0", str(expected.token_ids))
+    assert done.stderr == ""
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     done = python("import sys, edge_gemma; print({'numba', 'llvmlite', 'numpy'} & {*sys.modules})")
     assert done.stdout == "set()\n"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from edge_gemma import EdgeGemmaError, Gemma
+from edge_gemma import EdgeGemmaError, Gemma, turns
+from edge_gemma.engine import ChunkProgress, Engine
 from edge_gemma.gemma import Completion
 from tests.gemma.helpers import GREEDY, PROMPT, answer, as_tuple, python, workers
 
@@ -30,14 +36,119 @@ def test_calls_from_several_threads_wait_for_each_other(model: Gemma, expected: 
     assert results == [as_tuple(expected)] * 12
 
 
-def test_a_call_inside_ones_own_stream_is_refused(model: Gemma, expected: Completion) -> None:
+def test_a_call_inside_ones_own_stream_goes_first(model: Gemma, expected: Completion) -> None:
+    """Nobody else would go on with the stream; which has the same text, although the model has read others since."""
     stream = model.stream(PROMPT, max_tokens=24, **GREEDY)
-    first = next(stream)
-    with pytest.raises(EdgeGemmaError, match="unfinished stream"):
-        model.generate(PROMPT)
-    with pytest.raises(EdgeGemmaError, match="unfinished stream"):
-        model.logits([2])
-    assert first + "".join(stream) == expected.text
+    pieces = [next(stream)]
+    assert answer(model) == as_tuple(expected)
+    pieces.append(next(stream))
+    assert model.logits([2, 3]).shape == (2, model.config.vocab_size)
+    assert "".join([*pieces, *stream]) == expected.text
+    assert as_tuple(stream.completion) == as_tuple(expected)
+
+
+def test_chunks_of_logits_go_on_after_another_call(model: Gemma, expected: Completion) -> None:
+    ids = model.tokenize(PROMPT) * 5
+    whole = model.logits(ids)
+    chunks = model.logits_chunks(ids, 7)
+    parts = [next(chunks), next(chunks)]
+    assert answer(model) == as_tuple(expected)
+    assert np.array_equal(np.concatenate([*parts, *chunks]), whole)
+
+
+def test_a_stream_that_is_read_is_not_interrupted(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    prefill = Engine.prefill
+
+    def noted(engine: Engine, tokens: list[int], progress: ChunkProgress | None = None) -> NDArray[np.float32]:
+        read.append(len(tokens))
+        return prefill(engine, tokens, progress)
+
+    monkeypatch.setattr(Engine, "prefill", noted)
+    monkeypatch.setattr(turns, "PATIENCE", 1000.0)
+    streams = [model.stream([2] * length, max_tokens=24, **GREEDY) for length in (3, 4, 5)]
+    threads = [threading.Thread(target=list, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(read) == [3, 4, 5]
+
+
+def test_who_waits_longest_goes_first(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And as soon as there is nobody before: a call that has ended is not waited for."""
+    monkeypatch.setattr(turns, "PATIENCE", 1000.0)
+    ended: list[int] = []
+    first = model.stream(PROMPT, max_tokens=24, **GREEDY)
+    next(first)
+
+    def ask(number: int) -> None:
+        model.logits([2, 3])
+        ended.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    first.close()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert ended == [*range(6)]
+
+
+def test_clients_of_an_async_server(model: Gemma, expected: Completion) -> None:
+    """Each piece is asked for by whatever thread of a pool is free: a stream is a caller of its own."""
+
+    async def read(number: int) -> str:
+        await asyncio.sleep(0.02 * number)
+        stream, end, pieces = model.stream(PROMPT, max_tokens=24, **GREEDY), object(), []
+        while (piece := await asyncio.to_thread(next, stream, end)) is not end:
+            pieces.append(str(piece))
+            await asyncio.sleep(0.002)
+        return "".join(pieces)
+
+    async def ask(number: int) -> str:
+        await asyncio.sleep(0.02 * number)
+        made = await asyncio.to_thread(model.generate, PROMPT, max_tokens=24, **GREEDY)
+        return made.text
+
+    async def all_of_them() -> list[str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(10))
+        return await asyncio.gather(*(read(i) for i in range(4)), *(ask(i) for i in range(4)))
+
+    assert asyncio.run(all_of_them()) == [expected.text] * 8
+
+
+def test_a_pool_that_is_too_small_is_slow_and_no_end(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its threads wait, and none is left to go on with the stream that has the model: another goes first."""
+    monkeypatch.setattr(turns, "PATIENCE", 0.05)
+
+    async def read() -> str:
+        stream, end, pieces = model.stream(PROMPT, max_tokens=6, **GREEDY), object(), []
+        while (piece := await asyncio.to_thread(next, stream, end)) is not end:
+            pieces.append(str(piece))
+        return "".join(pieces)
+
+    async def all_of_them() -> list[str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        return await asyncio.gather(*(read() for _ in range(4)))
+
+    assert len(set(asyncio.run(all_of_them()))) == 1
+
+
+@pytest.mark.parametrize("call", [lambda m: m.generate("a"), lambda m: m.logits([2]), lambda m: next(m.stream("a"))])
+def test_a_call_inside_a_callback_is_refused(
+    model: Gemma, expected: Completion, call: Callable[[Gemma], object]
+) -> None:
+    refused: list[str] = []
+
+    def on_progress(_done: int, _total: int) -> None:
+        with pytest.raises(EdgeGemmaError, match="a callback of this model cannot use it") as caught:
+            call(model)
+        refused.append(str(caught.value))
+
+    made = model.generate(PROMPT, max_tokens=24, on_progress=on_progress, **GREEDY)
+    assert as_tuple(made) == as_tuple(expected) and len(refused) == 2
 
 
 def test_tokenizing_needs_no_turn(model: Gemma) -> None:
@@ -91,7 +202,7 @@ def test_closing_from_another_thread(path: Path) -> None:
     def hold(_done: int, _total: int) -> None:
         """The first to generate is still at it when the model is closed."""
         begun.set()
-        while not model._closing:
+        while not model._turns.closed:
             time.sleep(0.001)
 
     def use() -> None:
@@ -121,9 +232,11 @@ def test_closing_while_another_thread_holds_a_stream(path: Path) -> None:
     assert workers() == [] and list(stream) == []
 
 
-def test_closing_inside_a_callback_is_refused(path: Path) -> None:
-    with Gemma(path) as model, pytest.raises(EdgeGemmaError, match="a callback of this model cannot close it"):
-        model.generate(PROMPT, on_progress=lambda _done, _total: model.close())
+def test_closing_inside_a_callback_is_refused_and_changes_nothing(path: Path, expected: Completion) -> None:
+    with Gemma(path) as model:
+        with pytest.raises(EdgeGemmaError, match="a callback of this model cannot close it"):
+            model.generate(PROMPT, on_progress=lambda _done, _total: model.close())
+        assert answer(model) == as_tuple(expected)
     assert workers() == []
 
 
@@ -144,6 +257,31 @@ def test_a_dropped_model_frees_its_threads(path: Path) -> None:
     del model
     gc.collect()
     assert workers() == []
+
+
+def test_a_stream_keeps_its_model(path: Path, expected: Completion) -> None:
+    stream = Gemma(path).stream(PROMPT, max_tokens=24, **GREEDY)
+    gc.collect()
+    assert "".join(stream) == expected.text
+
+
+def test_a_call_at_the_end_of_the_process_is_refused(path: Path) -> None:
+    """What was registered before the model was opened runs after its threads have ended."""
+    done = python(f"""
+import atexit
+from edge_gemma import EdgeGemmaError, Gemma
+
+def late():
+    try:
+        model.generate("aa", max_tokens=3)
+    except EdgeGemmaError as error:
+        print(error)
+
+atexit.register(late)
+model = Gemma({str(path)!r}, threads=2)
+model.generate("aa", max_tokens=3)
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the model is closed\n", "")
 
 
 def test_a_process_ends_with_its_model_open(path: Path) -> None:
