@@ -14,6 +14,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
+from edge_gemma.errors import ForkError
 from edge_gemma.kernels.cache_file import read_object, write_object
 from edge_gemma.kernels.cache_folder import cache_folder
 from edge_gemma.kernels.cache_key import cache_key
@@ -32,12 +33,18 @@ class Library:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `progress` may open another model
+        self._lost = False
         self._addresses: dict[Kernel, int] = {}
         self._engine = _new_engine()
 
     def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> dict[Kernel, int]:
-        """Addresses of `kernels`. What has to be compiled is, with `progress(done, total, name)` around each."""
+        """Addresses of `kernels`. What has to be compiled is, with `progress(done, total, name)` around each.
+
+        Raises ForkError in a child that was forked while another thread was in here.
+        """
+        if self._lost:
+            raise ForkError("this process was forked while kernels were loaded; use spawn, or fork earlier or later")
         with self._lock:
             wanted = sorted(set(kernels), key=symbol_of)
             missing = [k for k in wanted if k not in self._addresses and not self._load_cached(k)]
@@ -47,11 +54,17 @@ class Library:
                 for done, (kernel, written) in enumerate(compilation):
                     if progress:
                         progress(done, len(missing), symbol_of(kernel))
-                    if not (written and self._load_cached(kernel)):
+                    if kernel not in self._addresses and not (written and self._load_cached(kernel)):
                         self._compile(kernel)
             if progress and missing:
                 progress(len(missing), len(missing), "")
             return {k: self._addresses[k] for k in wanted}
+
+    def note_fork(self) -> None:
+        """In a forked child: what a thread holds that does not exist there, nobody will ever let go."""
+        self._lost = not self._lock.acquire(blocking=False)
+        if not self._lost:
+            self._lock.release()
 
     def _load_cached(self, kernel: Kernel) -> bool:
         code = read_object(self.folder / file_name(kernel)) if self.folder else None
@@ -80,7 +93,10 @@ class Library:
 @cache
 def shared() -> Library:
     """The library of this process."""
-    return Library(cache_folder())
+    library = Library(cache_folder())
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=library.note_fork)
+    return library
 
 
 def symbol_of(kernel: Kernel) -> str:

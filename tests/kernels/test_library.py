@@ -11,12 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_gemma.errors import ForkError
 from edge_gemma.kernels import compile as compiler
 from edge_gemma.kernels import isa, library
 from edge_gemma.kernels.cache_key import cache_key
@@ -262,3 +264,40 @@ def test_machine_code_calls_nothing(kernel: Kernel) -> None:
     text = compiler.assembly(kernel)
     called = re.findall(r"^[ \t]+(?:callq?|bl|movabsq)[ \t]+\$?([a-zA-Z_]\S*)", text, re.MULTILINE)
     assert not called
+
+
+def test_progress_may_load_kernels_itself(tmp_path: Path) -> None:
+    """As it does where it opens another model; none is compiled or added twice."""
+    kernels = [Kernel("elementwise", "add"), Kernel("execute", "nothing")]
+    library, inner = Library(tmp_path), []
+
+    def progress(_done: int, _total: int, _name: str) -> None:
+        inner.append(library.load(kernels))
+
+    outer: list[object] = []
+    thread = threading.Thread(target=lambda: outer.append(library.load(kernels, progress)), daemon=True)
+    thread.start()
+    thread.join(timeout=120)
+    assert not thread.is_alive() and inner and all(addresses == outer[0] for addresses in inner)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_kernels_are_loaded_is_told(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    library.note_fork()
+    library.load([])  # nobody was in it
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with library._lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    library.note_fork()
+    done.set()
+    thread.join()
+    with pytest.raises(ForkError, match="forked while kernels were loaded"):
+        library.load([])
