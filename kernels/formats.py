@@ -9,8 +9,8 @@ Knows no shape and no loop. A format is a singleton with a few facts and at most
     minimum(fmt, at, stride, i)    2 x F: what is added per unit of the sum of inputs 0..15 and 16..31  (fmt.mins)
 
 A weight is  scale * subscale * (unsigned - zero) + minimum; weights of 8 bits are signed where their zero is 0, on
-AVX2. Sources: ggml's block structs (ggml-common.h) and the dequantizers of the gguf package, which the tests hold these
-against.
+AVX2 and AArch64. Sources: ggml's block structs (ggml-common.h) and the dequantizers of the gguf package, which the
+tests hold these against.
 """
 
 from __future__ import annotations

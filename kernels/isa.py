@@ -12,6 +12,8 @@ from functools import cache
 
 import llvmlite.binding as llvm
 
+from edge_gemma.kernels.arm_features import arm_features
+
 MACHINE = "arm" if llvm.get_default_triple().startswith(("aarch64", "arm64")) else "x86"
 """What this process runs as, which an emulating system tells otherwise of itself."""
 
@@ -56,7 +58,7 @@ LADDER: tuple[Isa, ...] = (
     ),
     _row("avxvnni", "x86", "avx2 fma f16c avxvnni", 8, 16, "vpdpbusd.256", fma=True, half=True, cpu="alderlake"),
     _row("avx2", "x86", "avx2 fma f16c", 8, 16, "vpmaddubsw", fma=True, half=True, cpu="x86-64-v3"),
-    _row("neon", "arm", "neon dotprod", 4, 32, "partial.reduce", fma=True, half=True, cpu="apple-m1"),
+    _row("neon", "arm", "neon dotprod lse", 4, 32, "sdot", fma=True, half=True, cpu="neoverse-n1"),
     _row("generic", "", "", 4, 16, "plain", fma=False, half=False, cpu="generic"),
 )
 
@@ -79,16 +81,32 @@ def available() -> tuple[Isa, ...]:
     """The rows this process can run, best first. A CPU name given to Numba by the user leaves only `generic`."""
     if "NUMBA_CPU_NAME" in os.environ:
         return LADDER[-1:]
-    features = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    features = arm_features() | {"neon"} if MACHINE == "arm" else _x86_features()
     return tuple(isa for isa in LADDER if isa.machine in ("", MACHINE) and isa.needs <= features)
+
+
+def _x86_features() -> frozenset[str]:
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 @cache
 def target() -> tuple[str, str]:
     """LLVM's CPU name and feature string to compile for: the host's, or those of a forced lower row."""
     isa = current()
-    if isa is not available()[0]:
-        return isa.cpu, ""
     if "NUMBA_CPU_NAME" in os.environ:
         return os.environ["NUMBA_CPU_NAME"], os.environ.get("NUMBA_CPU_FEATURES", "")
+    if MACHINE == "arm":
+        return isa.cpu, _arm_target(isa)
+    if isa is not available()[0]:
+        return isa.cpu, ""
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+def _arm_target(isa: Isa) -> str:
+    """What the row needs, and for the best row what else the system says is there.
+
+    Under the name of a CPU LLVM would also use what that CPU has by its data sheet, such as SVE, and a hypervisor or an
+    old kernel may have switched off.
+    """
+    more = arm_features() if isa is available()[0] else frozenset()
+    return ",".join(f"+{name}" for name in sorted(isa.needs | more))

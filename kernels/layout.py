@@ -10,6 +10,8 @@ from edge_gemma.kernels.isa import current
 LANES = current().lanes
 VECTOR = 4 * LANES
 """Bytes of a vector register as the kernels use it."""
+SUMS = 16 // LANES
+"""Vectors that hold 16 partial sums: as many as a norm and a softmax have on every instruction set, for equal bits."""
 
 # ---- int8 activations: one block of 32 values is one cache line --------------------------------------------------
 #
@@ -23,8 +25,8 @@ VECTOR = 4 * LANES
 LINE = 64
 D, Z0, Z1, Z, S0, S1, S = 32, 36, 40, 44, 48, 52, 56
 
-WIDE_ZERO = 0 if current().dot == "vpmaddubsw" else 128
-"""What makes weights of 8 bits unsigned; AVX2 multiplies them as they are, signed."""
+WIDE_ZERO = 0 if current().dot in ("vpmaddubsw", "sdot") else 128
+"""What makes weights of 8 bits unsigned; AVX2 and AArch64 multiply them as they are, signed."""
 
 ZEROS = {
     "Q4_0": 8,

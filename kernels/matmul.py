@@ -58,7 +58,7 @@ from edge_gemma.kernels.simd import (
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _UP, _Q, _Q_STRIDE, _ZERO = GATED.slots
 
-TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 3}.get(ISA.dot, 2)
+TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 3, "sdot": 4}.get(ISA.dot, 2)
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
 BLOCKS_OF_STRETCH = STRETCH // 32
 CLAIM = PANEL * PANELS

@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edge_gemma.kernels.simd_types import BYTES, I16, I32, ISA, LANES, WORDS, Emit, I, ir_call, ir_const, operation
+from edge_gemma.kernels.simd_types import BYTES, I16, ISA, LANES, WORDS, Emit, I, ir_call, ir_const, operation
 
 I1 = ir.IntType(1)
 SHORTS = ir.VectorType(I16, 2 * LANES)
@@ -26,11 +26,14 @@ def _dot4_plain(builder: Any, acc: Any, u: Any, s: Any) -> Any:
     return acc
 
 
-def _dot4_partial_reduce(builder: Any, acc: Any, u: Any, s: Any) -> Any:
-    """LLVM turns this into `usdot`, or `sdot` and a correction, on AArch64."""
-    wide = ir.VectorType(I32, 4 * LANES)
-    product = builder.mul(builder.zext(ir_bytes(builder, u), wide), builder.sext(ir_bytes(builder, s), wide))
-    return ir_call(builder, f"llvm.vector.partial.reduce.add.v{LANES}i32.v{4 * LANES}i32", WORDS, acc, product)
+def _sdot(builder: Any, acc: Any, u: Any, s: Any) -> Any:
+    """Signed by signed bytes, which is as good where u is at most 127.
+
+    Not LLVM's general `vector.partial.reduce.add`: which products it adds to which lane is left open.
+    """
+    return ir_call(
+        builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", WORDS, acc, ir_bytes(builder, u), ir_bytes(builder, s)
+    )
 
 
 def _vpdpbusd(builder: Any, acc: Any, u: Any, s: Any) -> Any:
@@ -56,7 +59,7 @@ _DOT4: dict[str, Emit] = {
     "vpdpbusd.512": _vpdpbusd,
     "vpdpbusd.256": _vpdpbusd,
     "vpmaddubsw": _vpmaddubsw,
-    "partial.reduce": _dot4_partial_reduce,
+    "sdot": _sdot,
     "plain": _dot4_plain,
 }
 
@@ -139,10 +142,15 @@ def _lookup_shuffle(name: str) -> Emit:
     return emit
 
 
+def _lookup_tbl(builder: Any, table: list[int], indices: Any) -> Any:
+    return ir_call(builder, "llvm.aarch64.neon.tbl1.v16i8", BYTES, ir.Constant(BYTES, table), indices)
+
+
 _LOOKUP: Emit = {
     "vpdpbusd.512": _lookup_shuffle("llvm.x86.avx512.pshuf.b.512"),
     "vpdpbusd.256": _lookup_shuffle("llvm.x86.avx2.pshuf.b"),
     "vpmaddubsw": _lookup_shuffle("llvm.x86.avx2.pshuf.b"),
+    "sdot": _lookup_tbl,
 }.get(ISA.dot, _lookup_plain)
 
 

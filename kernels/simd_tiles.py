@@ -29,7 +29,7 @@ from edge_gemma.kernels.simd_types import (
     ir_row,
     ir_splat,
     ir_store,
-    ir_word,
+    ir_words,
 )
 
 
@@ -61,6 +61,7 @@ def outer_dots(top: int) -> Any:
 
         def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             acc, x, x_stride, w = arguments[:4]
+            words = [ir_words(builder, ir_row(builder, x, x_stride, i), steps.literal_value) for i in rows]
 
             def step(k: int) -> tuple[list[Any], list[Any]]:
                 at = builder.add(w, ir.Constant(I64, 4 * LANES * k))
@@ -68,7 +69,7 @@ def outer_dots(top: int) -> Any:
                     ir_load(builder, ir_row(builder, at, ir.Constant(I64, apart.literal_value), j), WORDS)
                     for j in columns
                 ]
-                s = [ir_word(builder, ir_row(builder, x, x_stride, i), k) for i in rows]
+                s = [word(k) for word in words]
                 return u * len(rows), [v for v in s for _ in columns]
 
             start = _elements(builder, acc, tile.count)
@@ -87,10 +88,10 @@ def dots(top: int) -> Any:
     def dots(_typing: Any, total: Any, u: Any, address: Any) -> Any:
         def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             acc, vectors, x = arguments
-            weights = _elements(builder, vectors, u.count)
+            weights, word = _elements(builder, vectors, u.count), ir_words(builder, x, u.count)
 
             def step(k: int) -> tuple[list[Any], list[Any]]:
-                return [weights[k]], [ir_word(builder, x, k)]
+                return [weights[k]], [word(k)]
 
             return ir_dots(builder, [acc], step, u.count, top, crowded=False)[0]
 

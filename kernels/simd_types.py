@@ -128,6 +128,11 @@ def ir_row(builder: Any, address: Any, stride: Any, row: int) -> Any:
     return builder.add(address, builder.mul(stride, ir.Constant(I64, row)))
 
 
-def ir_word(builder: Any, address: Any, k: int) -> Any:
-    """The k-th 4 bytes at an address in every lane."""
-    return ir_splat(builder, ir_load(builder, builder.add(address, ir.Constant(I64, 4 * k)), I32))
+def ir_words(builder: Any, address: Any, count: int) -> Callable[[int], Any]:
+    """A function that gives the k-th 4 bytes at an address in every lane, k below `count`, a multiple of 4."""
+    if ISA.dot == "sdot":  # which takes one lane of a vector as it stands
+        vectors = [
+            ir_load(builder, builder.add(address, ir.Constant(I64, at)), WORDS) for at in range(0, 4 * count, 16)
+        ]
+        return lambda k: ir_shuffle(builder, vectors[k // 4], vectors[k // 4], [k % 4] * 4)
+    return lambda k: ir_splat(builder, ir_load(builder, builder.add(address, ir.Constant(I64, 4 * k)), I32))

@@ -136,9 +136,9 @@ def kernel_progress() -> Callable[[int, int, str], None]:
     status = Status()
 
     def progress(done: int, total: int, name: str) -> None:
-        from edge_gemma.kernels.isa import target
+        from edge_gemma.kernels.isa import current
 
-        note = f"compiling kernels for {target()[0]}, once"
+        note = f"compiling kernels for {current().name}, once"
         if done == total:
             status.clear()
         elif status.live:

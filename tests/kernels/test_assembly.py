@@ -10,9 +10,9 @@ from edge_gemma.kernels.compile import assembly
 from edge_gemma.kernels.isa import current
 from edge_gemma.kernels.operations import Kernel
 
-DOT = {"vpdpbusd.512": "vpdpbusd", "vpdpbusd.256": "vpdpbusd", "vpmaddubsw": "vpmaddubsw", "partial.reduce": "dot"}
+DOT = {"vpdpbusd.512": "vpdpbusd", "vpdpbusd.256": "vpdpbusd", "vpmaddubsw": "vpmaddubsw", "sdot": "dot"}
 """The instruction of `dot4` by its way of doing it; plain integer products have none of their own."""
-REGISTER = {"vpdpbusd.512": "%zmm", "vpdpbusd.256": "%ymm", "vpmaddubsw": "%ymm", "partial.reduce": "v"}
+REGISTER = {"vpdpbusd.512": "%zmm", "vpdpbusd.256": "%ymm", "vpmaddubsw": "%ymm", "sdot": "v"}
 
 
 ANY_STRATEGY = {"matvec": "l2x2"}

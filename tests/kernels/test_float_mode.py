@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from numba import njit
@@ -9,6 +10,8 @@ from numba import njit
 from edge_gemma.kernels.float_mode import PLAIN, swap_float_mode
 from edge_gemma.kernels.operations import ADD
 from tests.kernels.harness import Step, assert_same_bits, row, run
+
+llvm.initialize_native_asmparser()  # AArch64's is a line of assembly
 
 FLUSH_TO_ZERO = 1 << 24 if PLAIN == 0 else 0x8040
 STATUS = 0x3F  # of MXCSR: what has happened so far
