@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_gemma.kernels.functions import exp, softcap
 from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import SPAN, VECTOR
+from edge_gemma.kernels.layout import SPAN, SUMS, VECTOR
 from edge_gemma.kernels.simd import (
     ISA,
     LANES,
@@ -28,6 +28,7 @@ from edge_gemma.kernels.simd import (
     maximum,
     outer_fma,
     prefetch_far,
+    replace_first,
     scatter,
     scatter_half,
     splat,
@@ -36,7 +37,7 @@ from edge_gemma.kernels.simd import (
     store_half,
     store_scalar,
     store_tile,
-    sum_lanes,
+    sum_of_16,
     where_less,
     zeros,
 )
@@ -88,7 +89,7 @@ def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, c
     store_scalar(record, MINUS_INFINITY)
     if low >= start + end or high < start + first:
         return
-    inverse, top, total = np.float32(1.0) / cap, splat(MINUS_INFINITY), splat(0.0)
+    inverse, top, sums = np.float32(1.0) / cap, splat(MINUS_INFINITY), zeros(SUMS)
     for k in range(first, end, LANES):
         score = load(scores + 4 * k)
         if cap > np.float32(0.0):
@@ -103,8 +104,8 @@ def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, c
     for k in range(first, end, LANES):
         weight = exp(load(scores + 4 * k) - splat(m))
         store(scores + 4 * k, weight)
-        total = total + weight
-    weights = sum_lanes(total)
+        sums = replace_first(sums, sums[0] + weight)
+    weights = sum_of_16(sums)
     store_scalar(record, m if weights > np.float32(0.0) else np.float32(np.inf))  # what is NaN counts as seen
     store_scalar(record + 4, weights)
 

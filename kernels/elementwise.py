@@ -15,7 +15,7 @@ from edge_gemma.kernels.atomics import real, word
 from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
 from edge_gemma.kernels.functions import gelu, softcap
 from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import LINE, PIECE
+from edge_gemma.kernels.layout import LINE, PIECE, SUMS
 from edge_gemma.kernels.operations import (
     ADD,
     EMBED,
@@ -37,13 +37,15 @@ from edge_gemma.kernels.simd import (
     fma,
     load,
     load_scalar,
+    replace_first,
     splat,
     splat_int,
     square_root,
     store,
     store_scalar,
-    sum_lanes,
+    sum_of_16,
     to_float,
+    zeros,
 )
 
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
@@ -119,11 +121,11 @@ def make_embed_floats(load_floats: Any, size: int) -> Any:
 @inlined
 def inverse_rms(x: Any, columns: Any, epsilon: Any) -> Any:
     """1 / sqrt(mean(x^2) + epsilon) of a row."""
-    squares = splat(0.0)
+    squares = zeros(SUMS)
     for c in range(0, columns, LANES):
         v = load(x + 4 * c)
-        squares = fma(v, v, squares)
-    mean = splat(sum_lanes(squares) / np.float32(columns) + epsilon)
+        squares = replace_first(squares, fma(v, v, squares[0]))
+    mean = splat(sum_of_16(squares) / np.float32(columns) + epsilon)
     return np.float32(1.0) / first_lane(square_root(mean))
 
 

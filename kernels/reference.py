@@ -38,16 +38,16 @@ def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Floats:
 
 
 def sum_lanes(x: Floats) -> Floats:
-    """Sum over the last axis, LANES long: halves onto each other."""
+    """Sum over the last axis, a power of two long: halves onto each other."""
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
     return x[..., 0]
 
 
-def _lanes(x: Floats) -> Floats:
-    """(..., n) to (n / LANES, ..., LANES): what a loop over vectors meets, in order."""
-    return np.moveaxis(x.reshape(*x.shape[:-1], -1, LANES), -2, 0)
+def _lanes(x: Floats, lanes: int = 16) -> Floats:
+    """(..., n) to (n / lanes, ..., lanes): what a loop over vectors meets, in order."""
+    return np.moveaxis(x.reshape(*x.shape[:-1], -1, lanes), -2, 0)
 
 
 # ---- functions ---------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def matmul(name: str, rows: Bytes, lines: Bytes) -> Floats:
 def matmul_float(name: str, rows: Bytes, x: Floats) -> Floats:
     """(R, row bytes) and (T, columns) to (T, R): LANES chains over the columns, folded at the end."""
     total = np.zeros((len(x), len(rows), LANES), f32)
-    for w, v in zip(_lanes(unpack_floats(name, rows)), _lanes(x), strict=True):
+    for w, v in zip(_lanes(unpack_floats(name, rows), LANES), _lanes(x, LANES), strict=True):
         total = fma(v[:, None], w, total)
     return sum_lanes(total)
 
@@ -147,7 +147,7 @@ def embed(name: str, rows: Bytes, scale: float) -> Floats:
 
 def inverse_rms(x: Floats, epsilon: float) -> Floats:
     """(..., n) to (..., 1)."""
-    squares = np.zeros((*x.shape[:-1], LANES), f32)
+    squares = np.zeros((*x.shape[:-1], 16), f32)
     for v in _lanes(x):
         squares = fma(v, v, squares)
     root = np.sqrt(sum_lanes(squares) / f32(x.shape[-1]) + f32(epsilon))
@@ -207,7 +207,7 @@ def _span(q: Floats, keys: Floats, values: Floats, visible: NDArray[np.bool_], c
     scores = np.where(visible, softcap(scores, cap) if cap else scores, f32(-np.inf))
     m = scores.max(axis=1)
     weights = exp(scores - m[:, None])
-    total, out = np.zeros((len(q), LANES), f32), np.zeros(q.shape, f32)
+    total, out = np.zeros((len(q), 16), f32), np.zeros(q.shape, f32)
     for w in _lanes(weights):
         total = total + w
     for key in np.flatnonzero(visible):

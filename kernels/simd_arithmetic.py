@@ -8,8 +8,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import lower_builtin, type_callable
 
+from edge_gemma.kernels.layout import SUMS
 from edge_gemma.kernels.simd_types import (
     FLOATS,
     I32,
@@ -139,10 +141,23 @@ def ir_fold(builder: Any, a: Any, combine: Callable[[Any, Any], Any]) -> Any:
     return builder.extract_element(a, ir.Constant(I32, 0))
 
 
-@operation(types.float32, F)
-def sum_lanes(builder: Any, a: Any) -> Any:
-    """Sum of the lanes, halves first: ((0+8)+(4+12))+..."""
-    return ir_fold(builder, a, builder.fadd)
+_Sums = types.UniTuple(F, SUMS)
+
+
+@operation(_Sums, _Sums, F)
+def replace_first(builder: Any, sums: Any, a: Any) -> Any:
+    """The others, then `a`: what replaces the first. After SUMS times each is in its place again."""
+    return cgutils.pack_array(builder, [*(builder.extract_value(sums, i) for i in range(1, SUMS)), a])
+
+
+@operation(types.float32, _Sums)
+def sum_of_16(builder: Any, sums: Any) -> Any:
+    """Sum of the lanes of SUMS vectors, halves first: ((0+8)+(4+12))+..."""
+    vectors = [builder.extract_value(sums, i) for i in range(SUMS)]
+    while len(vectors) > 1:
+        half = len(vectors) // 2
+        vectors = [builder.fadd(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=True)]
+    return ir_fold(builder, vectors[0], builder.fadd)
 
 
 @operation(types.float32, F)
