@@ -7,6 +7,7 @@ a process whose kernels are cached starts without Numba.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache

@@ -104,7 +104,7 @@ def patched(path: Path, before: bytes, after: bytes) -> Path:
     return copy
 
 
-def u32(key: str, value: int) -> bytes:
+def entry_u32(key: str, value: int) -> bytes:
     return key.encode() + struct.pack("<II", 4, value)
 
 
@@ -112,7 +112,7 @@ def test_a_window_beyond_the_context_is_cut_as_in_a_folder(tmp_path: Path) -> No
     key = "gemma3.attention.sliding_window"
     tiny.write_checkpoint(tmp_path / "hf", "gemma3", sliding_window=4096)
     quantize(tmp_path / "hf", tmp_path / "wide.gguf", "F32")
-    wide = patched(tmp_path / "wide.gguf", u32(key, 512), u32(key, 4096))
+    wide = patched(tmp_path / "wide.gguf", entry_u32(key, 512), entry_u32(key, 4096))
     quantize(wide, tmp_path / "again.gguf", "F32")
     assert metadata(wide)[key] == 4096 and metadata(tmp_path / "again.gguf")[key] == 512
 
@@ -124,7 +124,7 @@ def token(text: str) -> bytes:
 REFUSED_VOCABULARIES = {
     "another tokenizer": (token("tokenizer.ggml.model") + b"\x08\0\0\0" + token("llama"), b"llama", b"gpt-2"),
     "twin tokens": (token("<0x41>") + token("<0x42>"), b"<0x42>", b"<0x41>"),
-    "eos beyond the vocabulary": (u32("tokenizer.ggml.eos_token_id", 1), b"\1\0\0\0", b"\1\0\0\1"),
+    "eos beyond the vocabulary": (entry_u32("tokenizer.ggml.eos_token_id", 1), b"\1\0\0\0", b"\1\0\0\1"),
     "a byte that is a word": (token("<0x41>"), b"<0x41>", b"<0xxx>"),
     "no types": (token("tokenizer.ggml.token_type"), b"token_type", b"token_tips"),
 }
