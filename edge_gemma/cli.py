@@ -25,6 +25,7 @@ COMMANDS = {
     "info": ("edge_gemma.commands.info", "describe a model file, and the memory it will take"),
     "tokenize": ("edge_gemma.commands.tokenize", "show the tokens of a text"),
     "bench": ("edge_gemma.commands.bench", "measure prompt and generation speed"),
+    "tune": ("edge_gemma.commands.tune", "measure how this machine reads weights fastest"),
     "perplexity": ("edge_gemma.commands.perplexity", "measure how well a model predicts a text"),
     "compare": ("edge_gemma.commands.compare", "measure how far a model is from another, usually its original"),
     "verify": ("edge_gemma.commands.verify", "check that a model file is sound, unchanged, and what it was made of"),
@@ -44,6 +45,8 @@ environment:
       use a lower instruction set: avxvnni, avx2, neon, generic
   EDGE_GEMMA_COMPILE_WORKERS
       the most processes to help compile kernels (7); 0 for none
+  EDGE_GEMMA_TUNE
+      off: do not measure at the first start how weights are read fastest
   EDGE_GEMMA_DEBUG
       set to 1 for a traceback with each error
 

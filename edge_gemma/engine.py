@@ -37,6 +37,11 @@ def require_head_step(file: GgufFile, config: GemmaConfig) -> None:
         raise ModelFormatError(f"{config.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
 
 
+def product_matrices(weights: Weights) -> list[Matrix]:
+    """The quantized matrices of a model, for the tuner."""
+    return [Matrix(t.format.name, t.row_bytes, t.nbytes) for t in weights.tensors() if not t.format.is_float]
+
+
 class Engine:
     """Runs steps of one sequence, from an empty cache at position 0. One call at a time.
 
@@ -81,8 +86,7 @@ class Engine:
         """Once on a machine: measure how its memory is read fastest. It is given what else has to be compiled."""
         planned = Program(self.chunk, lambda _: 0, kv_type, choices=tuned_choices(), allocate=False)
         record(planned, self.config, weights, self._cache.layers)
-        matrices = [Matrix(t.format.name, t.row_bytes, t.nbytes) for t in weights.tensors() if not t.format.is_float]
-        tune_once(matrices, self.threads, [*planned.kernels(), *KERNELS], progress)
+        tune_once(product_matrices(weights), self.threads, [*planned.kernels(), *KERNELS], progress)
 
     def close(self) -> None:
         """End the threads. The engine must not be used afterwards."""

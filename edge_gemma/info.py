@@ -13,8 +13,10 @@ from typing import Any
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import default_threads
-from edge_gemma.engine import require_head_step
+from edge_gemma.engine import product_matrices, require_head_step
 from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.kernels.tuner import by_class
+from edge_gemma.kernels.tuning import tuned_choices
 from edge_gemma.metadata import shown
 from edge_gemma.plan import KvType, default_chunk, memory_plan
 from edge_gemma.tokenizer import Tokenizer
@@ -48,6 +50,7 @@ def describe(
         run = {"chunk": chunk or default_chunk(config), "threads": threads or default_threads()}
         plan = memory_plan(config, weights, context, **run, kv_type=kv_type)
         tensors = list(weights.tensors())
+        classes = by_class(product_matrices(weights))
         return {
             "path": str(file.path),
             "file_size": file.size,
@@ -60,6 +63,7 @@ def describe(
             "hyper_parameters": asdict(config),
             "types": _types(tensors),
             "memory": {"context": context, "kv_type": kv_type, **run, **asdict(plan), "total": plan.total},
+            "strategies": tuned_choices().describe(classes),
             "tensors": [_tensor_row(t) for t in tensors],
         }
 
@@ -91,6 +95,8 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
     yield from _pairs(
         (name.replace("_", " "), _size(memory[name])) for name in ("weights", "kv_cache", "buffers", "total")
     )
+    yield from ("", "How weights are asked for on this machine")
+    yield from _pairs(info["strategies"].items() or [("-", "no quantized weights")])
     yield from ("", "Tensors")
     listed = [(t["name"], t["type"], " x ".join(map(str, t["shape"])), _size(t["bytes"])) for t in info["tensors"]]
     yield from _table(("name", "type", "shape", "size"), listed)

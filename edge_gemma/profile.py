@@ -154,7 +154,12 @@ def _about(path: str | os.PathLike[str], **settings: Any) -> dict[str, Any]:
         "model_size": sum(kind["bytes"] for kind in info["types"].values()),
         "model_n_params": info["parameters"],
     }
-    machine = {"isa": isa.current().name, "cpu_info": cpu_info(), "build_version": __version__}
+    machine = {
+        "isa": isa.current().name,
+        "strategies": info["strategies"],
+        "cpu_info": cpu_info(),
+        "build_version": __version__,
+    }
     return facts | machine | settings
 
 

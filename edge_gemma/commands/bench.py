@@ -135,7 +135,9 @@ def _single(name: str, values: list[int]) -> int:
 
 def _profile_text(result: Profile) -> str:
     steps = "\n".join(_step_text(step) for step in (result.decode, result.prefill) if step)
-    return steps + (f"\n{_outside_text(result.outside)}" if result.outside else "")
+    strategies = "; ".join(f"{name}: {how}" for name, how in result.about["strategies"].items())
+    outside = f"\n{_outside_text(result.outside)}" if result.outside else ""
+    return f"{steps}{outside}\nweights are asked for: {strategies}\n"
 
 
 def _step_text(step: StepProfile) -> str:
