@@ -28,11 +28,6 @@ def cache_key() -> str | None:
     return hashlib.sha256(json.dumps([INSTALLED, versions, machine]).encode()).hexdigest()[:KEY_DIGITS]
 
 
-def is_changed() -> bool:
-    """Whether something else is installed than when this process began: what it imports now belongs to another key."""
-    return _installed() != INSTALLED
-
-
 def _installed() -> str | None:
     """Digest of the modules that kernels are made of and with, as they are installed now; None if they do not tell."""
     try:
