@@ -20,6 +20,7 @@ from edge_gemma.kernels.cache_file import read_object, write_object
 from edge_gemma.kernels.cache_folder import cache_folder
 from edge_gemma.kernels.cache_key import cache_key
 from edge_gemma.kernels.compile_workers import Compilation
+from edge_gemma.kernels.executable_memory import require_executable_memory
 from edge_gemma.kernels.isa import target
 from edge_gemma.kernels.operations import Kernel
 
@@ -48,6 +49,8 @@ class Library:
             raise ForkError("this process was forked while kernels were loaded; use spawn, or fork earlier or later")
         with self._lock:
             wanted = sorted(set(kernels), key=symbol_of)
+            if not self._addresses.keys() >= set(wanted):
+                require_executable_memory()
             missing = [k for k in wanted if k not in self._addresses and not self._load_cached(k)]
             with Compilation(missing) as compilation:
                 if self.folder and (key := cache_key()):

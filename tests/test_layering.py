@@ -24,6 +24,7 @@ WITHOUT_NUMBA = [
     "cache_key",
     "compile_workers",
     "strategies",
+    "executable_memory",
     "threads",
     "tuner",
     "tuning",
@@ -37,6 +38,7 @@ KERNELS_MAY_KNOW = (
     "edge_gemma.errors",
     "edge_gemma.cores",
     "edge_gemma.user_cache",
+    "edge_gemma.__version__",
 )
 
 
