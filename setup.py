@@ -36,10 +36,19 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",
-    packages=["edge_gemma", "edge_gemma.commands", "edge_gemma.kernels", "edge_gemma.quantize"],
+    packages=[
+        "edge_gemma",
+        "edge_gemma._pyinstaller",
+        "edge_gemma.commands",
+        "edge_gemma.kernels",
+        "edge_gemma.quantize",
+    ],
     package_dir={"edge_gemma.kernels": "kernels", "edge_gemma.quantize": "quantize"},
     package_data={"edge_gemma": ["py.typed"]},
     install_requires=RUNTIME,
     extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["edge-gemma=edge_gemma.cli:main"]},
+    entry_points={
+        "console_scripts": ["edge-gemma=edge_gemma.cli:main"],
+        "pyinstaller40": ["hook-dirs=edge_gemma._pyinstaller:hook_dirs"],
+    },
 )

@@ -79,11 +79,13 @@ def test_the_wheels_metadata(wheel: zipfile.ZipFile) -> None:
     (python,) = re.findall(r"^Requires-Python: (.*)$", text, re.MULTILINE)
     assert set(python.split(",")) == {">=3.11", "<3.15"}
     assert README in text
-    assert wheel.read(f"{folder}/entry_points.txt").decode().split() == [
+    assert wheel.read(f"{folder}/entry_points.txt").decode().split("\n") == [
         "[console_scripts]",
-        "edge-gemma",
-        "=",
-        "edge_gemma.cli:main",
+        "edge-gemma = edge_gemma.cli:main",
+        "",
+        "[pyinstaller40]",
+        "hook-dirs = edge_gemma._pyinstaller:hook_dirs",
+        "",
     ]
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
 
