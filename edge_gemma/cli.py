@@ -40,7 +40,7 @@ examples:
 
 environment:
   EDGE_GEMMA_CACHE_DIR
-      where compiled kernels and the demo's model are kept
+      your own folder for compiled kernels and the demo's model
   EDGE_GEMMA_ISA
       use a lower instruction set: avxvnni, avx2, neon, generic
   EDGE_GEMMA_COMPILE_WORKERS
