@@ -24,7 +24,11 @@ PLAIN = 0 if MACHINE == "arm" else 0x1F80
 
 @intrinsic
 def swap_float_mode(_typing: Any, mode: Any) -> Any:
-    """Set the thread's control word for vector arithmetic to `mode`; what it was."""
+    """Set the thread's control word for vector arithmetic to `mode`; what it was.
+
+    LLVM keeps loads, stores and calls through an address, such as a kernel's, on their side of this, and may move
+    arithmetic on registers across it.
+    """
     return types.intp(types.intp), _swap_arm if MACHINE == "arm" else _swap_x86
 
 

@@ -9,6 +9,7 @@ from numba import njit
 
 from edge_gemma.kernels.float_mode import PLAIN, swap_float_mode
 from edge_gemma.kernels.operations import ADD
+from edge_gemma.kernels.simd import load_scalar, store_scalar
 from tests.kernels.harness import Step, assert_same_bits, row, run
 
 llvm.initialize_native_asmparser()  # AArch64's is a line of assembly
@@ -41,11 +42,13 @@ def test_the_mode_is_what_makes_the_difference() -> None:
     """Without it the test above would pass on a machine that flushes nothing."""
 
     @njit
-    def doubled(x: np.float32, mode: int) -> np.float32:
+    def doubled(x: int, y: int, mode: int) -> None:
         before = swap_float_mode(mode)
-        y = x + x
+        store_scalar(y, load_scalar(x) + load_scalar(x))  # a sum of registers alone could be moved out
         swap_float_mode(before)
-        return y
 
-    assert doubled(TINY, PLAIN) == TINY + TINY
-    assert doubled(TINY, PLAIN | FLUSH_TO_ZERO) == 0
+    x, y = np.full(1, TINY), np.full(1, TINY)
+    doubled(x.ctypes.data, y.ctypes.data, PLAIN)
+    assert y == TINY + TINY
+    doubled(x.ctypes.data, y.ctypes.data, PLAIN | FLUSH_TO_ZERO)
+    assert y == 0
