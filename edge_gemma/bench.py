@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from edge_gemma import __version__
 from edge_gemma.config import GemmaConfig
-from edge_gemma.cores import default_threads
+from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import Engine
 from edge_gemma.engine import Progress as KernelProgress
 from edge_gemma.gguf import GgufFile
@@ -190,7 +189,7 @@ def open_engine(
         config = GemmaConfig.from_gguf(file)
         weights = Weights.bind(file, config)
         chunk = default_chunk(config)
-        budget = psutil.virtual_memory().available
+        budget = available_memory()
         require_budget(config, weights, context, budget, chunk=chunk, kv_type=kv_type, threads=threads)
         engine = Engine(
             file, config, weights, context=context, chunk=chunk, threads=threads, kv_type=kv_type, progress=progress

@@ -15,11 +15,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
-from edge_gemma.cores import default_threads
+from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import ChunkProgress, Engine
 from edge_gemma.errors import Cancelled
 from edge_gemma.generate import FinishReason, Generation, Timings, Usage
@@ -121,7 +120,7 @@ class Gemma:
             self.context = context or min(self.config.context_length, DEFAULT_CONTEXT)
             self.threads = threads or default_threads()
             rows = chunk or default_chunk(self.config)
-            budget = psutil.virtual_memory().available
+            budget = available_memory()
             self.plan: MemoryPlan = require_budget(
                 self.config, weights, self.context, budget, chunk=rows, kv_type=kv_type, threads=self.threads
             )

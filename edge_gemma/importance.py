@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from edge_gemma.cache import KVCache
 from edge_gemma.config import GemmaConfig
-from edge_gemma.cores import default_threads
+from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import require_head_step
 from edge_gemma.errors import EdgeGemmaError, NumericalError
 from edge_gemma.gguf import GgufFile
@@ -86,7 +85,7 @@ class Observer:
 
     def _check(self, weights: Weights, context: int, threads: int) -> None:
         require_head_step(self._file, self.config)
-        budget = psutil.virtual_memory().available
+        budget = available_memory()
         require_budget(self.config, weights, context, budget, chunk=self._chunk, kv_type="f32", threads=threads)
 
     def _record(

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import psutil
 
 from edge_gemma.cache import KVCache
 from edge_gemma.config import GemmaConfig
-from edge_gemma.cores import default_threads
+from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import require_head_step
 from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.gguf import GgufFile
@@ -86,7 +85,7 @@ class Writers:
             require_head_step(self._file, config)
             self._tokenizer = Tokenizer.from_gguf(self._file)
             self._length, threads = min(LENGTH, config.context_length), threads or default_threads()
-            budget = psutil.virtual_memory().available
+            budget = available_memory()
             require_budget(config, weights, self._length, budget, chunk=count, threads=threads, sequences=count)
             self._record(config, weights, count, threads, kernel_progress)
         except BaseException:

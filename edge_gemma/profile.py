@@ -17,12 +17,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 
 from edge_gemma import __version__
 from edge_gemma.bench import cpu_info
 from edge_gemma.config import GemmaConfig
-from edge_gemma.cores import default_threads
+from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.detokenizer import Detokenizer
 from edge_gemma.engine import Progress as KernelProgress
 from edge_gemma.generate import Generation
@@ -180,7 +179,7 @@ def _open(
     with GgufFile.open(path) as file:
         config = GemmaConfig.from_gguf(file)
         weights, chunk = Weights.bind(file, config), default_chunk(config)
-        budget = psutil.virtual_memory().available
+        budget = available_memory()
         require_budget(config, weights, context, budget, chunk=chunk, kv_type=kv_type, threads=threads)
         engine = StampedEngine(
             file, config, weights, context=context, chunk=chunk, threads=threads, kv_type=kv_type, progress=progress

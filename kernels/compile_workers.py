@@ -143,11 +143,9 @@ def wanted_workers(kernels: int) -> int:
 
 def _room() -> int:
     """Workers for which the machine has cores and memory."""
-    import psutil
+    from edge_gemma.cores import available_memory, default_threads
 
-    from edge_gemma.cores import default_threads
-
-    return min(default_threads() - 1, int(psutil.virtual_memory().available) // 4 // MEMORY)
+    return min(default_threads() - 1, available_memory() // 4 // MEMORY)
 
 
 def _is_python(executable: str | None) -> bool:

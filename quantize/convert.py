@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_gemma.config import GemmaConfig
+from edge_gemma.cores import usable_processors
 from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import blocks
@@ -216,8 +217,7 @@ def _copy(
 
 
 def _default_threads() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_THREADS)
+    return min(usable_processors(), MAX_THREADS)
 
 
 def _verify(written: Path, target: Path) -> None:

@@ -78,6 +78,6 @@ def test_memory_for_all_texts_is_asked_for_first(tiny_gguf: TinyGguf, monkeypatc
     class Little:
         available = 300_000
 
-    monkeypatch.setattr("edge_gemma.own_text.psutil.virtual_memory", Little)
+    monkeypatch.setattr("psutil.virtual_memory", Little)
     with pytest.raises(MemoryBudgetError, match=f"a context of {LENGTH} takes"):
         own_texts(tiny_gguf("gemma2-2b"))
