@@ -141,19 +141,20 @@ class Engine:
             self._run(ids[start : start + size], self._table)
         return logits
 
-    def check(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+    def check(self, tokens: Sequence[int], name: str = "tokens") -> NDArray[np.int64]:
         """The ids as an array, if a sequence may begin with them. Raises ValueError, ContextOverflowError."""
-        return self._checked(tokens, 0)
+        return self._checked(tokens, 0, name)
 
-    def _checked(self, tokens: Sequence[int], position: int) -> NDArray[np.int64]:
+    def _checked(self, tokens: Sequence[int], position: int, name: str = "tokens") -> NDArray[np.int64]:
         ids = np.asarray(tokens)
         if not len(ids) or ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ValueError("tokens: there must be at least one, and all must be integers")
+            raise ValueError(f"{name}: there must be at least one token, and all must be integers")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise ValueError(f"tokens: ids must be in 0..{self.config.vocab_size - 1}")
+            raise ValueError(f"{name}: ids must be in 0..{self.config.vocab_size - 1}")
         if position + len(ids) > self.context:
+            count = position + len(ids)
             raise ContextOverflowError(
-                f"{position + len(ids)} tokens do not fit the context of {self.context}; open with a larger one"
+                f"{name}: {count} tokens do not fit the context of {self.context}; open with a larger one"
             )
         return ids.astype(np.int64)
 

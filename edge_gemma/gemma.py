@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma import arguments
 from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import ChunkProgress, Engine
@@ -104,15 +105,15 @@ class Gemma:
         load: "copy" reads the whole file into memory, for disks that may go away.
         progress(done, total, kernel): called while kernels are compiled, on the first run on a machine.
 
-        Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, OSError.
+        Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, OSError; TypeError or ValueError naming the
+        argument.
         """
-        _check_range("threads", threads, 1, MAX_THREADS)
-        _check_range("chunk", chunk, 1, 4096)
-        _check_range("context", context, 1, 2**22)
-        if kv_type not in ("f16", "f32"):
-            raise ValueError(f"kv_type: {kv_type!r} is neither 'f16' nor 'f32'")
-        if load not in ("map", "copy"):
-            raise ValueError(f"load: {load!r} is neither 'map' nor 'copy'")
+        threads = arguments.optional_integer("threads", threads, 1, MAX_THREADS)
+        chunk = arguments.optional_integer("chunk", chunk, 1, 4096)
+        context = arguments.optional_integer("context", context, 1, 2**22)
+        arguments.choice("kv_type", kv_type, ("f16", "f32"))
+        arguments.choice("load", load, ("map", "copy"))
+        arguments.callback("progress", progress)
         self._file = GgufFile.open(path, load=load)
         try:
             self.config = GemmaConfig.from_gguf(self._file)
@@ -144,11 +145,15 @@ class Gemma:
     # ---- text ----------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`, at most one BOS in front. Control tokens spelled in it stay text unless asked for."""
+        """Token ids of `text`, at most one BOS in front. Control tokens spelled in it stay text unless asked for.
+
+        Raises TypeError or ValueError naming the argument.
+        """
+        arguments.flag("add_bos", add_bos)
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control tokens have none."""
+        """The text of `ids`; control tokens have none. Raises TypeError or ValueError naming the id."""
         return self.tokenizer.decode(ids)
 
     def stream(
@@ -191,6 +196,7 @@ class Gemma:
         EdgeGemmaError when cancelled.
         """
         checked = self._checked("ids", ids)
+        chunk = arguments.optional_integer("chunk", chunk, 1, self._engine.chunk)
         return next(self._logits_turn(checked, len(checked), chunk))
 
     def logits_chunks(self, ids: Sequence[int], rows: int) -> Iterator[NDArray[np.float32]]:
@@ -198,7 +204,7 @@ class Gemma:
 
         The model is busy with it from the first chunk to the last, or until it is dropped. Raises as `logits` does.
         """
-        _check_range("rows", rows, 1, 4096)
+        rows = arguments.integer("rows", rows, 1, 4096)
         return self._logits_turn(self._checked("ids", ids), rows)
 
     def cancel(self) -> None:
@@ -235,10 +241,9 @@ class Gemma:
         on_progress: ChunkProgress | None,
         sampling: dict[str, Any],
     ) -> Generation:
-        _check_range("max_tokens", max_tokens, 1, 2**31)
-        ids = self._checked("prompt", self.tokenize(prompt) if isinstance(prompt, str) else prompt)
-        if on_progress is not None and not callable(on_progress):
-            raise TypeError(f"on_progress: {on_progress!r} cannot be called")
+        max_tokens = arguments.integer("max_tokens", max_tokens, 1, 2**31)
+        ids = self._checked("prompt", self._prompt_ids(prompt) if isinstance(prompt, str) else prompt)
+        arguments.callback("on_progress", on_progress)
         stops = _stop_strings(stop)
         sampler = Sampler(SamplingParams(**sampling))
         return Generation(self._engine, self.tokenizer, ids, max_tokens, sampler, stops, on_progress)
@@ -246,8 +251,15 @@ class Gemma:
     def _checked(self, name: str, ids: Sequence[int]) -> list[int]:
         """Token ids that a sequence may begin with. Raises as the public methods do."""
         self._turns.check_open()
-        checked: list[int] = self._engine.check(_token_ids(name, ids)).tolist()
+        checked = arguments.token_ids(name, ids, self.config.vocab_size)
+        self._engine.check(checked, name)
         return checked
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        try:
+            return self.tokenize(prompt)
+        except ValueError as error:
+            raise ValueError(f"prompt: {error}") from error
 
     def _pieces(self, generation: Generation) -> Generator[str]:
         """The generation; keeps this object, and so the engine, alive."""
@@ -268,22 +280,9 @@ class Gemma:
             yield engine.logits(ids[start : start + rows], chunk)
 
 
-def _token_ids(name: str, ids: Sequence[int]) -> list[int]:
-    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence | np.ndarray):
-        raise TypeError(f"{name}: expected token ids, got {type(ids).__name__}")
-    return list(ids)
-
-
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(stop, str | Sequence):
         raise TypeError(f"stop: expected a string or several, got {type(stop).__name__}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     StopStrings(stops)  # raises here, not at the first piece
     return stops
-
-
-def _check_range(name: str, value: object, low: int, high: int) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} is no integer in {low}..{high}")

@@ -19,6 +19,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma import arguments
 from edge_gemma.errors import MemoryBudgetError, ModelChangedError, ModelFormatError
 from edge_gemma.file_kind import expanded, folder_message, missing_message
 from edge_gemma.gguf_parse import Cursor, parse_header, parse_metadata
@@ -57,10 +58,12 @@ class GgufFile:
 
         A "~" in front of `path` is the home folder. `strict` refuses bytes after the last tensor instead of warning.
         `load="copy"` reads the file into memory, for disks that may go away under a mapping. Raises OSError,
-        MemoryBudgetError where there is no room for it, or ModelFormatError naming field and offset.
+        MemoryBudgetError where there is no room for it, ModelFormatError naming field and offset, or TypeError and
+        ValueError for a path that is none.
         """
-        found = expanded(path)
-        file = cls(found, _open(found, os.fspath(path)))
+        name = arguments.path("path", path)
+        found = expanded(name)
+        file = cls(found, _open(found, name))
         try:
             file._load(load)
             file._parse(strict)

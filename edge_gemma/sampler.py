@@ -10,13 +10,13 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Philox  # here, not at the first token: it takes a while
 from numpy.typing import NDArray
 
+from edge_gemma import arguments
 from edge_gemma.errors import NumericalError
 
 Logits = NDArray[np.float32]
@@ -56,32 +56,38 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check_real("temperature", self.temperature, 0.0, 100.0)
-        _check_int("top_k", self.top_k, 0, 2**31 - 1)
-        _check_real("top_p", self.top_p, 0.0, 1.0)
-        _check_real("min_p", self.min_p, 0.0, 1.0)
-        _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_real("presence_penalty", self.presence_penalty, -ADDITIVE_LIMIT, ADDITIVE_LIMIT)
-        _check_real("frequency_penalty", self.frequency_penalty, -ADDITIVE_LIMIT, ADDITIVE_LIMIT)
-        _check_int("penalty_last_n", self.penalty_last_n, -1, 2**31 - 1)
+        self._number("temperature", 0.0, 100.0)
+        self._whole("top_k", 0, 2**31 - 1)
+        self._number("top_p", 0.0, 1.0)
+        self._number("min_p", 0.0, 1.0)
+        self._number("repetition_penalty", 0.01, 100.0)
+        self._number("presence_penalty", -ADDITIVE_LIMIT, ADDITIVE_LIMIT)
+        self._number("frequency_penalty", -ADDITIVE_LIMIT, ADDITIVE_LIMIT)
+        self._whole("penalty_last_n", -1, 2**31 - 1)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, 2**SEED_BITS - 1)
+            self._whole("seed", 0, 2**SEED_BITS - 1)
+
+    def _number(self, name: str, low: float, high: float) -> None:
+        """Check a field, and make it a plain float: NumPy makes objects of fractions."""
+        value = getattr(self, name)
+        number = arguments.real(value)
+        if number is None or not low <= number <= high:
+            raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {arguments.shown(value)}")
+        object.__setattr__(self, name, number)
+
+    def _whole(self, name: str, low: int, high: int) -> None:
+        """Check a field, and make it a plain integer: NumPy's narrow ones overflow."""
+        value = getattr(self, name)
+        number = arguments.whole(value)
+        if number is None or not low <= number <= high:
+            raise ValueError(f"{name} must be an integer from {low} to {high}, got {arguments.shown(value)}")
+        object.__setattr__(self, name, number)
 
     @property
     def penalizes(self) -> bool:
         """Whether any penalty changes a logit."""
         changes = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return changes and self.penalty_last_n != 0
-
-
-def _check_real(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
 
 
 class Candidates(NamedTuple):
@@ -101,7 +107,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
-        self.seed: int = secrets.randbits(32) if params.seed is None else int(params.seed)
+        self.seed: int = secrets.randbits(32) if params.seed is None else params.seed
         self._bits = Philox(key=self.seed)
 
     def sample(self, logits: Logits, history: Sequence[int] = ()) -> int:

@@ -20,6 +20,7 @@ from typing import Self
 
 import sentencepiece
 
+from edge_gemma import arguments
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.spm_model import TokenType, bpe_model
@@ -71,9 +72,11 @@ class Tokenizer:
         """The ids of `text`. Control tokens written out in it stay text, unless `parse_special`.
 
         `add_bos`: put BOS in front where it is not there already; None does what the file says. Raises ValueError for
-        a text with a lone surrogate, or of more than MAX_TEXT_BYTES in UTF-8.
+        a text with a lone surrogate, or of more than MAX_TEXT_BYTES in UTF-8; TypeError naming the argument.
         """
         _check_text(text)
+        parse_special = arguments.flag("parse_special", parse_special)
+        wanted = self.add_bos if add_bos is None else arguments.flag("add_bos", add_bos)
         ids: list[int] = []
         prefix = " " if self.add_space_prefix else ""
         for part in self._controls.split(text) if parse_special else (text,):
@@ -82,17 +85,17 @@ class Tokenizer:
             elif part:
                 ids += self._encode_plain(prefix + part)
                 prefix = ""
-        wanted = self.add_bos if add_bos is None else add_bos
         return [self.bos_id, *ids] if wanted and ids[:1] != [self.bos_id] else ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of `ids`. Control tokens are left out, unless `special`; bytes that are not UTF-8 become U+FFFD.
 
-        `decode(encode(text, add_bos=False)) == text` for every text that can be encoded. Raises ValueError for an id
-        outside the vocabulary.
+        `decode(encode(text, add_bos=False)) == text` for every text that can be encoded. Raises TypeError or
+        ValueError for what is no id of the vocabulary.
         """
+        special = arguments.flag("special", special)
         parts, at_start = [], True
-        for i in ids:
+        for i in arguments.token_ids("ids", ids, self.vocab_size):
             control = self.is_control(i)
             if control and not special:
                 continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -258,7 +260,8 @@ def test_each_parameter_at_and_outside_its_ends(name: str) -> None:
     step: float = 1 if isinstance(low, int) else 1e-6
     for good in (low, high):
         assert getattr(SamplingParams(**{name: good}), name) == good
-    wrong_kinds: list[Any] = [True, False, math.nan, math.inf, -math.inf, "1", [1]]
+    wrong_kinds: list[Any] = [True, False, math.nan, math.inf, -math.inf, "1", [1], 1j, Decimal(1)]
+    wrong_kinds += [10**400, -(10**400), 10**5000, Fraction(10**400), np.float64("nan"), np.array([0])]
     for bad in (low - step, high + step, *wrong_kinds):
         with pytest.raises(ValueError, match=f"{name} must be .* from .* to .*, got"):
             SamplingParams(**{name: bad})
@@ -267,3 +270,23 @@ def test_each_parameter_at_and_outside_its_ends(name: str) -> None:
 def test_numpy_numbers_are_numbers() -> None:
     params: Any = {"temperature": np.float32(0.5), "top_k": np.int64(3), "seed": np.uint32(0)}
     assert Sampler(SamplingParams(**params)).seed == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"top_k": np.int8(100), "temperature": np.float16(0.5), "penalty_last_n": np.int8(64)},
+        {"top_k": np.uint8(100), "temperature": Fraction(1, 2), "top_p": Fraction(3, 4), "min_p": Fraction(1, 64)},
+        {"top_k": 0, "temperature": Fraction(1, 2), "top_p": 1, "min_p": 0, "repetition_penalty": Fraction(3, 2)},
+        {"top_k": 0, "top_p": np.float16(0.75), "presence_penalty": Fraction(1, 2), "frequency_penalty": np.int8(1)},
+        {"penalty_last_n": np.int8(-128 + 127), "repetition_penalty": np.int8(2), "seed": np.uint64(2**64 - 1)},
+    ],
+)
+def test_every_kind_of_number_draws_as_a_plain_one(given: dict[str, Any]) -> None:
+    given = {"seed": np.int8(7)} | given
+    plain = {name: int(v) if name in ("top_k", "penalty_last_n", "seed") else float(v) for name, v in given.items()}
+    logits = np.random.default_rng(5).normal(0, 3, 50_000).astype(np.float32)
+    samplers = [Sampler(SamplingParams(**params)) for params in (given, plain)]
+    drawn, expected = ([sampler.sample(logits, [1, 2, 2]) for _ in range(20)] for sampler in samplers)
+    assert drawn == expected and len(set(drawn)) > 1
+    assert SamplingParams(**given) == SamplingParams(**plain)

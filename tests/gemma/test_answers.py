@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from edge_gemma import ContextOverflowError, Gemma, MemoryBudgetError
 from edge_gemma.gemma import Completion
+from edge_gemma.turns import PATIENCE
 from tests.gemma.helpers import GREEDY, PROMPT, as_tuple, workers
 
 # ---- what an answer is -----------------------------------------------------------------------------------------------
@@ -109,21 +111,36 @@ def test_progress_of_the_prompt(model: Gemma) -> None:
         ({"prompt": 5}, TypeError, "prompt"),
         ({"prompt": b"bytes"}, TypeError, "prompt"),
         ({"prompt": None}, TypeError, "prompt"),
-        ({"prompt": []}, ValueError, "tokens"),
-        ({"prompt": [1.5]}, ValueError, "tokens"),
-        ({"prompt": ["a"]}, ValueError, "tokens"),
-        ({"prompt": [-1]}, ValueError, "tokens"),
-        ({"prompt": [10**6]}, ValueError, "tokens"),
-        ({"prompt": [2**70]}, ValueError, "tokens"),
-        ({"prompt": "\ud800"}, ValueError, "surrogate"),
+        ({"prompt": bytearray(b"bytes")}, TypeError, "prompt: .* got bytearray"),
+        ({"prompt": {2: 3}}, TypeError, "prompt: .* got dict"),
+        ({"prompt": []}, ValueError, "prompt: there must be at least one"),
+        ({"prompt": [1.5]}, ValueError, r"prompt\[0\]: expected a token id, got 1.5"),
+        ({"prompt": ["a"]}, ValueError, r"prompt\[0\]: .* got 'a'"),
+        ({"prompt": [2, True]}, ValueError, r"prompt\[1\]: .* got True"),
+        ({"prompt": np.array([True])}, ValueError, r"prompt\[0\]: .* got (np\.)?True"),
+        ({"prompt": np.array(5)}, ValueError, r"prompt: .* shape \(\)"),
+        ({"prompt": np.ones((2, 3), int)}, ValueError, r"prompt: .* shape \(2, 3\)"),
+        ({"prompt": [[2], [3, 4]]}, ValueError, r"prompt\[0\]: .* got \[2\]"),
+        ({"prompt": [2, -1]}, ValueError, r"prompt\[1\]: token id -1 is outside 0\.\."),
+        ({"prompt": [10**6]}, ValueError, r"prompt\[0\]: token id 1000000 "),
+        ({"prompt": [2**70]}, ValueError, r"prompt\[0\]: token id 1180591620717411303424 "),
+        ({"prompt": [10**5000]}, ValueError, r"prompt\[0\]: token id an integer of 16610 bits "),
+        ({"prompt": [2] * 10**5}, ContextOverflowError, "prompt: 100000 tokens do not fit"),
+        ({"prompt": "\ud800"}, ValueError, "prompt: .* surrogate"),
         ({"max_tokens": 0}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, ValueError, "max_tokens"),
         ({"max_tokens": True}, ValueError, "max_tokens"),
+        ({"max_tokens": None}, ValueError, "max_tokens: None"),
+        ({"max_tokens": "9" * 5000}, ValueError, "max_tokens: .{80}[.]{3} is no integer"),
+        ({"max_tokens": [10**5000]}, ValueError, "max_tokens: a list is no integer"),
+        ({"max_tokens": np.float64(3)}, ValueError, "max_tokens"),
+        ({"max_tokens": np.array([3])}, ValueError, "max_tokens"),
         ({"stop": 5}, TypeError, "stop"),
         ({"stop": [5]}, TypeError, "stop"),
         ({"stop": [""]}, ValueError, "stop"),
         ({"temperature": "hot"}, ValueError, "temperature"),
         ({"temperature": float("nan")}, ValueError, "temperature"),
+        ({"temperature": 10**5000}, ValueError, "temperature"),
         ({"seed": -1}, ValueError, "seed"),
         ({"top_q": 1}, TypeError, "top_q"),
         ({"on_progress": 5}, TypeError, "on_progress"),
@@ -146,15 +163,77 @@ def test_wrong_arguments_are_named_before_any_work(
         ({"threads": 2.0}, ValueError, "threads"),
         ({"chunk": 0}, ValueError, "chunk"),
         ({"kv_type": "q8_0"}, ValueError, "kv_type"),
+        ({"kv_type": None}, ValueError, "kv_type: None"),
+        ({"kv_type": np.array(["f16", "f32"])}, ValueError, "kv_type: array"),
+        ({"load": ["map"]}, ValueError, "load"),
+        ({"progress": 5}, TypeError, "progress: 5 cannot be called"),
         ({"load": "download"}, ValueError, "load"),
         ({"path": "nowhere.gguf"}, FileNotFoundError, "nowhere.gguf"),
-        ({"path": 5}, TypeError, "int"),
+        ({"path": 5}, TypeError, "path: .* got int"),
+        ({"path": None}, TypeError, "path: .* got NoneType"),
+        ({"path": b"model.gguf"}, TypeError, "path: .* got bytes"),
+        ({"path": "model\0.gguf"}, ValueError, "path: .* null character"),
     ],
 )
 def test_wrong_ways_to_open(path: Path, arguments: dict[str, Any], error: type[Exception], name: str) -> None:
     with pytest.raises(error, match=name):
         Gemma(**({"path": path} | arguments))
     assert workers() == []
+
+
+@pytest.mark.parametrize("rows", [None, 0, 4097, 1.0, "1", True])
+def test_wrong_rows_are_named_at_the_call(model: Gemma, rows: Any) -> None:
+    with pytest.raises(ValueError, match=r"rows: .* is no integer in 1\.\.4096"):
+        model.logits_chunks([2], rows)
+
+
+@pytest.mark.parametrize("chunk", [0, 17, 1.0, "1", True])
+def test_a_wrong_chunk_is_named_before_the_model_is_waited_for(model: Gemma, chunk: Any) -> None:
+    stream = model.stream(PROMPT, **GREEDY)
+    next(stream)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"chunk: .* is no integer in 1\.\.16"):
+        model.logits([2, 3], chunk=chunk)
+    assert time.monotonic() - start < PATIENCE / 2
+
+
+@pytest.mark.parametrize("name", ["add_bos", "parse_special"])
+@pytest.mark.parametrize("value", ["no", None, 0, 5])
+def test_wrong_flags_are_named(model: Gemma, name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name}: {value!r} is neither True nor False"):
+        model.tokenize("aa", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ("text", TypeError, "ids: expected a list of token ids, got str"),
+        (b"bytes", TypeError, "ids: .* got bytes"),
+        (5, TypeError, "ids: .* got int"),
+        (None, TypeError, "ids: .* got NoneType"),
+        ([2, True], ValueError, r"ids\[1\]: expected a token id, got True"),
+        (["2"], ValueError, r"ids\[0\]: .* got '2'"),
+        ([2.0], ValueError, r"ids\[0\]: .* got 2.0"),
+        ([2, -1], ValueError, r"ids\[1\]: token id -1 is outside"),
+    ],
+)
+def test_wrong_ids_are_named(model: Gemma, ids: Any, error: type[Exception], message: str) -> None:
+    for call in (model.detokenize, model.logits, lambda given: model.logits_chunks(given, 1)):
+        with pytest.raises(error, match=message):
+            call(ids)
+
+
+def test_numbers_of_numpy_are_numbers(path: Path, expected: Completion) -> None:
+    sizes: Any = {"context": np.int32(64), "threads": np.uint8(1), "chunk": np.int64(16)}
+    with Gemma(path, **sizes) as model:
+        assert [type(value) for value in (model.context, model.threads)] == [int, int]
+        ids: Any = [np.int16(i) for i in model.tokenize(PROMPT, add_bos=np.True_)]  # type: ignore[arg-type]
+        many: Any = {"max_tokens": np.int8(24), "top_k": np.int8(127), "temperature": np.float16(0)}
+        assert as_tuple(model.generate(ids, **many)) == as_tuple(expected)
+        assert model.detokenize(np.array(expected.token_ids, np.uint32)) == expected.text  # type: ignore[arg-type]
+        rows, chunk = np.uint8(2), np.int16(3)
+        chunks: Any = [*model.logits_chunks(ids, rows)]  # type: ignore[arg-type]
+        assert np.array_equal(np.concatenate(chunks), model.logits(ids, chunk=chunk))  # type: ignore[arg-type]
 
 
 def test_a_context_beyond_the_memory_names_one_that_fits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
