@@ -57,7 +57,7 @@ def _mapping() -> mmap.mmap:
 
 def _kernel32() -> Any:
     assert sys.platform == "win32"
-    library = ctypes.WinDLL("kernel32")
+    library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
     library.VirtualAlloc.restype = ctypes.c_void_p
     library.VirtualAlloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32]
     library.VirtualProtect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p]
