@@ -56,8 +56,9 @@ def _mapping() -> mmap.mmap:
 
 
 def _kernel32() -> Any:
-    assert sys.platform == "win32"
-    library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    if sys.platform != "win32":
+        raise NotImplementedError("kernel32 is Windows's")
+    library = ctypes.WinDLL("kernel32")
     library.VirtualAlloc.restype = ctypes.c_void_p
     library.VirtualAlloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32]
     library.VirtualProtect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p]
