@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
+from edge_gemma.memory import memory_for
 
 CAPACITY_STEP = 256
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
@@ -86,12 +87,16 @@ class KVCache:
     """A `LayerCache` for each layer, with memory for `sequences`: zeroed, and not resident until it is written."""
 
     def __init__(self, config: GemmaConfig, context: int, chunk: int, kv_type: str, sequences: int = 1) -> None:
+        """Raises MemoryBudgetError."""
         self._memory: list[NDArray[np.uint8]] = []
-        self.layers = [
-            replace(layer, keys=self._allocate(size), values=self._allocate(size))
-            for layer in plan_layers(config, context, chunk, kv_type)
-            for size in (sequences * layer.sequence_bytes,)
-        ]
+        layers = plan_layers(config, context, chunk, kv_type)
+        what = f"the {kv_type} key-value cache of a context of {context}"
+        advice = "open with a smaller context" + (' or kv_type="f16"' if kv_type == "f32" else "")
+        with memory_for(what, sequences * sum(2 * layer.sequence_bytes for layer in layers), advice):
+            self.layers = [self._with_memory(layer, sequences * layer.sequence_bytes) for layer in layers]
+
+    def _with_memory(self, layer: LayerCache, size: int) -> LayerCache:
+        return replace(layer, keys=self._allocate(size), values=self._allocate(size))
 
     def _allocate(self, size: int) -> int:
         self._memory.append(zeroed(size))

@@ -6,7 +6,6 @@ Exit status: 0 done, 1 anything not listed here, 2 wrong usage or input, 3 outpu
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 from importlib import import_module
@@ -14,7 +13,7 @@ from importlib import import_module
 from edge_gemma import __version__
 from edge_gemma.commands import terminal
 from edge_gemma.commands.arguments import EXIT_INPUT, Parser
-from edge_gemma.errors import EdgeGemmaError, OutputError
+from edge_gemma.errors import EdgeGemmaError, OutputError, is_out_of_memory
 
 EXIT_OTHER, EXIT_OUTPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 3, 130, 141
 
@@ -102,7 +101,7 @@ def exit_status(error: BaseException) -> int:
             return EXIT_PIPE
         case OutputError():
             return EXIT_OUTPUT
-        case OSError(errno=errno.ENOMEM):
+        case OSError() if is_out_of_memory(error):
             return EXIT_OTHER
         case ValueError() | OSError():
             return EXIT_INPUT
@@ -115,12 +114,12 @@ def describe(error: BaseException) -> str:
     match error:
         case EdgeGemmaError():
             text = str(error)
+        case OSError() | MemoryError() if is_out_of_memory(error):
+            text = "out of memory"
         case OSError(filename=str() | bytes() as name, strerror=str() as reason):
             text = f"{os.fsdecode(name)}: {reason}" if name else reason
         case ValueError() | OSError():
             text = str(error)
-        case MemoryError():
-            text = "out of memory"
         case _:
             text = f"internal error, {type(error).__name__}: {error}; EDGE_GEMMA_DEBUG=1 shows where"
     return terminal.one_line(text) or type(error).__name__

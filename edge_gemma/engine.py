@@ -17,6 +17,7 @@ from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.threads import KERNELS, Team
 from edge_gemma.kernels.tuner import Matrix, tune_once
 from edge_gemma.kernels.tuning import tuned_choices
+from edge_gemma.memory import memory_for, require_memory
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import scratch_bytes
 from edge_gemma.program import Program, words_of
@@ -117,7 +118,7 @@ class Engine:
                 progress(start, len(ids))
             part = ids[start : start + self.chunk]
             self._run(part, self._table[: self._body])
-        logits = np.empty(self.config.vocab_size, np.float32)
+        logits = self._new_logits(1).reshape(-1)
         self._head(len(part) - 1, logits)
         if progress:
             progress(len(ids), len(ids))
@@ -125,7 +126,7 @@ class Engine:
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Append one token; its logits, (V,)."""
-        logits = np.empty(self.config.vocab_size, np.float32)
+        logits = self._new_logits(1).reshape(-1)
         self._point_head(0, logits)
         self._run(self._begin([token]), self._table)
         return logits
@@ -135,7 +136,7 @@ class Engine:
         ids, size = self._begin(tokens), chunk or self.chunk
         if not 1 <= size <= self.chunk:
             raise ValueError(f"chunk: {size} is outside 1..{self.chunk}, the model's chunk")
-        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
+        logits = self._new_logits(len(ids))
         for start in range(0, len(ids), size):
             self._point_head(0, logits[start:])
             self._run(ids[start : start + size], self._table)
@@ -162,6 +163,14 @@ class Engine:
         ids = self._checked(tokens, self.position)
         self._file.check_unchanged()
         return ids
+
+    def _new_logits(self, rows: int) -> NDArray[np.float32]:
+        """Memory for logits of `rows` positions, (rows, V). Raises MemoryBudgetError."""
+        what, size = f"logits for {rows} positions", 4 * rows * self.config.vocab_size
+        advice = "ask for fewer at a time (logits_chunks)" if rows > 1 else "close other programs or models"
+        require_memory(what, size, advice)
+        with memory_for(what, size, advice):
+            return np.empty((rows, self.config.vocab_size), np.float32)
 
     def _run(self, ids: NDArray[np.int64], table: NDArray[np.int64]) -> None:
         self._step.prepare(ids, self.position)

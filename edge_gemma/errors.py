@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
+
+_WINDOWS_NO_MEMORY = (8, 14, 1455)  # not enough memory, out of memory, the paging file is too small
 
 
 class EdgeGemmaError(Exception):
@@ -64,7 +67,8 @@ class ModelChangedError(EdgeGemmaError, RuntimeError):
 
 
 class MemoryBudgetError(EdgeGemmaError, MemoryError):
-    """The requested context does not fit the memory budget; the message names the context that does."""
+    """There is no memory for what was asked for. The message has the bytes, and the context that fits or what else
+    takes less."""
 
 
 class ContextOverflowError(EdgeGemmaError, ValueError):
@@ -85,3 +89,10 @@ class NumericalError(EdgeGemmaError, ArithmeticError):
 
 class OutputError(EdgeGemmaError, OSError):
     """An output file could not be written: disk full, quota, limit, medium gone. What was there before is untouched."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system refused memory, in whatever words."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM or getattr(error, "winerror", None) in _WINDOWS_NO_MEMORY
+    return isinstance(error, MemoryError)

@@ -192,8 +192,8 @@ class Gemma:
     def logits(self, ids: Sequence[int], *, chunk: int | None = None) -> NDArray[np.float32]:
         """Logits of every position, float32 (len(ids), vocabulary), from an empty cache; cut into `chunk` rows.
 
-        The bits do not depend on `chunk`, nor on the number of threads. Raises ValueError, ContextOverflowError, and
-        EdgeGemmaError when cancelled.
+        The bits do not depend on `chunk`, nor on the number of threads. Raises ValueError, ContextOverflowError,
+        MemoryBudgetError, and EdgeGemmaError when cancelled.
         """
         checked = self._checked("ids", ids)
         chunk = arguments.optional_integer("chunk", chunk, 1, self._engine.chunk)

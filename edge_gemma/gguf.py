@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import arguments
-from edge_gemma.errors import MemoryBudgetError, ModelChangedError, ModelFormatError
+from edge_gemma.errors import ModelChangedError, ModelFormatError
 from edge_gemma.file_kind import expanded, folder_message, missing_message
 from edge_gemma.gguf_parse import Cursor, parse_header, parse_metadata
+from edge_gemma.memory import memory_for, require_memory
 from edge_gemma.metadata import Metadata, StringArray
 from edge_gemma.tensor_table import Tensor, data_alignment, parse_tensors
 
@@ -105,14 +106,21 @@ class GgufFile:
     def _load(self, load: Literal["map", "copy"]) -> None:
         self._stamp = self._checked_stamp()
         self.size = self._stamp[0]
-        try:
-            self._bytes = _mapped(self._fd, self.size) if load == "map" else _read_aligned(self._fd, self.size)
-        except MemoryError as error:
-            wanted = f"{self.size} bytes of {'address space' if load == 'map' else 'memory'}"
-            raise MemoryBudgetError(f"{self.path}: there is no room for the file, which takes {wanted}") from error
+        self._bytes = self._mapped() if load == "map" else self._copied()
         self.check_unchanged()
         if load == "copy":
             self._close_fd()
+
+    def _mapped(self) -> NDArray[np.uint8]:
+        advice = "raise the process's limit of address space (ulimit -v), or use a file of fewer bits per weight"
+        with memory_for(f"mapping {self.path}", self.size, advice):
+            return np.frombuffer(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ), np.uint8)
+
+    def _copied(self) -> NDArray[np.uint8]:
+        what, advice = f"a copy of {self.path}", 'load="map" takes none of its own'
+        require_memory(what, self.size, advice)
+        with memory_for(what, self.size, advice):
+            return _read_aligned(self._fd, self.size)
 
     def _checked_stamp(self) -> tuple[int, int]:
         """Size and modification time of a regular file that is not empty."""
@@ -177,16 +185,6 @@ def _refuse_split(metadata: Metadata) -> None:
     if not isinstance(parts, int) or parts not in (0, 1):
         merge = "merge them into one file first, with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT`"
         raise metadata.error("split.count", f"one of {parts} parts of a split model; {merge}")
-
-
-def _mapped(fd: int, size: int) -> NDArray[np.uint8]:
-    """An open file where it lies. Raises MemoryError where no address space is left."""
-    try:
-        return np.frombuffer(mmap.mmap(fd, size, access=mmap.ACCESS_READ), np.uint8)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            raise MemoryError from error
-        raise
 
 
 def _read_aligned(fd: int, size: int) -> NDArray[np.uint8]:

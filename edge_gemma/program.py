@@ -21,6 +21,7 @@ from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
 from edge_gemma.kernels.operations import Kernel, Operation
 from edge_gemma.kernels.strategies import DEFAULTS, Choices
+from edge_gemma.memory import memory_for
 
 ALIGNMENT = 64
 
@@ -84,8 +85,12 @@ def zero_of(weight: Tensor) -> int:
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """Zeroed memory that begins a cache line. Pages are not resident until they are touched."""
-    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    """Zeroed memory that begins a cache line. Pages are not resident until they are touched.
+
+    Raises MemoryBudgetError.
+    """
+    with memory_for("a buffer of the model", size, "open with a smaller chunk or fewer threads"):
+        memory = np.zeros(size + ALIGNMENT, np.uint8)
     skip = -memory.ctypes.data % ALIGNMENT
     return memory[skip : skip + size]
 
