@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.cores import available_memory
 from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import caches
 from edge_gemma.kernels import operations as ops
@@ -217,6 +218,4 @@ def _buffer_bytes() -> int:
 
 
 def _has_room() -> bool:
-    import psutil
-
-    return bool(psutil.virtual_memory().available >= 4 * _buffer_bytes())
+    return available_memory() >= 4 * _buffer_bytes()
