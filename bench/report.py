@@ -1,8 +1,8 @@
-"""Put a result of `side_by_side.py` into the README and docs/benchmarks.md, between their markers.
+"""Put results of `side_by_side.py` into the README and docs/benchmarks.md, between their markers.
 
-python bench/report.py bench/results/RESULT.json            # rewrite the tables
-python bench/report.py bench/results/RESULT.json --check    # exit 1 if the tables there are others
-python bench/report.py bench/results/RESULT.json --print    # only show them
+python bench/report.py            # rewrite the tables from all that is in bench/results, the longest result first
+python bench/report.py --check    # exit 1 if the tables there are others
+python bench/report.py --print    # only show them
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
-def documents(result: record.Record) -> dict[Path, str]:
+def stored() -> list[record.Record]:
+    """The results in bench/results, one for each CPU, that with most cases first."""
+    paths = sorted((ROOT / "bench/results").glob("20*.json"))
+    return sorted((record.load(path) for path in paths), key=lambda result: -len(result["cases"]))
+
+
+def documents(results: list[record.Record]) -> dict[Path, str]:
     """What belongs between the markers of each file."""
-    return {ROOT / "README.md": tables.compact(result), ROOT / "docs" / "benchmarks.md": tables.full(result)}
+    return {ROOT / "README.md": tables.compact(*results), ROOT / "docs" / "benchmarks.md": tables.full(*results)}
 
 
 def filled(text: str, generated: str) -> str:
@@ -35,21 +41,20 @@ def filled(text: str, generated: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Generate the tables of figures.")
-    parser.add_argument("result", type=Path)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file has other tables")
     parser.add_argument("--print", action="store_true", help="change nothing; show what docs/benchmarks.md would get")
     args = parser.parse_args()
-    result = record.load(args.result)
+    results = stored()
     if args.print:
-        print(tables.full(result))
+        print(tables.full(*results))
         return 0
     wrong = 0
-    for path, generated in documents(result).items():
+    for path, generated in documents(results).items():
         text = path.read_text("utf-8")
         wanted = filled(text, generated)
         if args.check and wanted != text:
             print(
-                f"{path.name} does not show {args.result}; `python bench/report.py {args.result}` makes it",
+                f"{path.name} does not show bench/results; `python bench/report.py` makes it",
                 file=sys.stderr,
             )
             wrong = 1

@@ -34,6 +34,8 @@ from bench.processes import WorkerError
 from bench.rounds import Setup, Skipped
 from edge_gemma.bench import cpu_info
 from edge_gemma.cores import default_threads
+from edge_gemma.kernels import caches
+from edge_gemma.kernels.isa import target
 
 
 def say(text: str) -> None:
@@ -91,12 +93,17 @@ class Run:
         return ""
 
 
+def cpu_and_cache() -> str:
+    """The CPU as its maker and as LLVM name it: what is fastest depends on the first-level cache."""
+    return f"{cpu_info()} ({target()[0]}, {caches.sizes().l1 >> 10} KB of first-level cache)"
+
+
 def new_result() -> record.Record:
     """A result without cases."""
     return {
         "format": record.FORMAT,
         "machine": {
-            "cpu": cpu_info(),
+            "cpu": cpu_and_cache(),
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
             "memory_bytes": psutil.virtual_memory().total,
             "system": f"{platform.system()} {platform.machine()}",

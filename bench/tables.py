@@ -13,41 +13,38 @@ from bench.targets import targets
 ORDER = ("270m", "2b", "9b", "27b")
 
 
-def compact(result: Record) -> str:
-    """The README's table: every model with all threads, and a sentence on machine and time."""
-    shown = sorted((c for c in _cases(result, "short") if _ordinary(c, result)), key=_size)
-    head = [
-        "model",
-        "prompt tok/s",
-        "llama.cpp",
-        "ratio",
-        "of peak",
-        "generated tok/s",
-        "llama.cpp",
-        "ratio",
-        "of peak",
-    ]
-    rows = [[case["title"], *_speed_cells(case, "pp512"), *_speed_cells(case, "tg64")] for case in shown]
+HEAD = ("model", "prompt tok/s", "llama.cpp", "ratio", "of peak", "generated tok/s", "llama.cpp", "ratio", "of peak")
+
+
+def compact(*results: Record) -> str:
+    """The README's tables: every model with all threads, one table for each machine, and a sentence on how."""
     how = (
-        f"Prompts of 512 tokens; 64 generated from an empty cache; {_threads(result)} threads; medians of rounds in "
-        "which ours and llama.cpp, built for this machine, took turns. Peak: what the machine did in the same round, "
+        f"Prompts of 512 tokens; 64 generated from an empty cache; {_threads(results[0])} threads; medians of rounds "
+        "in which ours and llama.cpp, built for this machine, took turns. Peak: what the machine did in the same round, "
         "int8 products for prompts, bytes read for generation. [docs/benchmarks.md](docs/benchmarks.md) has long "
         "prompts, several rows, AVX2 only, start and memory, and what is aimed at."
     )
-    return f"{table(head, rows)}\n{machine(result)} {how}\n"
+    return "\n".join(_short(result) for result in results) + f"\n{how}\n"
 
 
-def full(result: Record) -> str:
-    """All tables, each under a heading."""
+def _short(result: Record) -> str:
+    shown = sorted((c for c in _cases(result, "short") if _ordinary(c, result)), key=_size)
+    rows = [[case["title"], *_speed_cells(case, "pp512"), *_speed_cells(case, "tg64")] for case in shown]
+    return f"{table(HEAD, rows)}\n{machine(result)}\n"
+
+
+def full(first: Record, *others: Record) -> str:
+    """All tables, each under a heading; of other machines the short one."""
     parts = [
-        machine(result) + " " + _engines(result) + "\n",
-        "## What is to be reached\n\n" + _targets(result),
-        "## Prompts\n\n" + _speeds(result, "pp"),
-        "## Generation\n\n" + _speeds(result, "tg"),
-        "## Steps of several rows\n\n" + _steps(result),
-        "## Start and memory\n\n" + _starts(result),
-        "## The machine beside each case\n\n" + _limits(result),
-        _notes(result),
+        machine(first) + " " + _engines(first) + "\n",
+        "## What is to be reached\n\n" + _targets(first),
+        "## Prompts\n\n" + _speeds(first, "pp"),
+        "## Generation\n\n" + _speeds(first, "tg"),
+        "## Steps of several rows\n\n" + _steps(first),
+        "## Start and memory\n\n" + _starts(first),
+        "## The machine beside each case\n\n" + _limits(first),
+        _notes(first),
+        *(f"## {one['machine']['cpu']}\n\n{_short(one)}\n{_engines(one)}\n\n{_limits(one)}" for one in others),
     ]
     return "\n".join(part for part in parts if part)
 

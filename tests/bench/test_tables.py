@@ -159,11 +159,10 @@ def test_tables_go_between_the_markers() -> None:
         report.filled("text", "new\n")
 
 
-def test_the_documents_show_the_newest_result() -> None:
-    newest = max((ROOT / "bench" / "results").glob("20*.json"))  # named by its date; others are no such results
-    for path, generated in report.documents(record.load(newest)).items():
+def test_the_documents_show_the_stored_results() -> None:
+    for path, generated in report.documents(report.stored()).items():
         text = path.read_text("utf-8")
-        assert report.filled(text, generated) == text, f"{path.name} is not generated from {newest.name}"
+        assert report.filled(text, generated) == text, f"{path.name} is not generated from bench/results"
 
 
 # ---- comparison --------------------------------------------------------------------------------------------------
