@@ -212,7 +212,7 @@ def main() -> int:
     start = time.monotonic()
     run = Run(setup, args.output, open_result(args.output, args.resume), start + 60 * args.budget_minutes)
     run.all(cases)
-    say(f"{time.monotonic() - start:.0f} s; `python bench/report.py {args.output}` makes the tables")
+    say(f"{time.monotonic() - start:.0f} s; `python bench/report.py` makes the tables of what is in bench/results")
     return int(run.failed > 0)
 
 
