@@ -21,8 +21,8 @@ def compact(*results: Record) -> str:
     how = (
         f"Prompts of 512 tokens; 64 generated from an empty cache; {_threads(results[0])} threads; medians of rounds "
         "in which ours and llama.cpp, built for this machine, took turns. Peak: what the machine did in the same "
-        "round, int8 products for prompts, bytes read for generation. [docs/benchmarks.md](docs/benchmarks.md) has long "
-        "prompts, several rows, AVX2 only, start and memory, and what is aimed at."
+        "round, int8 products for prompts, bytes read for generation. [docs/benchmarks.md](docs/benchmarks.md) has "
+        "long prompts, several rows, AVX2 only, start and memory, and what is aimed at."
     )
     return "\n".join(_short(result) for result in results) + f"\n{how}\n"
 
