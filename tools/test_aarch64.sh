@@ -6,10 +6,12 @@
 # FOLDER gets a small Debian for arm64, the packages and the compiled kernels: about 1 GB, kept for the next time.
 # Needs root, Debian's debootstrap and qemu-user-static, and a python3 with pip and this package's ".[test]" (PYTHON).
 #
-# setup  Debian and the wheels
-# check  the float mode, and that the instruction set found is neon
-# model  the 270M, 11 tokens: the same best tokens as on this machine, and the same bits for 1 and 2 threads and any cut
-# tests  each loop nest with some formats, and every format's unpacking; TESTS names other files
+# Seen on two cores shared with other work; compiling is nearly all of it, done once for each change of kernels/:
+# setup    1 min  Debian and the wheels
+# check    2 min  the float mode, and that the instruction set found is neon
+# model   12 min  the 270M, 11 tokens, 25 kernels: the logits of this machine, to the bit unless it has no fused
+#                 multiply-add; for 1 and 2 threads and however the prompt is cut (with the kernels there: 2 min)
+# tests   20 min  each loop nest with some formats, and every format's unpacking; TESTS names others. Run in pieces
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mkdir -p "${1:?usage: tools/test_aarch64.sh FOLDER [setup|check|model|tests]...}" && cd "$1" && pwd)
