@@ -30,7 +30,7 @@ from edge_gemma.kernels.tuning import Tuning, is_enabled, load, save
 
 log = logging.getLogger(__name__)
 
-SECONDS = 1.5
+SECONDS = 1.0
 """Of measuring at a first start, all classes together."""
 LEAST_ROUNDS = 8
 WORTH, MOST_ROUNDS = 1.03, 0.6
@@ -40,6 +40,9 @@ UNDISTURBED = 0.9
 again and again, so with an idle machine it is all of it; one busy program on two cores leaves 0.75."""
 PATIENCE = 3
 """Starts at which measuring was disturbed, after which the defaults stay."""
+LEAST_SHARE = 0.25
+"""Of a model's bytes, in matrices of one format and size, for its class to be measured at a first start: each takes two
+kernels more to compile, 1.3 s on two cores."""
 LEAST_BYTES, MOST_BYTES = 64 << 20, 256 << 20
 """Of the memory that is read: twice the largest cache, within these bounds."""
 FILL = 0x11
@@ -119,16 +122,16 @@ def by_class(matrices: Iterable[Matrix]) -> dict[str, Matrix]:
 def tune_once(
     matrices: Iterable[Matrix], threads: int, also: Iterable[Kernel], progress: Progress | None = None
 ) -> None:
-    """Measure and store what this machine lacks for a model's `matrices`. Does nothing where all is known, tuning is
-    off, nothing can be stored, the matrices are small, or other programs disturbed it PATIENCE times.
+    """Measure and store what this machine lacks for most of a model's `matrices`. Does nothing where all is known,
+    tuning is off, nothing can be stored, the matrices are small, or other programs disturbed it PATIENCE times.
 
     `also`: kernels that are needed anyway, to be compiled together with those to try.
     """
     matrices = list(matrices)
     if not is_enabled() or shared().folder is None or sum(one.size for one in matrices) < LEAST_BYTES:
         return
-    known, classes = load(), by_class(matrices)
-    lacking = {name: matrix for name, matrix in classes.items() if name not in known.measured}
+    known, classes, total = load(), by_class(matrices), sum(one.size for one in matrices)
+    lacking = {n: m for n, m in classes.items() if n not in known.measured and m.size >= LEAST_SHARE * total}
     if not lacking or known.disturbed >= PATIENCE or not _has_room():
         return
     result = measure(lacking, CONTENDERS, threads, SECONDS, also, progress)

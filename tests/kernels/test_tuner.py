@@ -86,6 +86,19 @@ def test_what_was_measured_is_kept_and_not_measured_again(folder: Path, monkeypa
     assert tuned_choices() == DEFAULTS
 
 
+def test_what_is_little_of_a_model_is_not_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def measured(classes: dict[str, Matrix], *_: object) -> Result:
+        calls.append(set(classes))
+        return result(usual=[1.0] * 9, none=[2.0] * 9)
+
+    monkeypatch.setattr(tuner, "measure", measured)
+    little = Matrix("Q6_K", FORMATS["Q6_K"].row_bytes(65536), BIG.size // 4)
+    tune_once([BIG, little], 2, [])
+    assert calls == [{FAR}]
+
+
 def test_a_busy_machine_is_left_for_later_and_not_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
