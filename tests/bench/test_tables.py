@@ -131,7 +131,8 @@ def test_the_compact_table() -> None:
     assert lines[2] == "| Model 270m-Q4_K_M | 1400 | 700 | 2.00 | 280% | 140 | 70.0 | 2.00 | 560% |"
     assert lines[3] == "| Model 2b-Q4_0 | 240 | 100 | 2.00 | 48% | 24.0 | 10.0 | 2.00 | 96% |"
     assert lines[4] == ""
-    assert lines[5].startswith("Measured 2030-01-02 on A CPU, 2 cores, 24 GiB, Linux x86_64. ")
+    assert lines[5] == "Measured 2030-01-02 on A CPU, 2 cores, 24 GiB, Linux x86_64."
+    assert lines[7].startswith("Prompts of 512 tokens; ") and len(lines) == 8
     everything["machine"]["virtual"] = True
     assert "Linux x86_64 (a virtual machine: ratios count" in tables.compact(everything)
 
@@ -150,6 +151,15 @@ def test_the_full_tables_show_every_case_and_reason() -> None:
     assert "| Model 2b-Q4_0, 2 threads, AVX2 only | tg64 | 24.0 | 10.0 | 2.00 (1.50 to 2.40) | 96% |" in shown
     assert "| Model 2b-Q4_0, 2 threads | 0.50 s | 2.00 s |  | 18.00 s |  |  |  |  |" in shown
     assert "* c: llama.cpp without its repacking.\n* 27b was skipped: no file there.\n" in shown
+
+
+def test_every_machine_has_a_table_and_one_sentence_says_how() -> None:
+    one, other = result(a=SHORT), result(a=SHORT)
+    other["machine"] = {**other["machine"], "cpu": "Another"}
+    text = tables.compact(one, other)
+    assert text.count("| Model 2b-Q4_0 |") == 2 and text.count("Prompts of 512 tokens") == 1
+    assert "on A CPU" in text and "on Another" in text
+    assert "## Another\n" in tables.full(one, other) and "## A CPU\n" not in tables.full(one, other)
 
 
 def test_tables_go_between_the_markers() -> None:
