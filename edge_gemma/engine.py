@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads import KERNELS, Team
 from edge_gemma.kernels.tuner import Matrix, tune_once
 from edge_gemma.kernels.tuning import tuned_choices
@@ -70,7 +71,7 @@ class Engine:
         self._unwanted: Callable[[], bool] = lambda: False
         self._file = file
         self._cache = KVCache(config, context, chunk, kv_type)
-        self._tune(weights, kv_type, progress)
+        tune_once(product_matrices(weights), threads, self._planned(weights, kv_type), progress)
         program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type, choices=tuned_choices())
         self._x = record(program, config, weights, self._cache.layers)
         self._body = len(program)
@@ -83,11 +84,11 @@ class Engine:
         self._step = Step(config, chunk, threads, scratch_bytes(config, chunk))
         self._team = Team(threads)
 
-    def _tune(self, weights: Weights, kv_type: str, progress: Progress | None) -> None:
-        """Once on a machine: measure how its memory is read fastest. It is given what else has to be compiled."""
+    def _planned(self, weights: Weights, kv_type: str) -> Iterator[Kernel]:
+        """The kernels that are needed anyway. They are recorded only if somebody asks, 5 ms."""
         planned = Program(self.chunk, lambda _: 0, kv_type, choices=tuned_choices(), allocate=False)
         record(planned, self.config, weights, self._cache.layers)
-        tune_once(product_matrices(weights), self.threads, [*planned.kernels(), *KERNELS], progress)
+        yield from (*planned.kernels(), *KERNELS)
 
     def close(self) -> None:
         """End the threads. The engine must not be used afterwards."""
