@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "edge_gemma/__init__.py").read_text("utf-8"), re.MULTILINE)[1]
@@ -28,6 +28,12 @@ PLOT = ["matplotlib>=3.8"]
 TEST = [*DEMO, *PLOT, "pytest>=8", "hypothesis>=6.100", "safetensors>=0.4", "setuptools>=77"]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14", "pre-commit>=4"]
 
+
+def packages(folder: str, within: str = "") -> list[str]:
+    """The package in a folder of the checkout and those inside it, by the names they install under."""
+    return [within + folder, *(f"{within}{folder}.{inner}" for inner in find_packages(str(ROOT / folder)))]
+
+
 setup(
     name="edge-gemma",
     version=VERSION,
@@ -36,13 +42,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",
-    packages=[
-        "edge_gemma",
-        "edge_gemma._pyinstaller",
-        "edge_gemma.commands",
-        "edge_gemma.kernels",
-        "edge_gemma.quantize",
-    ],
+    packages=[*packages("edge_gemma"), *packages("kernels", "edge_gemma."), *packages("quantize", "edge_gemma.")],
     package_dir={"edge_gemma.kernels": "kernels", "edge_gemma.quantize": "quantize"},
     package_data={"edge_gemma": ["py.typed"]},
     install_requires=RUNTIME,

@@ -19,7 +19,7 @@ from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import BARRIER, FIRST_ARGUMENT, MANY, ONE, ROW_WORDS, Kernel
 from edge_gemma.program import Recorded
 
-STAMP = Kernel("clock", "stamp")
+STAMP = Kernel("simd.clock", "stamp")
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_gemma.kernels.atomics import word
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import LINE, S0, S1, Z0, Z1, D, S, Z
-from edge_gemma.kernels.operations import QUANTIZE, STEP_ROWS
-from edge_gemma.kernels.pieces import in_pieces
-from edge_gemma.kernels.simd import (
+from .layout import LINE, S0, S1, Z0, Z1, D, S, Z
+from .operations import QUANTIZE, STEP_ROWS
+from .pieces import in_pieces
+from .simd.atomics import word
+from .simd.decorators import inlined
+from .simd.vocabulary import (
     LANES,
     absolute,
     bits_as_float,

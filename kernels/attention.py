@@ -22,13 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_gemma.kernels.activations import quantize_row
-from edge_gemma.kernels.atomics import real, take, word
-from edge_gemma.kernels.attention_span import CACHE_TYPES, MINUS_INFINITY, TILE, make_span
-from edge_gemma.kernels.functions import exp
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import LINE, QUERIES, QUERY_HEADS, QUERY_ROWS, SPAN, VECTOR
-from edge_gemma.kernels.operations import (
+from .activations import quantize_row
+from .attention_span import CACHE_TYPES, MINUS_INFINITY, TILE, make_span
+from .layout import LINE, QUERIES, QUERY_HEADS, QUERY_ROWS, SPAN, VECTOR
+from .operations import (
     APPEND,
     ATTEND,
     MERGE,
@@ -40,17 +37,11 @@ from edge_gemma.kernels.operations import (
     STEP_SEQUENCES,
     STEP_TILES,
 )
-from edge_gemma.kernels.pieces import in_pieces
-from edge_gemma.kernels.simd import (
-    LANES,
-    first_lane,
-    fma,
-    load,
-    load_scalar,
-    splat,
-    store,
-    store_scalar,
-)
+from .pieces import in_pieces
+from .simd.atomics import real, take, word
+from .simd.decorators import inlined
+from .simd.transcendental import exp
+from .simd.vocabulary import LANES, first_lane, fma, load, load_scalar, splat, store, store_scalar
 
 _APPEND, _ATTEND, _MERGE = APPEND.slots, ATTEND.slots, MERGE.slots
 _V = VECTOR

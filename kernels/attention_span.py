@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_gemma.kernels.functions import exp, softcap
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import SPAN, SUMS, VECTOR
-from edge_gemma.kernels.simd import (
+from .layout import SPAN, SUMS, VECTOR
+from .simd.decorators import inlined
+from .simd.transcendental import exp, softcap
+from .simd.vocabulary import (
     ISA,
     LANES,
     lane_numbers,

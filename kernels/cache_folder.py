@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from edge_gemma.errors import OutputError
-from edge_gemma.kernels.cache_key import KEY_DIGITS, cache_key
 from edge_gemma.user_cache import private_folder
+
+from .cache_key import KEY_DIGITS, cache_key
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edge_gemma.kernels.cache_file import write_object
-from edge_gemma.kernels.cache_key import cache_key
-from edge_gemma.kernels.compile import compile_kernel
-from edge_gemma.kernels.compile_workers import DONE
-from edge_gemma.kernels.library import file_name, symbol_of
-from edge_gemma.kernels.operations import Kernel
+from .cache_file import write_object
+from .cache_key import cache_key
+from .compile import compile_kernel
+from .compile_workers import DONE
+from .library import file_name, symbol_of
+from .operations import Kernel
 
 
 def main(folder: Path, key: str) -> str | None:

@@ -24,8 +24,9 @@ from queue import Empty
 from types import TracebackType
 
 from edge_gemma.errors import ThreadError
-from edge_gemma.kernels.native import start_thread
-from edge_gemma.kernels.operations import Kernel
+
+from .native import start_thread
+from .operations import Kernel
 
 log = logging.getLogger(__name__)
 

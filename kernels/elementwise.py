@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_gemma.kernels import formats
-from edge_gemma.kernels.activations import quantize_row
-from edge_gemma.kernels.atomics import real, word
-from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
-from edge_gemma.kernels.functions import gelu, softcap
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import LINE, PIECE, SUMS
-from edge_gemma.kernels.operations import (
+from . import formats
+from .activations import quantize_row
+from .formats import INT_FORMATS, IntFormat
+from .layout import LINE, PIECE, SUMS
+from .operations import (
     ADD,
     EMBED,
     GATE,
@@ -28,8 +25,11 @@ from edge_gemma.kernels.operations import (
     STEP_SCRATCH_BYTES,
     STEP_TOKENS,
 )
-from edge_gemma.kernels.pieces import in_pieces
-from edge_gemma.kernels.simd import (
+from .pieces import in_pieces
+from .simd.atomics import real, word
+from .simd.decorators import inlined
+from .simd.transcendental import gelu, softcap
+from .simd.vocabulary import (
     FLOAT_LOADS,
     LANES,
     first_lane,

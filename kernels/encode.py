@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.library import Progress, shared
-from edge_gemma.kernels.operations import ROW_WORDS, Kernel, Operation
+
+from .library import Progress, shared
+from .operations import ROW_WORDS, Kernel, Operation
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

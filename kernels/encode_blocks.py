@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.encode_fit import (
+
+from .encode_fit import (
     Cuts,
     Levels,
     both_signs,
@@ -19,11 +20,11 @@ from edge_gemma.kernels.encode_fit import (
     make_scale_fit,
     starts,
 )
-from edge_gemma.kernels.encode_lanes import as_half, byte, put_byte, scatter_half, splat
-from edge_gemma.kernels.encode_search import finite_half, make_half_scale, make_offset_fit
-from edge_gemma.kernels.encode_tile import make_loop
-from edge_gemma.kernels.formats import IQ4_VALUES
-from edge_gemma.kernels.jit import inlined
+from .encode_lanes import as_half, byte, put_byte, scatter_half, splat
+from .encode_search import finite_half, make_half_scale, make_offset_fit
+from .encode_tile import make_loop
+from .formats import IQ4_VALUES
+from .simd.decorators import inlined
 
 COUNT = 32
 LANES = 16

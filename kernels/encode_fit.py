@@ -12,17 +12,8 @@ from __future__ import annotations
 from itertools import pairwise, product
 from typing import Any
 
-from edge_gemma.kernels.encode_lanes import (
-    absolute,
-    if_less,
-    larger,
-    load,
-    nearest,
-    smaller,
-    splat,
-    store_bytes,
-)
-from edge_gemma.kernels.jit import inlined
+from .encode_lanes import absolute, if_less, larger, load, nearest, smaller, splat, store_bytes
+from .simd.decorators import inlined
 
 VECTOR = 64
 """Bytes of 16 float32."""

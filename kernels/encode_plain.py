@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.atomics import word
-from edge_gemma.kernels.encode import WIDEN
-from edge_gemma.kernels.encode_fit import VECTOR, inverse
-from edge_gemma.kernels.encode_lanes import (
+
+from .encode import WIDEN
+from .encode_fit import VECTOR, inverse
+from .encode_lanes import (
     absolute,
     if_less,
     load,
@@ -26,8 +26,9 @@ from edge_gemma.kernels.encode_lanes import (
     store,
     whole,
 )
-from edge_gemma.kernels.encode_tile import make_loop
-from edge_gemma.kernels.jit import inlined
+from .encode_tile import make_loop
+from .simd.atomics import word
+from .simd.decorators import inlined
 
 _SOURCE, _OUT, _COUNT = WIDEN.slots
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.encode_fit import HUGE, VECTOR, inverse, ratio
-from edge_gemma.kernels.encode_lanes import (
+from .encode_fit import HUGE, VECTOR, inverse, ratio
+from .encode_lanes import (
     absolute,
     as_half,
     if_less,
@@ -23,7 +23,7 @@ from edge_gemma.kernels.encode_lanes import (
     smaller,
     splat,
 )
-from edge_gemma.kernels.jit import inlined
+from .simd.decorators import inlined
 
 LARGEST_HALF = 65504.0
 

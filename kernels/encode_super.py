@@ -9,21 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.encode_fit import (
-    Levels,
-    both_signs,
-    make_error,
-    make_level,
-    make_line_fit,
-    make_numbers,
-    make_scale_fit,
-    starts,
-)
-from edge_gemma.kernels.encode_lanes import byte, put_byte, scatter_half, splat, store_bytes
-from edge_gemma.kernels.encode_search import make_shared_line, make_shared_scale
-from edge_gemma.kernels.encode_tile import make_loop
-from edge_gemma.kernels.formats import IQ4_VALUES
-from edge_gemma.kernels.jit import inlined
+
+from .encode_fit import Levels, both_signs, make_error, make_level, make_line_fit, make_numbers, make_scale_fit, starts
+from .encode_lanes import byte, put_byte, scatter_half, splat, store_bytes
+from .encode_search import make_shared_line, make_shared_scale
+from .encode_tile import make_loop
+from .formats import IQ4_VALUES
+from .simd.decorators import inlined
 
 SCALES, MINIMA, FACTOR, MIN_FACTOR = 0, 16, 32, 64
 """Where they lie in `extra`."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.atomics import word
-from edge_gemma.kernels.encode import ENCODE, GROUPS
-from edge_gemma.kernels.encode_fit import VECTOR, inverse
-from edge_gemma.kernels.encode_lanes import load, root, splat, store, transpose
-from edge_gemma.kernels.jit import inlined
+from .encode import ENCODE, GROUPS
+from .encode_fit import VECTOR, inverse
+from .encode_lanes import load, root, splat, store, transpose
+from .simd.atomics import word
+from .simd.decorators import inlined
 
 _X, _Y, _ROWS, _COLUMNS, _IMPORTANCE, _SCRATCH = ENCODE.slots
 

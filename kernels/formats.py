@@ -28,9 +28,10 @@ from numba.extending import (
 )
 
 from edge_gemma.formats import FORMATS, BlockFormat
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import WIDE_ZERO, ZEROS
-from edge_gemma.kernels.simd import (
+
+from .layout import WIDE_ZERO, ZEROS
+from .simd.decorators import inlined
+from .simd.vocabulary import (
     byte_table,
     half_to_float,
     rows_16_bytes,

@@ -12,7 +12,7 @@ from functools import cache
 
 import llvmlite.binding as llvm
 
-from edge_gemma.kernels.arm_features import arm_features
+from .arm_features import arm_features
 
 MACHINE = "arm" if llvm.get_default_triple().startswith(("aarch64", "arm64")) else "x86"
 """What this process runs as, which an emulating system tells otherwise of itself."""

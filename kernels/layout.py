@@ -5,7 +5,7 @@ Knows no Numba: a process whose kernels are cached never imports it.
 
 from __future__ import annotations
 
-from edge_gemma.kernels.isa import current
+from .isa import current
 
 LANES = current().lanes
 VECTOR = 4 * LANES

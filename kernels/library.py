@@ -16,13 +16,14 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from edge_gemma.errors import ForkError
-from edge_gemma.kernels.cache_file import read_object, write_object
-from edge_gemma.kernels.cache_folder import cache_folder
-from edge_gemma.kernels.cache_key import cache_key
-from edge_gemma.kernels.compile_workers import Compilation
-from edge_gemma.kernels.executable_memory import require_executable_memory
-from edge_gemma.kernels.isa import target
-from edge_gemma.kernels.operations import Kernel
+
+from .cache_file import read_object, write_object
+from .cache_folder import cache_folder
+from .cache_key import cache_key
+from .compile_workers import Compilation
+from .executable_memory import require_executable_memory
+from .isa import target
+from .operations import Kernel
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Library:
         return code is not None
 
     def _compile(self, kernel: Kernel) -> None:
-        from edge_gemma.kernels.compile import compile_kernel
+        from .compile import compile_kernel
 
         code = compile_kernel(kernel, symbol_of(kernel))
         if self.folder:

@@ -14,29 +14,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels import formats
-from edge_gemma.kernels.activations import quantize_row
-from edge_gemma.kernels.atomics import take, word
-from edge_gemma.kernels.formats import INT_FORMATS, IntFormat
-from edge_gemma.kernels.functions import gelu
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.layout import (
-    GATED_TILES,
-    LINE,
-    PANEL,
-    PANELS,
-    S0,
-    S1,
-    STRETCH,
-    VECTOR,
-    Z0,
-    Z1,
-    D,
-    S,
-    Z,
-)
-from edge_gemma.kernels.operations import GATED, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
-from edge_gemma.kernels.simd import (
+from . import formats
+from .activations import quantize_row
+from .formats import INT_FORMATS, IntFormat
+from .layout import GATED_TILES, LINE, PANEL, PANELS, S0, S1, STRETCH, VECTOR, Z0, Z1, D, S, Z
+from .operations import GATED, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
+from .simd.atomics import take, word
+from .simd.decorators import inlined
+from .simd.transcendental import gelu
+from .simd.vocabulary import (
     ISA,
     LANES,
     broadcast_rows,

@@ -9,17 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.atomics import take, word
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.operations import MATMUL, STEP_ROWS
-from edge_gemma.kernels.simd import (
-    FLOAT_LOADS,
-    LANES,
-    load,
-    store_sums,
-    tile_fma,
-    zeros,
-)
+from .operations import MATMUL, STEP_ROWS
+from .simd.atomics import take, word
+from .simd.decorators import inlined
+from .simd.vocabulary import FLOAT_LOADS, LANES, load, store_sums, tile_fma, zeros
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.isa import current
-from edge_gemma.kernels.layout import LANES, LINE, SPAN
-from edge_gemma.kernels.reference_formats import Bytes, Floats, f32, factors, unpack, unpack_floats
+
+from .isa import current
+from .layout import LANES, LINE, SPAN
+from .reference_formats import Bytes, Floats, f32, factors, unpack, unpack_floats
 
 # ---- arithmetic --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.layout import WIDE_ZERO, ZEROS
+
+from .layout import WIDE_ZERO, ZEROS
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

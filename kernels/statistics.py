@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.atomics import word
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.operations import SQUARES, STEP_ROWS
-from edge_gemma.kernels.pieces import in_pieces
-from edge_gemma.kernels.simd import LANES, fma, load, splat, store
+from .operations import SQUARES, STEP_ROWS
+from .pieces import in_pieces
+from .simd.atomics import word
+from .simd.decorators import inlined
+from .simd.vocabulary import LANES, fma, load, splat, store
 
 _X, _X_STRIDE, _COLUMNS, _SUMS = SQUARES.slots
 PIECE = 64

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import caches
-from edge_gemma.kernels.layout import LANES, LINE
+
+from . import caches
+from .layout import LANES, LINE
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import EdgeGemmaError, ForkError, ThreadError
-from edge_gemma.kernels.crew import Crew
-from edge_gemma.kernels.library import shared
-from edge_gemma.kernels.native import start_thread
-from edge_gemma.kernels.operations import (
+
+from .crew import Crew
+from .library import shared
+from .native import start_thread
+from .operations import (
     COUNTER,
     FEW_ROWS,
     MEMBER_ASLEEP,

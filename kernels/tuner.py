@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 
 from edge_gemma.cores import available_memory
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import caches
-from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.layout import LANES, LINE, activation_bytes
-from edge_gemma.kernels.library import Progress, shared
-from edge_gemma.kernels.operations import Kernel
-from edge_gemma.kernels.strategies import CONTENDERS, class_of, default
-from edge_gemma.kernels.threads import Team
-from edge_gemma.kernels.tuning import Tuning, is_enabled, load, save
+
+from . import caches
+from . import operations as ops
+from .layout import LANES, LINE, activation_bytes
+from .library import Progress, shared
+from .operations import Kernel
+from .strategies import CONTENDERS, class_of, default
+from .threads import Team
+from .tuning import Tuning, is_enabled, load, save
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_gemma.kernels import caches
-from edge_gemma.kernels.cache_file import read_object, write_object
-from edge_gemma.kernels.library import shared
-from edge_gemma.kernels.strategies import DEFAULTS, STRATEGIES, Choices
+from . import caches
+from .cache_file import read_object, write_object
+from .library import shared
+from .strategies import DEFAULTS, STRATEGIES, Choices
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ __all__ = ["QuantizeReport", "quantize"]
 def __getattr__(name: str) -> Any:
     """`quantize` and its report, imported when first used: they bring Numba with them."""
     if name in __all__:
-        from edge_gemma.quantize import convert
+        from . import convert
 
         return getattr(convert, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import __version__
-from edge_gemma.quantize import blocks
-from edge_gemma.quantize.atomic_file import temporary
-from edge_gemma.quantize.metadata import Metadata, Value, f32, string, u32
-from edge_gemma.quantize.writer import TensorInfo
+
+from . import blocks
+from .atomic_file import temporary
+from .metadata import Metadata, Value, f32, string, u32
+from .writer import TensorInfo
 
 VERSION = "edge_gemma.version"
 SOURCE = "edge_gemma.source.sha256"

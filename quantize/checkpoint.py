@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.safetensors import read_safetensors
-from edge_gemma.quantize.stand_ins import refuse_stand_in
-from edge_gemma.quantize.stored_tensor import NameTest, StoredTensor, no_name
-from edge_gemma.quantize.strict_json import read_object
-from edge_gemma.quantize.torch_file import read_torch
+
+from .safetensors import read_safetensors
+from .stand_ins import refuse_stand_in
+from .stored_tensor import NameTest, StoredTensor, no_name
+from .strict_json import read_object
+from .torch_file import read_torch
 
 
 @dataclass(frozen=True)

@@ -17,29 +17,22 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import usable_processors
 from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.quantize import blocks
-from edge_gemma.quantize.atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
-from edge_gemma.quantize.certificate import Certificate, Certify, source_copy
-from edge_gemma.quantize.gguf_source import open_gguf
-from edge_gemma.quantize.hf_source import open_folder
-from edge_gemma.quantize.imatrix import ImportanceMatrix, quantized_with
-from edge_gemma.quantize.imatrix import load as load_imatrix
-from edge_gemma.quantize.lora import merge, open_adapter
-from edge_gemma.quantize.meant import check_file, no_such_source, user_path
-from edge_gemma.quantize.pipeline import Progress, write_tensors
-from edge_gemma.quantize.plan import (
-    Importance,
-    Plan,
-    check_source,
-    check_type,
-    formats_used,
-    make_plan,
-    weighted_formats,
-)
-from edge_gemma.quantize.recipe import Overrides
-from edge_gemma.quantize.source import Source
 from edge_gemma.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
+
+from . import blocks
+from .atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
+from .certificate import Certificate, Certify, source_copy
+from .gguf_source import open_gguf
+from .hf_source import open_folder
+from .imatrix import ImportanceMatrix, quantized_with
+from .imatrix import load as load_imatrix
+from .lora import merge, open_adapter
+from .meant import check_file, no_such_source, user_path
+from .pipeline import Progress, write_tensors
+from .plan import Importance, Plan, check_source, check_type, formats_used, make_plan, weighted_formats
+from .recipe import Overrides
+from .source import Source
 
 MAX_THREADS = 32  # beyond that the disk is the limit
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edge_gemma.quantize.checkpoint import CheckpointFolder
-from edge_gemma.quantize.metadata import Metadata, f32, i32, string
+from .checkpoint import CheckpointFolder
+from .metadata import Metadata, f32, i32, string
 
 NAMES = ("name", "version", "organization", "finetune", "basename", "size_label")
 HUB_CACHE = re.compile(r"(?:^|/)models--(?P<name>[^/]+)/snapshots/[^/]+/?$")

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf import GgufFile, Tensor
-from edge_gemma.quantize.metadata import Metadata, Value, explicit_metadata, u32
-from edge_gemma.quantize.source import Source, SourceTensor
 from edge_gemma.vocabulary import read_vocabulary
 from edge_gemma.weights import Weights
+
+from .metadata import Metadata, Value, explicit_metadata, u32
+from .source import Source, SourceTensor
 
 DROPPED = ("general.alignment", "split.", "quantize.", "edge_gemma.")
 """Keys, or beginnings of keys, that tell of the old file's layout and making."""

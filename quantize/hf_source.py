@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.checkpoint import CheckpointFolder
-from edge_gemma.quantize.general import general_metadata
-from edge_gemma.quantize.hf_config import Hyperparameters, quantization, read_hyperparameters
-from edge_gemma.quantize.meant import no_checkpoint
-from edge_gemma.quantize.metadata import (
-    Metadata,
-    explicit_metadata,
-    model_metadata,
-    tokenizer_metadata,
-    usual_pattern,
-)
-from edge_gemma.quantize.names import (
+
+from .checkpoint import CheckpointFolder
+from .general import general_metadata
+from .hf_config import Hyperparameters, quantization, read_hyperparameters
+from .meant import no_checkpoint
+from .metadata import Metadata, explicit_metadata, model_metadata, tokenizer_metadata, usual_pattern
+from .names import (
     EMBEDDING,
     HF_OUTPUT,
     OUTPUT,
@@ -34,11 +29,11 @@ from edge_gemma.quantize.names import (
     short_names,
     targets,
 )
-from edge_gemma.quantize.own_output import own_output_notices, settle_output
-from edge_gemma.quantize.source import Source, SourceTensor
-from edge_gemma.quantize.special_tokens import read_special_tokens
-from edge_gemma.quantize.stored_tensor import StoredTensor
-from edge_gemma.quantize.vocab import Vocabulary, read_vocabulary
+from .own_output import own_output_notices, settle_output
+from .source import Source, SourceTensor
+from .special_tokens import read_special_tokens
+from .stored_tensor import StoredTensor
+from .vocab import Vocabulary, read_vocabulary
 
 SHOWN = 5  # names of tensors
 

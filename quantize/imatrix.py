@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile, StringArray
-from edge_gemma.quantize.atomic_file import AtomicFile, check_destination
-from edge_gemma.quantize.metadata import Metadata, string, strings, u32
-from edge_gemma.quantize.stand_ins import BEGIN, stand_in
-from edge_gemma.quantize.writer import TensorInfo, encode_header
+
+from .atomic_file import AtomicFile, check_destination
+from .metadata import Metadata, string, strings, u32
+from .stand_ins import BEGIN, stand_in
+from .writer import TensorInfo, encode_header
 
 Floats = NDArray[np.float32]
 

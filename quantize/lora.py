@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
-from edge_gemma.quantize import blocks
-from edge_gemma.quantize.checkpoint import ADAPTERS, CheckpointFolder
-from edge_gemma.quantize.lora_config import AdapterConfig, read_adapter_config
-from edge_gemma.quantize.lora_names import Pair, pair_up
-from edge_gemma.quantize.meant import no_such_source
-from edge_gemma.quantize.names import EMBEDDING, OUTPUT
-from edge_gemma.quantize.own_output import own_output_notices
-from edge_gemma.quantize.safetensors import read_safetensors
-from edge_gemma.quantize.source import Source, SourceTensor
-from edge_gemma.quantize.stored_tensor import StoredTensor
-from edge_gemma.quantize.torch_file import read_torch
+
+from . import blocks
+from .checkpoint import ADAPTERS, CheckpointFolder
+from .lora_config import AdapterConfig, read_adapter_config
+from .lora_names import Pair, pair_up
+from .meant import no_such_source
+from .names import EMBEDDING, OUTPUT
+from .own_output import own_output_notices
+from .safetensors import read_safetensors
+from .source import Source, SourceTensor
+from .stored_tensor import StoredTensor
+from .torch_file import read_torch
 
 FACTOR_VALUES = 1 << 20  # of the factor A that are widened at a time, whatever its rank
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.checkpoint import CheckpointFolder
+
+from .checkpoint import CheckpointFolder
 
 NAME = "adapter_config.json"
 REFUSED = {

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.names import MATRICES, is_vision, without_prefix
-from edge_gemma.quantize.stored_tensor import StoredTensor
+
+from .names import MATRICES, is_vision, without_prefix
+from .stored_tensor import StoredTensor
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
 _LAYER = re.compile(r"layers\.(?P<layer>0|[1-9][0-9]{0,3})\.(?P<matrix>.+)")

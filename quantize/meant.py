@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.stand_ins import BEGIN, stand_in
+
+from .stand_ins import BEGIN, stand_in
 
 ADAPTER_CONFIG = "adapter_config.json"
 SHOWN = 3  # names of files

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from edge_gemma import __version__
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.hf_config import Hyperparameters
-from edge_gemma.quantize.special_tokens import SpecialTokens
-from edge_gemma.quantize.vocab import CONTROL, Vocabulary
+
+from .hf_config import Hyperparameters
+from .special_tokens import SpecialTokens
+from .vocab import CONTROL, Vocabulary
 
 QUANTIZATION_VERSION = 2
 LLAMA_CPP_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.hf_config import Hyperparameters
+
+from .hf_config import Hyperparameters
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"

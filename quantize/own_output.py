@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge_gemma.quantize.hf_config import Hyperparameters
-from edge_gemma.quantize.names import HF_EMBEDDING, HF_OUTPUT
-from edge_gemma.quantize.stored_tensor import StoredTensor
+from .hf_config import Hyperparameters
+from .names import HF_EMBEDDING, HF_OUTPUT
+from .stored_tensor import StoredTensor
 
 SLAB_VALUES = 1 << 21
 

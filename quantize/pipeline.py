@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize import blocks
-from edge_gemma.quantize.atomic_file import AtomicFile
-from edge_gemma.quantize.certificate import Certificate, ErrorSum, measure
-from edge_gemma.quantize.plan import Importance, Plan, column_weights
-from edge_gemma.quantize.source import SourceTensor
-from edge_gemma.quantize.writer import TensorInfo
+
+from . import blocks
+from .atomic_file import AtomicFile
+from .certificate import Certificate, ErrorSum, measure
+from .plan import Importance, Plan, column_weights
+from .source import SourceTensor
+from .writer import TensorInfo
 
 SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB
 VALUES_AT_ONCE = 1 << 22  # over all threads: many of them take smaller slabs

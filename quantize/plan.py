@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
-from edge_gemma.quantize import presets
-from edge_gemma.quantize.certificate import Certificate
-from edge_gemma.quantize.metadata import QUANTIZATION_VERSION, Metadata, string, u32
-from edge_gemma.quantize.names import OUTPUT
-from edge_gemma.quantize.recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, layer_and_role
-from edge_gemma.quantize.source import Source, SourceTensor
-from edge_gemma.quantize.writer import TensorInfo, encode_header
+
+from . import presets
+from .certificate import Certificate
+from .metadata import QUANTIZATION_VERSION, Metadata, string, u32
+from .names import OUTPUT
+from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, layer_and_role
+from .source import Source, SourceTensor
+from .writer import TensorInfo, encode_header
 
 Importance = Mapping[str, NDArray[np.float32]]
 AS_REFERENCE = ("Q4_0", "Q8_0")

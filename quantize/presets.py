@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_gemma.formats import FORMATS, BlockFormat
-from edge_gemma.quantize.names import EMBEDDING, OUTPUT
-from edge_gemma.quantize.recipe import MIXES, PRESETS, Model, Overrides, choose, layer_and_role
-from edge_gemma.quantize.source import SourceTensor
-from edge_gemma.quantize.writer import padded
+
+from .names import EMBEDDING, OUTPUT
+from .recipe import MIXES, PRESETS, Model, Overrides, choose, layer_and_role
+from .source import SourceTensor
+from .writer import padded
 
 ERRORS = {
     "IQ4_NL": 5.4e-3,

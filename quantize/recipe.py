@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS, BlockFormat
-from edge_gemma.quantize.names import EMBEDDING, OUTPUT
+
+from .names import EMBEDDING, OUTPUT
 
 
 @dataclass(frozen=True)

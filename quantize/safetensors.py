@@ -13,8 +13,9 @@ from typing import Any
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
-from edge_gemma.quantize.stored_tensor import READABLE, MappedFile, NameTest, StoredTensor, check_shape, no_name
-from edge_gemma.quantize.strict_json import parse_object
+
+from .stored_tensor import READABLE, MappedFile, NameTest, StoredTensor, check_shape, no_name
+from .strict_json import parse_object
 
 MAX_HEADER = 100_000_000  # the reference reader's limit
 

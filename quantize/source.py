@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.formats import BlockFormat
-from edge_gemma.quantize.metadata import Metadata
+
+from .metadata import Metadata
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.checkpoint import CheckpointFolder
-from edge_gemma.quantize.vocab import BYTE, CONTROL, UNKNOWN, Vocabulary, added_tokens
+
+from .checkpoint import CheckpointFolder
+from .vocab import BYTE, CONTROL, UNKNOWN, Vocabulary, added_tokens
 
 GEMMA_IDS = {"bos": 2, "eos": 1, "unk": 3, "pad": 0}
 MAX_TEMPLATE = 1 << 20

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
-from edge_gemma.quantize import blocks
+
+from . import blocks
 
 READABLE = ("F32", "F16", "BF16")
 MAX_DIMS = 8

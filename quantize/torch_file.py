@@ -15,8 +15,9 @@ from pathlib import Path
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
-from edge_gemma.quantize.stored_tensor import MappedFile, NameTest, StoredTensor, no_name
-from edge_gemma.quantize.torch_pickle import DTYPES, TensorRecord, read_records
+
+from .stored_tensor import MappedFile, NameTest, StoredTensor, no_name
+from .torch_pickle import DTYPES, TensorRecord, read_records
 
 MAX_DIRECTORY = 16 << 20  # bytes of the archive's table of contents
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name, length of extra field

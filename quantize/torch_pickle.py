@@ -14,7 +14,8 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.stored_tensor import check_shape
+
+from .stored_tensor import check_shape
 
 MAX_INSTRUCTIONS = 1 << 20  # a model of a thousand tensors has 50,000
 MAX_BYTES = 64 << 20

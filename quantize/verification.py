@@ -17,21 +17,12 @@ from numpy.typing import NDArray
 from edge_gemma.config import GemmaConfig
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile, Tensor
-from edge_gemma.quantize import blocks
-from edge_gemma.quantize.certificate import (
-    ERRORS,
-    HASH_WORDS,
-    HASHES,
-    NAMES,
-    SOURCE,
-    ErrorSum,
-    measure,
-    names_sha256,
-    sampled,
-)
-from edge_gemma.quantize.source import Source, SourceTensor
-from edge_gemma.quantize.writer import TensorInfo
 from edge_gemma.weights import Weights
+
+from . import blocks
+from .certificate import ERRORS, HASH_WORDS, HASHES, NAMES, SOURCE, ErrorSum, measure, names_sha256, sampled
+from .source import Source, SourceTensor
+from .writer import TensorInfo
 
 SLAB_BYTES = 4 << 20
 UNRELATED = 0.7

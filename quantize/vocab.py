@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.checkpoint import CheckpointFolder
-from edge_gemma.quantize.strict_json import MAX_BYTES
+
+from .checkpoint import CheckpointFolder
+from .strict_json import MAX_BYTES
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ADDED_SCORE = -1000.0

@@ -13,7 +13,8 @@ import numpy as np
 
 from edge_gemma.formats import BlockFormat
 from edge_gemma.gguf_parse import ARRAY, SCALARS, STRING
-from edge_gemma.quantize.metadata import Metadata, Value
+
+from .metadata import Metadata, Value
 
 ALIGNMENT = 32
 VERSION = 3

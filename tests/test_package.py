@@ -66,7 +66,7 @@ def test_the_wheel_holds_every_module_in_one_package(wheel: zipfile.ZipFile) -> 
     assert {name.split("/")[0] for name in names} == {"edge_gemma"}
     expected = {f"edge_gemma/{path.relative_to(ROOT / 'edge_gemma')}" for path in (ROOT / "edge_gemma").rglob("*.py")}
     for folder in ("kernels", "quantize"):
-        expected |= {f"edge_gemma/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        expected |= {f"edge_gemma/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     assert names == {*expected, "edge_gemma/py.typed"}
 
 

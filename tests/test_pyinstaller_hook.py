@@ -63,7 +63,7 @@ def test_what_is_not_needed_to_run_is_left_out() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
-            if isinstance(node, ast.ImportFrom):
+            if isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(str(node.module).split(".")[0])
     assert imported - sys.stdlib_module_names - {"edge_gemma"} - RUNTIME == set(OPTIONAL)
     assert hook()["excludedimports"] == OPTIONAL

@@ -12,7 +12,7 @@ from numba import njit
 from numba.core import config
 
 from edge_gemma.kernels.isa import target
-from edge_gemma.kernels.simd import LANES, load, load_int, store, store_int
+from edge_gemma.kernels.simd.vocabulary import LANES, load, load_int, store, store_int
 from tests.kernels.harness import Array
 
 llvm.initialize_native_asmparser()  # as the kernels' compiler does, for `prefetch`

@@ -150,7 +150,7 @@ def test_two_versions_have_two_keys_in_every_form(form: Callable[[Path], Path], 
     for change in ("none", "a kernel", "the version", "a kernel inside"):
         copy = Path(shutil.copytree(site, tmp_path / change / "site"))
         if change == "a kernel":
-            path = copy / "edge_gemma/kernels/functions.py"
+            path = copy / "edge_gemma/kernels/simd/transcendental.py"
             path.write_text(path.read_text("utf-8").replace("LOG2_E = 1.44", "LOG2_E = 1.45"), "utf-8")
         if change == "the version":
             path = copy / "edge_gemma/__init__.py"
@@ -205,12 +205,12 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_changed_source_is_noticed(kernels: Path) -> None:
     seen = {digests._installed()}
     assert seen == {digests._installed()} == {digests.INSTALLED}
-    for name in ("simd.py", "functions.py", "inside/simd.py", "inside/again/simd.py", "added.py", "module.so"):
+    for name in ("layout.py", "simd/transcendental.py", "inside/simd.py", "inside/again/simd.py", "added.py", "module.so"):
         path = kernels / name
         path.parent.mkdir(exist_ok=True)
         path.write_text((path.read_text() if path.exists() else "") + "\n# changed\n")
         seen.add(digests._installed())
-    (kernels / "simd.py").rename(kernels / "dmis.py")
+    (kernels / "layout.py").rename(kernels / "tuoyal.py")
     seen.add(digests._installed())
     assert len(seen) == 8 and None not in seen
 
@@ -218,8 +218,8 @@ def test_a_changed_source_is_noticed(kernels: Path) -> None:
 def test_what_is_no_source_is_not(kernels: Path) -> None:
     (kernels / "reference.py").write_text("another")
     (kernels / "__pycache__").mkdir(exist_ok=True)
-    (kernels / "__pycache__/simd.cpython-311.pyc").write_bytes(b"another")
-    (kernels / "simd.pyc").write_bytes(b"beside its source, which is what runs")
+    (kernels / "__pycache__/layout.cpython-311.pyc").write_bytes(b"another")
+    (kernels / "layout.pyc").write_bytes(b"beside its source, which is what runs")
     (kernels / "notes.txt").write_text("another")
     assert digests._installed() == digests.INSTALLED
 

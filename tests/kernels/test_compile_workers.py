@@ -28,7 +28,7 @@ KERNELS = [
     Kernel("execute", "nothing"),
     Kernel("execute", "post"),
     Kernel("execute", "serve"),
-    Kernel("clock", "stamp"),
+    Kernel("simd.clock", "stamp"),
 ]
 Start = Callable[[Path, str], "subprocess.Popen[str]"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from edge_gemma.kernels.float_mode import PLAIN, swap_float_mode
 from edge_gemma.kernels.operations import ADD
-from edge_gemma.kernels.simd import load_scalar, store_scalar
+from edge_gemma.kernels.simd.float_mode import PLAIN, swap_float_mode
+from edge_gemma.kernels.simd.vocabulary import load_scalar, store_scalar
 from tests.kernels.harness import Step, assert_same_bits, row, run
 
 llvm.initialize_native_asmparser()  # AArch64's is a line of assembly

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_gemma.kernels import functions, reference
+from edge_gemma.kernels import reference
+from edge_gemma.kernels.simd import transcendental as functions
 from tests.kernels.harness import Array, assert_same_bits
 from tests.kernels.jit import lanewise
 

@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from edge_gemma.kernels.jit import inlined, intrinsic
-from edge_gemma.kernels.operations import COUNTER
+from ..operations import COUNTER
+from .decorators import inlined, intrinsic
 
 _i8p, _i32, _i64, _f64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64), ir.DoubleType()
 _WORD = types.intp

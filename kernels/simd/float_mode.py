@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from edge_gemma.kernels.isa import MACHINE
-from edge_gemma.kernels.jit import intrinsic
+from ..isa import MACHINE
+from .decorators import intrinsic
 
 _I32, _I64, _VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
 

@@ -7,8 +7,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from edge_gemma.kernels.simd_memory import load
-from edge_gemma.kernels.simd_types import (
+from .memory import load
+from .types import (
     FLOATS,
     I8,
     I16,

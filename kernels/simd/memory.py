@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from edge_gemma.kernels.simd_types import (
+from .types import (
     F32,
     FLOATS,
     I16,

@@ -12,25 +12,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from edge_gemma.kernels.jit import intrinsic, intrinsic_of_constants
-from edge_gemma.kernels.simd_arithmetic import ir_fma, ir_fold
-from edge_gemma.kernels.simd_dot import ir_dots
-from edge_gemma.kernels.simd_types import (
-    F32,
-    FLOATS,
-    I32,
-    I64,
-    LANES,
-    WORDS,
-    F,
-    I,
-    VectorType,
-    ir_load,
-    ir_row,
-    ir_splat,
-    ir_store,
-    ir_words,
-)
+from .arithmetic import ir_fma, ir_fold
+from .decorators import intrinsic, intrinsic_of_constants
+from .dot import ir_dots
+from .types import F32, FLOATS, I32, I64, LANES, WORDS, F, I, VectorType, ir_load, ir_row, ir_splat, ir_store, ir_words
 
 
 def _elements(builder: Any, value: Any, count: int) -> list[Any]:

@@ -11,21 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import lower_builtin, type_callable
 
-from edge_gemma.kernels.layout import SUMS
-from edge_gemma.kernels.simd_types import (
-    FLOATS,
-    I32,
-    ISA,
-    LANES,
-    WORDS,
-    F,
-    I,
-    VectorType,
-    ir_call,
-    ir_shuffle,
-    ir_splat,
-    operation,
-)
+from ..layout import SUMS
+from .types import FLOATS, I32, ISA, LANES, WORDS, F, I, VectorType, ir_call, ir_shuffle, ir_splat, operation
 
 
 def _declare_operator(function: Any, vector: VectorType, method: str) -> None:

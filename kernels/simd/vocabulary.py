@@ -10,7 +10,7 @@ Operators: F + - * F, I + - * & | ^ I, and I << I >> int, >> being the logical s
 
 from __future__ import annotations
 
-from edge_gemma.kernels.simd_arithmetic import (
+from .arithmetic import (
     absolute,
     first_lane,
     first_lane_int,
@@ -29,7 +29,7 @@ from edge_gemma.kernels.simd_arithmetic import (
     sum_of_16,
     where_less,
 )
-from edge_gemma.kernels.simd_convert import (
+from .convert import (
     FLOAT_LOADS,
     bits_as_float,
     bits_as_int,
@@ -43,12 +43,8 @@ from edge_gemma.kernels.simd_convert import (
     to_float,
     to_int,
 )
-from edge_gemma.kernels.simd_dot import (
-    byte_table,
-    dot4,
-    spread_bits,
-)
-from edge_gemma.kernels.simd_memory import (
+from .dot import byte_table, dot4, spread_bits
+from .memory import (
     broadcast,
     broadcast_int,
     load,
@@ -66,7 +62,7 @@ from edge_gemma.kernels.simd_memory import (
     store_scalar,
     store_scalar_int,
 )
-from edge_gemma.kernels.simd_tiles import (
+from .tiles import (
     broadcast_rows,
     dots,
     load_tile,
@@ -80,7 +76,7 @@ from edge_gemma.kernels.simd_tiles import (
     zeros,
     zeros_int,
 )
-from edge_gemma.kernels.simd_types import ISA, LANES, F, I
+from .types import ISA, LANES, F, I
 
 __all__ = [
     "FLOAT_LOADS",

@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_gemma.kernels.jit import inlined
-from edge_gemma.kernels.simd import (
-    bits_as_float,
-    bits_as_int,
-    fma,
-    maximum,
-    minimum,
-    splat,
-    splat_int,
-)
+from .decorators import inlined
+from .vocabulary import bits_as_float, bits_as_int, fma, maximum, minimum, splat, splat_int
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.693145751953125  # 15 bits: n * LN2_HIGH is exact for |n| < 2^9

@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edge_gemma.kernels.simd_types import BYTES, I16, ISA, LANES, WORDS, Emit, I, ir_call, ir_const, operation
+from .types import BYTES, I16, ISA, LANES, WORDS, Emit, I, ir_call, ir_const, operation
 
 I1 = ir.IntType(1)
 SHORTS = ir.VectorType(I16, 2 * LANES)

@@ -7,10 +7,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from edge_gemma.kernels.atomics import read_shared, word, write_shared
-from edge_gemma.kernels.isa import MACHINE
-from edge_gemma.kernels.jit import intrinsic
-from edge_gemma.kernels.operations import STAMP
+from ..isa import MACHINE
+from ..operations import STAMP
+from .atomics import read_shared, word, write_shared
+from .decorators import intrinsic
 
 (_AT,) = STAMP.slots
 _I64 = ir.IntType(64)

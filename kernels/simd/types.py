@@ -14,8 +14,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import models, register_model
 
-from edge_gemma.kernels.isa import current
-from edge_gemma.kernels.jit import intrinsic
+from ..isa import current
+from .decorators import intrinsic
 
 ISA = current()
 LANES = ISA.lanes
