@@ -166,7 +166,7 @@ class Program:
         y = self._buffer(out, table.shape[1])
         self._emit(
             ops.EMBED,
-            Kernel("elementwise", f"embed_{table.format.name}"),
+            Kernel("ops.elementwise", f"embed_{table.format.name}"),
             (),
             (out,),
             *(self._address_of(table), table.row_bytes, y.columns, y.address, y.stride, _real(scale)),
@@ -185,7 +185,7 @@ class Program:
     def _norm(self, x: Rows, weight: Tensor, epsilon: float, out: Forms, base: Rows | None) -> Rows:
         self._emit(
             ops.NORM,
-            Kernel("elementwise", "norm"),
+            Kernel("ops.elementwise", "norm"),
             (x.name, base.name) if base else (x.name,),
             out.names,
             *(x.address, x.stride, self._address_of(weight), x.columns, _real(epsilon)),
@@ -199,7 +199,7 @@ class Program:
         """base = base + x."""
         self._emit(
             ops.ADD,
-            Kernel("elementwise", "add"),
+            Kernel("ops.elementwise", "add"),
             (x.name, base.name),
             (base.name,),
             *(x.address, x.stride, base.address, base.stride, x.columns),
@@ -214,11 +214,11 @@ class Program:
         if self._observe_products:
             self.observe(x, weight)
         if weight.format.is_float:
-            one = few = many = Kernel("matmul_float", weight.format.name)
+            one = few = many = Kernel("ops.matmul_float", weight.format.name)
         else:
             name, strategy = weight.format.name, self._choices.for_matrix(weight.format.name, weight.row_bytes)
-            one, few = Kernel("matvec", name, strategy), Kernel("matvec", f"{name}_few", strategy)
-            many = Kernel("matmul", name)
+            one, few = Kernel("ops.matvec", name, strategy), Kernel("ops.matvec", f"{name}_few", strategy)
+            many = Kernel("ops.matmul", name)
             x = self._quantize(x, zero_of(weight))
         self._emit(
             ops.MATMUL,
@@ -238,7 +238,7 @@ class Program:
             q = self._int8(x.name, x.columns, zero)
             self._emit(
                 ops.QUANTIZE,
-                Kernel("activations", "quantize"),
+                Kernel("ops.activations", "quantize"),
                 (x.name,),
                 (q.name,),
                 *(x.address, x.stride, x.columns, zero, q.address, q.stride),
@@ -253,7 +253,7 @@ class Program:
             address = self._room(name, 4 * x.columns)
             self._emit(
                 ops.SQUARES,
-                Kernel("statistics", "squares"),
+                Kernel("ops.statistics", "squares"),
                 (x.name,),
                 (name,),
                 *(x.address, x.stride, x.columns, address),
@@ -265,7 +265,7 @@ class Program:
         """Heads of x in place: RMS norm if there is one, rotary embedding, scale."""
         self._emit(
             ops.ROTATE,
-            Kernel("elementwise", "rotate"),
+            Kernel("ops.elementwise", "rotate"),
             (x.name,),
             (x.name,),
             *(x.address, x.stride, x.columns // head_dim, head_dim),
@@ -278,7 +278,7 @@ class Program:
         """Keys and values of the step's rows into the cache, at their positions."""
         self._emit(
             ops.APPEND,
-            Kernel("attention", f"append_{self.kv_type}"),
+            Kernel("ops.attention", f"append_{self.kv_type}"),
             (k.name, v.name),
             (cache.name,),
             *(k.address, v.address, k.stride, cache.heads, cache.head_dim, cache.keys, cache.values),
@@ -295,17 +295,17 @@ class Program:
         partial = self._room(spans, partial_bytes(heads, head_dim, cache.capacity))
         self._emit(
             ops.ATTEND,
-            Kernel("attention", f"attend_one_{self.kv_type}"),
+            Kernel("ops.attention", f"attend_one_{self.kv_type}"),
             (q.name, cache.name),
             (*a.names, spans),
             *(q.address, q.stride, a.y.address, a.y.stride, heads, cache.heads, head_dim, cache.keys, cache.values),
             *(cache.sequence_bytes, cache.head_bytes, cache.capacity, window, _real(softcap or 0.0), partial),
             *a.int8,
-            many=Kernel("attention", f"attend_{self.kv_type}"),
+            many=Kernel("ops.attention", f"attend_{self.kv_type}"),
         )
         self._emit(
             ops.MERGE,
-            Kernel("attention", "merge"),
+            Kernel("ops.attention", "merge"),
             (spans,),
             a.names,
             *(a.y.address, heads, head_dim, window, cache.capacity, partial, a.int8[0], a.int8[2]),
@@ -328,7 +328,7 @@ class Program:
         g, u = (self._buffer(name, weight.shape[0], rows) for name, weight in zip(names, (gate, up), strict=True))
         self._product(x, gate, g, few_only=at_once)
         self._product(x, up, u, few_only=at_once)
-        kernel = Kernel("elementwise", "gate")
+        kernel = Kernel("ops.elementwise", "gate")
         self._emit(
             ops.GATE,
             kernel,
@@ -351,7 +351,7 @@ class Program:
             *(self._address_of(gate), gate.row_bytes, *gate.shape, q.address, q.stride, y.y.address, y.y.stride),
             *(self._address_of(up), *y.int8),
             few=ops.NOTHING,
-            many=Kernel("matmul", gate.format.name),
+            many=Kernel("ops.matmul", gate.format.name),
             weights=(gate, up),
         )
 
@@ -359,7 +359,7 @@ class Program:
         """x = cap * tanh(x / cap)."""
         self._emit(
             ops.SOFTCAP,
-            Kernel("elementwise", "softcap"),
+            Kernel("ops.elementwise", "softcap"),
             (x.name,),
             (x.name,),
             *(x.address, x.stride, x.columns, _real(cap)),

@@ -23,7 +23,7 @@ from .encode_fit import (
 from .encode_lanes import as_half, byte, put_byte, scatter_half, splat
 from .encode_search import finite_half, make_half_scale, make_offset_fit
 from .encode_tile import make_loop
-from .formats import IQ4_VALUES
+from .ops.formats import IQ4_VALUES
 from .simd.decorators import inlined
 
 COUNT = 32

@@ -14,7 +14,7 @@ from .encode_fit import Levels, both_signs, make_error, make_level, make_line_fi
 from .encode_lanes import byte, put_byte, scatter_half, splat, store_bytes
 from .encode_search import make_shared_line, make_shared_scale
 from .encode_tile import make_loop
-from .formats import IQ4_VALUES
+from .ops.formats import IQ4_VALUES
 from .simd.decorators import inlined
 
 SCALES, MINIMA, FACTOR, MIN_FACTOR = 0, 16, 32, 64

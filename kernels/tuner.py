@@ -180,7 +180,7 @@ class _Trial:
 
     def __init__(self, matrix_class: str, matrix: Matrix, strategy: str) -> None:
         self.matrix_class, self.matrix, self.strategy = matrix_class, matrix, strategy
-        self.kernel = Kernel("matvec", matrix.format, strategy)
+        self.kernel = Kernel("ops.matvec", matrix.format, strategy)
         self.rates: list[float] = []
 
     def prepare(self, address: int, memory: NDArray[np.uint8]) -> None:

@@ -36,7 +36,7 @@ def outer_dots(top: int) -> Any:
     """Declare an operation: tile[i][j] + the products of `steps` vectors of bytes with 4 bytes each of row i.
 
     Vector k for column j lies at weights + 4 LANES k + apart * j, its 4 bytes of row i at inputs + stride * i + 4 k.
-    top: the largest byte of the vectors, as `simd_dot.ir_dots` has it. apart, n and steps are constants.
+    top: the largest byte of the vectors, as `dot.ir_dots` has it. apart, n and steps are constants.
     """
 
     def dots(_typing: Any, tile: Any, inputs: Any, stride: Any, weights: Any, apart: Any, n: Any, steps: Any) -> Any:

@@ -15,7 +15,7 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
 from edge_gemma.kernels.library import shared
-from edge_gemma.kernels.operations import Kernel, Operation
+from edge_gemma.kernels.operations import NOTHING, Kernel, Operation
 from edge_gemma.kernels.threads import Team
 
 Array = NDArray[Any]
@@ -61,6 +61,11 @@ def team(threads: int) -> Team:
     return Team(threads)
 
 
+def _kernel(name: str) -> Kernel:
+    module, *rest = name.split(".")
+    return NOTHING if name == "nothing" else Kernel(f"ops.{module}", *rest)
+
+
 def row(
     operation: Operation,
     kernel: str,
@@ -68,10 +73,10 @@ def row(
     few: str | None = None,
     **arguments: Array | int | float,
 ) -> Row:
-    """Kernels as "module.name"; `many` is `kernel` if not said, `few` is `many`. No int8 blocks if not said."""
+    """Kernels of `ops` as "module.name"; `many` is `kernel` and `few` is `many` if not said, int8 blocks none."""
     arguments |= {name: 0 for name in operation.arguments if name in _INT8 and name not in arguments}
     assert tuple(arguments) == operation.arguments, f"{operation.name} takes {operation.arguments}"
-    one, some, several = (Kernel(*name.split(".")) for name in (kernel, few or many or kernel, many or kernel))
+    one, some, several = (_kernel(name) for name in (kernel, few or many or kernel, many or kernel))
     return Row(operation, one, some, several, arguments)
 
 

@@ -24,7 +24,7 @@ def instructions(text: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize("module", ["matvec", "matmul"])
 def test_products_use_the_dot_instruction(module: str) -> None:
-    isa, text = current(), assembly(Kernel(module, "Q4_0", ANY_STRATEGY.get(module, "")))
+    isa, text = current(), assembly(Kernel(f"ops.{module}", "Q4_0", ANY_STRATEGY.get(module, "")))
     for way, name in DOT.items():
         found = instructions(text, name)
         assert bool(found) == (name == DOT.get(isa.dot)), f"{name} on {isa.name}"
@@ -32,7 +32,7 @@ def test_products_use_the_dot_instruction(module: str) -> None:
 
 
 def test_halves_are_converted_by_the_cpu() -> None:
-    text = assembly(Kernel("matmul_float", "F16"))
+    text = assembly(Kernel("ops.matmul_float", "F16"))
     name = "fcvtl2?" if current().machine == "arm" else "vcvtph2ps"
     assert bool(instructions(text, name)) == current().half
 
@@ -92,7 +92,7 @@ def test_loops_of_products_stay_in_registers(module: str) -> None:
     most = MOST_SPILLS.get(current().name, {})
     found = {}
     for name in (name for m, name in LOOKED_AT[current().name] if m == module):
-        loops = product_loops(assembly(Kernel(module, name, ANY_STRATEGY.get(module, ""))))
+        loops = product_loops(assembly(Kernel(f"ops.{module}", name, ANY_STRATEGY.get(module, ""))))
         assert loops, name
         found[f"{module}.{name}"] = max(map(spills, loops))
     assert not {name: count for name, count in found.items() if count > most.get(name, 0)}

@@ -16,7 +16,7 @@ from edge_gemma.kernels import reference
 from edge_gemma.kernels.compile import assembly
 from edge_gemma.kernels.isa import current
 from edge_gemma.kernels.layout import LANES, QUERY_ROWS, attention_scratch, partial_bytes
-from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE, NOTHING, Kernel
+from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE, Kernel
 from tests.kernels.harness import CACHE_TYPES, Array, Step, aligned, assert_same_bits, row, run
 
 GLOBAL = 1 << 20
@@ -81,7 +81,7 @@ def attend(
             head_bytes=keys.strides[1], capacity=shape.capacity, window=window, softcap=cap, partial=partial,
         ),
         row(
-            MERGE, "attention.merge", f"{NOTHING.module}.{NOTHING.name}",
+            MERGE, "attention.merge", "nothing",
             y=y, heads=shape.heads, head_dim=shape.size, window=window, capacity=shape.capacity, partial=partial,
         ),
     ]  # fmt: skip
@@ -199,7 +199,7 @@ def test_nan_in_a_query_or_a_visible_key_stays_nan() -> None:
 @pytest.mark.parametrize("kernel", ["attend_f16", "attend_one_f16"])
 def test_tiles_stay_in_registers(kernel: str) -> None:
     """Loops of products alone take no vector from the stack, nor put one there."""
-    text = assembly(Kernel("attention", kernel))
+    text = assembly(Kernel("ops.attention", kernel))
     loops = [block for block in re.split(r"^\.L\w+:", text, flags=re.MULTILINE) if block.count("vfmadd231ps") >= 8]
     assert len(loops) >= 4
     products = [block for block in loops if "vdiv" not in block and "vmax" not in block]

@@ -205,7 +205,14 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_changed_source_is_noticed(kernels: Path) -> None:
     seen = {digests._installed()}
     assert seen == {digests._installed()} == {digests.INSTALLED}
-    for name in ("layout.py", "simd/transcendental.py", "inside/simd.py", "inside/again/simd.py", "added.py", "module.so"):
+    for name in (
+        "layout.py",
+        "simd/transcendental.py",
+        "inside/simd.py",
+        "inside/again/simd.py",
+        "added.py",
+        "module.so",
+    ):
         path = kernels / name
         path.parent.mkdir(exist_ok=True)
         path.write_text((path.read_text() if path.exists() else "") + "\n# changed\n")

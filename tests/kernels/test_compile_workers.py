@@ -23,8 +23,8 @@ from edge_gemma.kernels.operations import Kernel
 
 ROOT = Path(__file__).parents[2]
 KERNELS = [
-    Kernel("elementwise", "add"),
-    Kernel("elementwise", "softcap"),
+    Kernel("ops.elementwise", "add"),
+    Kernel("ops.elementwise", "softcap"),
     Kernel("execute", "nothing"),
     Kernel("execute", "post"),
     Kernel("execute", "serve"),

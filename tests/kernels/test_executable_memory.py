@@ -92,7 +92,7 @@ def test_a_process_that_forbids_it_later_keeps_what_it_has(way: str) -> None:
         f"forbid_{way}()\n"
         "print(adds(shared().load([KERNEL])[KERNEL]))\n"
         "try:\n"
-        "    shared().load([KERNEL, Kernel('elementwise', 'softcap')])\n"
+        "    shared().load([KERNEL, Kernel('ops.elementwise', 'softcap')])\n"
         "except EdgeGemmaError:\n"
         "    print('refused')"
     )

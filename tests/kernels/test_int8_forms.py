@@ -7,7 +7,7 @@ import pytest
 
 from edge_gemma.kernels import reference
 from edge_gemma.kernels.layout import LINE, attention_scratch, partial_bytes, row_scratch
-from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM, NOTHING
+from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM
 from tests.kernels.harness import Array, Step, aligned, assert_same_bits, row, run
 from tests.kernels.test_attention import Shape
 
@@ -80,7 +80,7 @@ def test_attention(rows: int, floats: bool) -> None:
             q_out=q, q_out_stride=q.strides[0], zero=ZERO,
         ),
         row(
-            MERGE, "attention.merge", f"{NOTHING.module}.{NOTHING.name}", y=out, heads=shape.heads,
+            MERGE, "attention.merge", "nothing", y=out, heads=shape.heads,
             head_dim=shape.size, window=100, capacity=shape.capacity, partial=partial, q=q, zero=ZERO,
         ),
     ]  # fmt: skip

@@ -26,7 +26,7 @@ from edge_gemma.kernels.library import Library
 from edge_gemma.kernels.operations import ADD, ROW_WORDS, STEP_ROWS, STEP_WORDS, Kernel
 from tests.kernels.harness import aligned
 
-KERNEL = Kernel("elementwise", "add")
+KERNEL = Kernel("ops.elementwise", "add")
 ROOT = Path(__file__).parents[2]
 CALL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3)
 
@@ -92,10 +92,10 @@ def test_a_cached_kernel_is_not_compiled_again(folder: Path, compiles: list[str]
 
 def test_progress_tells_each_kernel_that_is_compiled(folder: Path) -> None:
     told: list[tuple[int, int, str]] = []
-    other = Kernel("elementwise", "softcap")
+    other = Kernel("ops.elementwise", "softcap")
     fresh = Library(folder)
     fresh.load([KERNEL, other], lambda *seen: told.append(seen))
-    assert told == [(0, 1, "elementwise.softcap"), (1, 1, "")]
+    assert told == [(0, 1, "ops.elementwise.softcap"), (1, 1, "")]
     fresh.load([KERNEL, other], lambda *seen: told.append(seen))
     assert len(told) == 2
 
@@ -198,7 +198,7 @@ def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
         "import json, sys\n"
         "from edge_gemma.kernels.library import shared\n"
         "from edge_gemma.kernels.operations import Kernel\n"
-        "kernel, compiled = Kernel('elementwise', 'add'), []\n"
+        "kernel, compiled = Kernel('ops.elementwise', 'add'), []\n"
         "address = shared().load([kernel], lambda *seen: compiled.append(seen))[kernel]\n"
         "loaded = 'numba' in sys.modules\n"
         "from tests.kernels.test_library import adds\n"
@@ -258,7 +258,7 @@ def test_a_kernel_that_calls_out_is_refused() -> None:
             compiler._check_external(symbol, "k")
 
 
-@pytest.mark.parametrize("kernel", [Kernel("activations", "quantize"), Kernel("attention", "append_f16")])
+@pytest.mark.parametrize("kernel", [Kernel("ops.activations", "quantize"), Kernel("attention", "append_f16")])
 def test_machine_code_calls_nothing(kernel: Kernel) -> None:
     """Neither does what the compiler's back end adds by itself, such as memset or a conversion of halves."""
     text = compiler.assembly(kernel)
@@ -268,7 +268,7 @@ def test_machine_code_calls_nothing(kernel: Kernel) -> None:
 
 def test_progress_may_load_kernels_itself(tmp_path: Path) -> None:
     """As it does where it opens another model; none is compiled or added twice."""
-    kernels = [Kernel("elementwise", "add"), Kernel("execute", "nothing")]
+    kernels = [Kernel("ops.elementwise", "add"), Kernel("execute", "nothing")]
     library, inner = Library(tmp_path), []
 
     def progress(_done: int, _total: int, _name: str) -> None:

@@ -26,7 +26,7 @@ class Adding:
     def __init__(self, rows: int, operations: int = 3) -> None:
         self.y, self._x = (np.zeros((rows, COLUMNS), np.float32) for _ in range(2))
         self._x += 1
-        add = Kernel("elementwise", "add")
+        add = Kernel("ops.elementwise", "add")
         self.table = aligned((operations, ops.ROW_WORDS), np.int64)
         self.table[:, [ops.ONE, ops.FEW, ops.MANY]] = shared().load([add])[add]
         self.table[:, ops.BARRIER] = 1

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .layout import SPAN, SUMS, VECTOR
-from .simd.decorators import inlined
-from .simd.transcendental import exp, softcap
-from .simd.vocabulary import (
+from ..layout import SPAN, SUMS, VECTOR
+from ..simd.decorators import inlined
+from ..simd.transcendental import exp, softcap
+from ..simd.vocabulary import (
     ISA,
     LANES,
     lane_numbers,

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..layout import LINE, S0, S1, VECTOR, Z0, Z1, D, S, Z
+from ..operations import MATMUL, NEXT, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_THREADS
+from ..simd.atomics import take, word
+from ..simd.decorators import inlined
+from ..simd.vocabulary import LANES, broadcast, broadcast_int, dots, fma, load, prefetches, splat, store, to_float
+from ..strategies import STRATEGIES, Prefetch
 from . import formats
 from .formats import INT_FORMATS, IntFormat
-from .layout import LINE, S0, S1, VECTOR, Z0, Z1, D, S, Z
-from .operations import MATMUL, NEXT, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_THREADS
-from .simd.atomics import take, word
-from .simd.decorators import inlined
-from .simd.vocabulary import LANES, broadcast, broadcast_int, dots, fma, load, prefetches, splat, store, to_float
-from .strategies import STRATEGIES, Prefetch
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 _NEXT_W, _NEXT_ROW_BYTES, _NEXT_ROWS = NEXT

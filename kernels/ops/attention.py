@@ -22,10 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from .activations import quantize_row
-from .attention_span import CACHE_TYPES, MINUS_INFINITY, TILE, make_span
-from .layout import LINE, QUERIES, QUERY_HEADS, QUERY_ROWS, SPAN, VECTOR
-from .operations import (
+from ..layout import LINE, QUERIES, QUERY_HEADS, QUERY_ROWS, SPAN, VECTOR
+from ..operations import (
     APPEND,
     ATTEND,
     MERGE,
@@ -37,11 +35,13 @@ from .operations import (
     STEP_SEQUENCES,
     STEP_TILES,
 )
-from .pieces import in_pieces
-from .simd.atomics import real, take, word
-from .simd.decorators import inlined
-from .simd.transcendental import exp
-from .simd.vocabulary import LANES, first_lane, fma, load, load_scalar, splat, store, store_scalar
+from ..simd.atomics import real, take, word
+from ..simd.decorators import inlined
+from ..simd.transcendental import exp
+from ..simd.vocabulary import LANES, first_lane, fma, load, load_scalar, splat, store, store_scalar
+from .activations import quantize_row
+from .attention_span import CACHE_TYPES, MINUS_INFINITY, TILE, make_span
+from .work_sharing import in_pieces
 
 _APPEND, _ATTEND, _MERGE = APPEND.slots, ATTEND.slots, MERGE.slots
 _V = VECTOR

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .operations import MATMUL, STEP_ROWS
-from .simd.atomics import take, word
-from .simd.decorators import inlined
-from .simd.vocabulary import FLOAT_LOADS, LANES, load, store_sums, tile_fma, zeros
+from ..operations import MATMUL, STEP_ROWS
+from ..simd.atomics import take, word
+from ..simd.decorators import inlined
+from ..simd.vocabulary import FLOAT_LOADS, LANES, load, store_sums, tile_fma, zeros
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE = MATMUL.slots
 

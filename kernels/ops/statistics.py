@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .operations import SQUARES, STEP_ROWS
-from .pieces import in_pieces
-from .simd.atomics import word
-from .simd.decorators import inlined
-from .simd.vocabulary import LANES, fma, load, splat, store
+from ..operations import SQUARES, STEP_ROWS
+from ..simd.atomics import word
+from ..simd.decorators import inlined
+from ..simd.vocabulary import LANES, fma, load, splat, store
+from .work_sharing import in_pieces
 
 _X, _X_STRIDE, _COLUMNS, _SUMS = SQUARES.slots
 PIECE = 64

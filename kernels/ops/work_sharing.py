@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .operations import STEP_THREADS
-from .simd.atomics import take, word
+from ..operations import STEP_THREADS
+from ..simd.atomics import take, word
 
 CLAIMS = 8
 """Claims in a thread's equal share, where there are pieces enough. By what larger claims won, one costs 0.1 to 0.2 us,

@@ -29,9 +29,9 @@ from numba.extending import (
 
 from edge_gemma.formats import FORMATS, BlockFormat
 
-from .layout import WIDE_ZERO, ZEROS
-from .simd.decorators import inlined
-from .simd.vocabulary import (
+from ..layout import WIDE_ZERO, ZEROS
+from ..simd.decorators import inlined
+from ..simd.vocabulary import (
     byte_table,
     half_to_float,
     rows_16_bytes,

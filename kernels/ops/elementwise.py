@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from . import formats
-from .activations import quantize_row
-from .formats import INT_FORMATS, IntFormat
-from .layout import LINE, PIECE, SUMS
-from .operations import (
+from ..layout import LINE, PIECE, SUMS
+from ..operations import (
     ADD,
     EMBED,
     GATE,
@@ -25,11 +22,10 @@ from .operations import (
     STEP_SCRATCH_BYTES,
     STEP_TOKENS,
 )
-from .pieces import in_pieces
-from .simd.atomics import real, word
-from .simd.decorators import inlined
-from .simd.transcendental import gelu, softcap
-from .simd.vocabulary import (
+from ..simd.atomics import real, word
+from ..simd.decorators import inlined
+from ..simd.transcendental import gelu, softcap
+from ..simd.vocabulary import (
     FLOAT_LOADS,
     LANES,
     first_lane,
@@ -47,6 +43,10 @@ from .simd.vocabulary import (
     to_float,
     zeros,
 )
+from . import formats
+from .activations import quantize_row
+from .formats import INT_FORMATS, IntFormat
+from .work_sharing import in_pieces
 
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
 _EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))

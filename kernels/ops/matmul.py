@@ -14,15 +14,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import formats
-from .activations import quantize_row
-from .formats import INT_FORMATS, IntFormat
-from .layout import GATED_TILES, LINE, PANEL, PANELS, S0, S1, STRETCH, VECTOR, Z0, Z1, D, S, Z
-from .operations import GATED, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
-from .simd.atomics import take, word
-from .simd.decorators import inlined
-from .simd.transcendental import gelu
-from .simd.vocabulary import (
+from ..layout import GATED_TILES, LINE, PANEL, PANELS, S0, S1, STRETCH, VECTOR, Z0, Z1, D, S, Z
+from ..operations import GATED, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
+from ..simd.atomics import take, word
+from ..simd.decorators import inlined
+from ..simd.transcendental import gelu
+from ..simd.vocabulary import (
     ISA,
     LANES,
     broadcast_rows,
@@ -41,6 +38,9 @@ from .simd.vocabulary import (
     zeros,
     zeros_int,
 )
+from . import formats
+from .activations import quantize_row
+from .formats import INT_FORMATS, IntFormat
 
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _UP, _Q, _Q_STRIDE, _ZERO = GATED.slots
 

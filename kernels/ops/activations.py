@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .layout import LINE, S0, S1, Z0, Z1, D, S, Z
-from .operations import QUANTIZE, STEP_ROWS
-from .pieces import in_pieces
-from .simd.atomics import word
-from .simd.decorators import inlined
-from .simd.vocabulary import (
+from ..layout import LINE, S0, S1, Z0, Z1, D, S, Z
+from ..operations import QUANTIZE, STEP_ROWS
+from ..simd.atomics import word
+from ..simd.decorators import inlined
+from ..simd.vocabulary import (
     LANES,
     absolute,
     bits_as_float,
@@ -31,6 +30,7 @@ from .simd.vocabulary import (
     sum_lanes_int,
     to_int,
 )
+from .work_sharing import in_pieces
 
 _HALF = 16 // LANES  # vectors in 16 values
 _SMALLEST = np.float32(2.0**-120)  # 127 divided by less may overflow; a block of less is 0
