@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MODULE = "edge_gemma.kernels.compile_worker"
 SWITCH = "EDGE_GEMMA_COMPILE_WORKERS"
 DONE = "done\n"
-EXPENSIVE = re.compile(r"(attention attend|encode_super|encode_blocks)|(matmul)|(matvec)")
+EXPENSIVE = re.compile(r"(ops\.attention attend|encode\.(?:super_)?blocks)|(ops\.matmul)|(ops\.matvec)")
 """Kernels that take longest to compile, in this order: to begin with them keeps all busy to the end."""
 MOST = 7
 KERNELS = 3

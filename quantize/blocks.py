@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.kernels import encode as kernels
+from edge_gemma.kernels.encode import rows
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -57,7 +57,7 @@ def encode(values: Floats, name: str, importance: Floats | None = None, *, large
         return _FLOATS[name](values)
     if (magnitude(values) if largest is None else largest) > _LIMITS[name]:
         raise OutOfRangeError(int(np.argmax(np.abs(values).max(axis=1))))
-    return kernels.encode(values, name, importance)
+    return rows.encode(values, name, importance)
 
 
 def decode(raw: Bytes, name: str) -> Floats:
@@ -73,8 +73,8 @@ def decode(raw: Bytes, name: str) -> Floats:
 def _widened(raw: Bytes, name: str) -> Floats:
     if name == "F32":
         return raw.view("<f4")
-    if raw.size >= 2 * kernels.GROUPS:
-        return kernels.widen(np.ascontiguousarray(raw), name)
+    if raw.size >= 2 * rows.GROUPS:
+        return rows.widen(np.ascontiguousarray(raw), name)
     if name == "F16":
         return raw.view("<f2").astype(np.float32)
     return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -87,7 +87,7 @@ def magnitude(values: Floats) -> float:
 
 def can_encode(name: str) -> bool:
     """Whether `encode` writes this format."""
-    return name in _FLOATS or name in kernels.ENCODED
+    return name in _FLOATS or name in rows.ENCODED
 
 
 def prepare(names: Iterable[str], weighted: Iterable[str], sources: Iterable[str], progress: Progress | None) -> None:
@@ -95,9 +95,9 @@ def prepare(names: Iterable[str], weighted: Iterable[str], sources: Iterable[str
 
     What is in no cache yet is compiled, with `progress(done, total, name)`.
     """
-    wanted = [kernels.kernel_of(name, weighted=False) for name in names if name not in _FLOATS]
-    wanted += [kernels.kernel_of(name, weighted=True) for name in weighted if name not in _FLOATS]
-    kernels.prepare([*wanted, *(kernels.widener_of(name) for name in sources if name in ("F16", "BF16"))], progress)
+    wanted = [rows.kernel_of(name, weighted=False) for name in names if name not in _FLOATS]
+    wanted += [rows.kernel_of(name, weighted=True) for name in weighted if name not in _FLOATS]
+    rows.prepare([*wanted, *(rows.widener_of(name) for name in sources if name in ("F16", "BF16"))], progress)
 
 
 def _f32(values: Floats) -> Bytes:

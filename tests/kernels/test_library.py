@@ -258,7 +258,7 @@ def test_a_kernel_that_calls_out_is_refused() -> None:
             compiler._check_external(symbol, "k")
 
 
-@pytest.mark.parametrize("kernel", [Kernel("ops.activations", "quantize"), Kernel("attention", "append_f16")])
+@pytest.mark.parametrize("kernel", [Kernel("ops.activations", "quantize"), Kernel("ops.attention", "append_f16")])
 def test_machine_code_calls_nothing(kernel: Kernel) -> None:
     """Neither does what the compiler's back end adds by itself, such as memset or a conversion of halves."""
     text = compiler.assembly(kernel)

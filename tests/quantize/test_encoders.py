@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels.encode import ENCODED
+from edge_gemma.kernels.encode.rows import ENCODED
 from edge_gemma.kernels.reference_formats import LEVELS
 from edge_gemma.quantize import blocks
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from edge_gemma.formats import FORMATS
 
-from .encode import WIDEN
-from .encode_fit import VECTOR, inverse
-from .encode_lanes import (
+from ..simd.atomics import word
+from ..simd.decorators import inlined
+from .fit import VECTOR, inverse
+from .lanes import (
     absolute,
     if_less,
     load,
@@ -26,9 +27,8 @@ from .encode_lanes import (
     store,
     whole,
 )
-from .encode_tile import make_loop
-from .simd.atomics import word
-from .simd.decorators import inlined
+from .rows import WIDEN
+from .tile import make_loop
 
 _SOURCE, _OUT, _COUNT = WIDEN.slots
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .encode import ENCODE, GROUPS
-from .encode_fit import VECTOR, inverse
-from .encode_lanes import load, root, splat, store, transpose
-from .simd.atomics import word
-from .simd.decorators import inlined
+from ..simd.atomics import word
+from ..simd.decorators import inlined
+from .fit import VECTOR, inverse
+from .lanes import load, root, splat, store, transpose
+from .rows import ENCODE, GROUPS
 
 _X, _Y, _ROWS, _COLUMNS, _IMPORTANCE, _SCRATCH = ENCODE.slots
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .encode_fit import HUGE, VECTOR, inverse, ratio
-from .encode_lanes import (
+from ..simd.decorators import inlined
+from .fit import HUGE, VECTOR, inverse, ratio
+from .lanes import (
     absolute,
     as_half,
     if_less,
@@ -23,7 +24,6 @@ from .encode_lanes import (
     smaller,
     splat,
 )
-from .simd.decorators import inlined
 
 LARGEST_HALF = 65504.0
 

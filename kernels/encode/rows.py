@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
 
-from .library import Progress, shared
-from .operations import ROW_WORDS, Kernel, Operation
+from ..library import Progress, shared
+from ..operations import ROW_WORDS, Kernel, Operation
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -42,13 +42,13 @@ _PROTOTYPE = ctypes.CFUNCTYPE(
 def kernel_of(name: str, *, weighted: bool) -> Kernel:
     """The kernel that encodes format `name`, with importance or without."""
     if name in PLAIN and not weighted:
-        return Kernel("encode_plain", name)
-    return Kernel("encode_blocks" if name in _BLOCKS else "encode_super", name)
+        return Kernel("encode.plain", name)
+    return Kernel("encode.blocks" if name in _BLOCKS else "encode.super_blocks", name)
 
 
 def widener_of(name: str) -> Kernel:
     """The kernel that reads float format `name`."""
-    return Kernel("encode_plain", name)
+    return Kernel("encode.plain", name)
 
 
 def prepare(kernels: Iterable[Kernel], progress: Progress | None = None) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from edge_gemma.formats import FORMATS
 
-from .encode_fit import Levels, both_signs, make_error, make_level, make_line_fit, make_numbers, make_scale_fit, starts
-from .encode_lanes import byte, put_byte, scatter_half, splat, store_bytes
-from .encode_search import make_shared_line, make_shared_scale
-from .encode_tile import make_loop
-from .ops.formats import IQ4_VALUES
-from .simd.decorators import inlined
+from ..ops.formats import IQ4_VALUES
+from ..simd.decorators import inlined
+from .fit import Levels, both_signs, make_error, make_level, make_line_fit, make_numbers, make_scale_fit, starts
+from .lanes import byte, put_byte, scatter_half, splat, store_bytes
+from .search import make_shared_line, make_shared_scale
+from .tile import make_loop
 
 SCALES, MINIMA, FACTOR, MIN_FACTOR = 0, 16, 32, 64
 """Where they lie in `extra`."""

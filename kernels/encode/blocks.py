@@ -9,22 +9,12 @@ from typing import Any
 
 from edge_gemma.formats import FORMATS
 
-from .encode_fit import (
-    Cuts,
-    Levels,
-    both_signs,
-    make_error,
-    make_level,
-    make_line_fit,
-    make_numbers,
-    make_scale_fit,
-    starts,
-)
-from .encode_lanes import as_half, byte, put_byte, scatter_half, splat
-from .encode_search import finite_half, make_half_scale, make_offset_fit
-from .encode_tile import make_loop
-from .ops.formats import IQ4_VALUES
-from .simd.decorators import inlined
+from ..ops.formats import IQ4_VALUES
+from ..simd.decorators import inlined
+from .fit import Cuts, Levels, both_signs, make_error, make_level, make_line_fit, make_numbers, make_scale_fit, starts
+from .lanes import as_half, byte, put_byte, scatter_half, splat
+from .search import finite_half, make_half_scale, make_offset_fit
+from .tile import make_loop
 
 COUNT = 32
 LANES = 16

@@ -12,8 +12,8 @@ from __future__ import annotations
 from itertools import pairwise, product
 from typing import Any
 
-from .encode_lanes import absolute, if_less, larger, load, nearest, smaller, splat, store_bytes
-from .simd.decorators import inlined
+from ..simd.decorators import inlined
+from .lanes import absolute, if_less, larger, load, nearest, smaller, splat, store_bytes
 
 VECTOR = 64
 """Bytes of 16 float32."""

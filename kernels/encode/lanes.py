@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import lower_builtin, models, register_model, type_callable
 
-from .simd.decorators import inlined
-from .simd.types import ir_call, ir_load, ir_pointer, operation
+from ..simd.decorators import inlined
+from ..simd.types import ir_call, ir_load, ir_pointer, operation
 
 LANES = 16
 
