@@ -15,7 +15,7 @@ from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import Kernel
-from edge_gemma.kernels.threads import KERNELS, Team
+from edge_gemma.kernels.threads.team import KERNELS, Team
 from edge_gemma.kernels.tuner import Matrix, tune_once
 from edge_gemma.kernels.tuning import tuned_choices
 from edge_gemma.memory import memory_for, require_memory

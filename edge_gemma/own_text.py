@@ -20,7 +20,7 @@ from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import FEW_ROWS
-from edge_gemma.kernels.threads import KERNELS, Team
+from edge_gemma.kernels.threads.team import KERNELS, Team
 from edge_gemma.kernels.tuning import tuned_choices
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import require_budget, scratch_bytes

@@ -78,7 +78,7 @@ class Operation:
         return tuple(range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(self.arguments)))
 
 
-NOTHING = Kernel("execute", "nothing")
+NOTHING = Kernel("threads.execute", "nothing")
 """Where a row of the table has nothing to do in a step of so many rows."""
 
 

@@ -26,7 +26,7 @@ from .layout import LANES, LINE, activation_bytes
 from .library import Progress, shared
 from .operations import Kernel
 from .strategies import CONTENDERS, class_of, default
-from .threads import Team
+from .threads.team import Team
 from .tuning import Tuning, is_enabled, load, save
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ WITHOUT_NUMBA = [
     "compile_workers",
     "strategies",
     "executable_memory",
-    "threads",
+    "threads.team",
     "tuner",
     "tuning",
     "reference",

@@ -16,7 +16,7 @@ from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import NOTHING, Kernel, Operation
-from edge_gemma.kernels.threads import Team
+from edge_gemma.kernels.threads.team import Team
 
 Array = NDArray[Any]
 

@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 KERNELS = [
     Kernel("ops.elementwise", "add"),
     Kernel("ops.elementwise", "softcap"),
-    Kernel("execute", "nothing"),
-    Kernel("execute", "post"),
-    Kernel("execute", "serve"),
+    Kernel("threads.execute", "nothing"),
+    Kernel("threads.execute", "post"),
+    Kernel("threads.execute", "serve"),
     Kernel("simd.clock", "stamp"),
 ]
 Start = Callable[[Path, str], "subprocess.Popen[str]"]

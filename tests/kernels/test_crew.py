@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_gemma.kernels.crew import LONGEST_WAIT, WINDOW, Crew
+from edge_gemma.kernels.threads.active_threads import LONGEST_WAIT, WINDOW, Crew
 
 Machine = Callable[[int], tuple[float, float]]
 """Threads -> seconds of a step, and threads that wait meanwhile."""

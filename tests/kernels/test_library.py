@@ -164,7 +164,7 @@ def test_a_full_disk_costs_the_cache_only(
 
     monkeypatch.setattr(library, "write_object", full)
     fresh = Library(tmp_path)
-    addresses = fresh.load([KERNEL, Kernel("execute", "nothing")])
+    addresses = fresh.load([KERNEL, Kernel("threads.execute", "nothing")])
     assert adds(addresses[KERNEL]) and len(warnings()) == 1 and os.strerror(errno.ENOSPC) in warnings()[0]
 
 
@@ -268,7 +268,7 @@ def test_machine_code_calls_nothing(kernel: Kernel) -> None:
 
 def test_progress_may_load_kernels_itself(tmp_path: Path) -> None:
     """As it does where it opens another model; none is compiled or added twice."""
-    kernels = [Kernel("ops.elementwise", "add"), Kernel("execute", "nothing")]
+    kernels = [Kernel("ops.elementwise", "add"), Kernel("threads.execute", "nothing")]
     library, inner = Library(tmp_path), []
 
     def progress(_done: int, _total: int, _name: str) -> None:

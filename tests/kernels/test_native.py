@@ -13,7 +13,7 @@ from edge_gemma.kernels import compile_workers, library, native
 from edge_gemma.kernels.compile_workers import Compilation
 from edge_gemma.kernels.native import start_thread
 from edge_gemma.kernels.operations import Kernel
-from edge_gemma.kernels.threads import Team
+from edge_gemma.kernels.threads.team import Team
 from tests.kernels.test_threads import FEW, MANY, Adding
 
 real_start = threading.Thread.start

@@ -13,7 +13,7 @@ import pytest
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import ADD, Kernel
-from edge_gemma.kernels.threads import Team
+from edge_gemma.kernels.threads.team import Team
 from tests.kernels.harness import aligned
 
 COLUMNS = 64

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .operations import (
+from ..operations import (
     BARRIER,
     FEW,
     FEW_ROWS,
@@ -35,10 +35,10 @@ from .operations import (
     TEAM_TICKS,
     TEAM_WORDS,
 )
-from .simd.atomics import call_kernel, fetch_add, give_way, read_shared, word, write_shared
-from .simd.clock import ticks
-from .simd.decorators import inlined
-from .simd.float_mode import PLAIN, swap_float_mode
+from ..simd.atomics import call_kernel, fetch_add, give_way, read_shared, word, write_shared
+from ..simd.clock import ticks
+from ..simd.decorators import inlined
+from ..simd.float_mode import PLAIN, swap_float_mode
 
 SPINS = 4000
 """Looks before giving way to other threads: some tens of microseconds."""

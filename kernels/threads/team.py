@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import EdgeGemmaError, ForkError, ThreadError
 
-from .crew import Crew
-from .library import shared
-from .native import start_thread
-from .operations import (
+from ..library import shared
+from ..native import start_thread
+from ..operations import (
     COUNTER,
     FEW_ROWS,
     MEMBER_ASLEEP,
@@ -45,9 +44,10 @@ from .operations import (
     TEAM_WORDS,
     Kernel,
 )
+from .active_threads import Crew
 
 LINE = 64
-KERNELS = [Kernel("execute", name) for name in ("post", "lead", "serve")]
+KERNELS = [Kernel("threads.execute", name) for name in ("post", "lead", "serve")]
 """What a team runs beside its programs: to be loaded with these, so that all are compiled together."""
 
 # Numba's native convention: status f(result*, exception**, int64, int64, int64)
