@@ -13,7 +13,7 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads.team import KERNELS, Team
 from edge_gemma.kernels.tuner import Matrix, tune_once

@@ -14,7 +14,7 @@ from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import require_head_step
 from edge_gemma.errors import EdgeGemmaError, NumericalError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.threads.team import KERNELS, Team
 from edge_gemma.kernels.tuning import tuned_choices
 from edge_gemma.model import record

@@ -22,8 +22,8 @@ from edge_gemma.formats import FORMATS
 
 from . import caches
 from . import operations as ops
+from .jit.library import Progress, shared
 from .layout import LANES, LINE, activation_bytes
-from .library import Progress, shared
 from .operations import Kernel
 from .strategies import CONTENDERS, class_of, default
 from .threads.team import Team

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import caches
-from .cache_file import read_object, write_object
-from .library import shared
+from .jit.cache_file import read_object, write_object
+from .jit.library import shared
 from .strategies import DEFAULTS, STRATEGIES, Choices
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from edge_gemma import Gemma, MemoryBudgetError, cgroup, cores
-from edge_gemma.kernels import compile_workers
+from edge_gemma.kernels.jit import workers
 from edge_gemma.quantize import convert
 from tests.conftest import TinyGguf
 
@@ -216,9 +216,9 @@ def test_no_more_memory_than_the_group_has_left(machine: pytest.MonkeyPatch, lef
 def test_compiling_keeps_to_the_limits(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(cgroup, "cpu_quota", lambda: 3.0)
     machine.setattr(cgroup, "memory_left", lambda: SYSTEM)
-    assert compile_workers._room() == 2
-    machine.setattr(cgroup, "memory_left", lambda: 4 * compile_workers.MEMORY)
-    assert compile_workers._room() == 1
+    assert workers._room() == 2
+    machine.setattr(cgroup, "memory_left", lambda: 4 * workers.MEMORY)
+    assert workers._room() == 1
 
 
 def test_a_model_keeps_to_the_limits(tiny_gguf: TinyGguf, machine: pytest.MonkeyPatch) -> None:

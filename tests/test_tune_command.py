@@ -11,7 +11,7 @@ import pytest
 from edge_gemma.cli import main
 from edge_gemma.commands.tune import USUAL
 from edge_gemma.kernels import tuner, tuning
-from edge_gemma.kernels.library import Library
+from edge_gemma.kernels.jit.library import Library
 from edge_gemma.kernels.strategies import STRATEGIES
 from edge_gemma.kernels.tuner import Matrix, Measurement, Result
 from tests.conftest import TinyGguf

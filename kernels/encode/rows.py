@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
 
-from ..library import Progress, shared
+from ..jit.library import Progress, shared
 from ..operations import ROW_WORDS, Kernel, Operation
 
 Floats = NDArray[np.float32]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import EdgeGemmaError, ForkError, ThreadError
 
-from ..library import shared
+from ..jit.library import shared
 from ..native import start_thread
 from ..operations import (
     COUNTER,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.layout import QUERY_ROWS
-from edge_gemma.kernels.library import shared
 from edge_gemma.kernels.operations import NOTHING, Kernel, Operation
 from edge_gemma.kernels.threads.team import Team
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from edge_gemma.kernels.compile import assembly
 from edge_gemma.kernels.isa import current
+from edge_gemma.kernels.jit.compile import assembly
 from edge_gemma.kernels.operations import Kernel
 
 DOT = {"vpdpbusd.512": "vpdpbusd", "vpdpbusd.256": "vpdpbusd", "vpmaddubsw": "vpmaddubsw", "sdot": "dot"}

@@ -13,9 +13,9 @@ import pytest
 
 from edge_gemma import user_cache
 from edge_gemma.errors import OutputError
-from edge_gemma.kernels.cache_file import read_object, write_object
-from edge_gemma.kernels.cache_folder import cache_folder
-from edge_gemma.kernels.cache_key import cache_key
+from edge_gemma.kernels.jit.cache_file import read_object, write_object
+from edge_gemma.kernels.jit.cache_folder import cache_folder
+from edge_gemma.kernels.jit.cache_key import cache_key
 from edge_gemma.user_cache import private_folder
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows gives each user a folder of their own")

@@ -19,8 +19,8 @@ import pytest
 
 import edge_gemma
 import edge_gemma.kernels
-from edge_gemma.kernels import cache_key as digests
-from edge_gemma.kernels import installed
+from edge_gemma.kernels.jit import cache_key as digests
+from edge_gemma.kernels.jit import installed
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,7 +182,7 @@ def test_modules_that_nobody_can_read_have_none(site: Path) -> None:
 def test_without_a_key_nothing_is_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from edge_gemma.kernels import cache_folder
+    from edge_gemma.kernels.jit import cache_folder
 
     monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(cache_folder, "cache_key", lambda: None)

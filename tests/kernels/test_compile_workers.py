@@ -14,11 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge_gemma.kernels import compile as compiler
-from edge_gemma.kernels import compile_workers, library
-from edge_gemma.kernels.cache_file import read_object
-from edge_gemma.kernels.cache_key import cache_key
-from edge_gemma.kernels.library import Library
+from edge_gemma.kernels.jit import compile as compiler
+from edge_gemma.kernels.jit import library
+from edge_gemma.kernels.jit import workers
+from edge_gemma.kernels.jit.cache_file import read_object
+from edge_gemma.kernels.jit.cache_key import cache_key
+from edge_gemma.kernels.jit.library import Library
 from edge_gemma.kernels.operations import Kernel
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ Start = Callable[[Path, str], "subprocess.Popen[str]"]
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker, whatever the machine."""
     monkeypatch.delenv("EDGE_GEMMA_COMPILE_WORKERS", raising=False)
-    monkeypatch.setattr(compile_workers, "_room", lambda: 1)
+    monkeypatch.setattr(workers, "_room", lambda: 1)
 
 
 @pytest.fixture
@@ -62,13 +63,13 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[str]]:
     """The workers of this test."""
     workers: list[subprocess.Popen[str]] = []
-    real = compile_workers.start_worker
+    real = workers.start_worker
 
     def start(folder: Path, key: str) -> subprocess.Popen[str]:
         workers.append(real(folder, key))
         return workers[-1]
 
-    monkeypatch.setattr(compile_workers, "start_worker", start)
+    monkeypatch.setattr(workers, "start_worker", start)
     return workers
 
 
@@ -79,7 +80,7 @@ def replaced_by(code: str) -> Start:
 
 
 def test_workers_write_whole_objects(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
-    with compile_workers.Compilation(KERNELS) as compilation:
+    with workers.Compilation(KERNELS) as compilation:
         compilation.start_workers(tmp_path, cache_key())
         compilation._threads[0].join()  # it does them all: nobody else takes any
         assert sorted(compilation, key=str) == sorted(((kernel, True) for kernel in KERNELS), key=str)
@@ -102,14 +103,14 @@ def test_a_library_loads_what_workers_wrote(tmp_path: Path, started: list[subpro
 )
 def test_a_worker_that_dies(code: str, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, or having written nothing, or said that it did."""
-    monkeypatch.setattr(compile_workers, "start_worker", replaced_by(code))
+    monkeypatch.setattr(workers, "start_worker", replaced_by(code))
     assert len(Library(tmp_path).load(KERNELS)) == len(KERNELS) == len(set(here)) == len(here)
 
 
 def test_a_worker_that_hangs(tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for as long as it may need for a kernel, then killed, and its kernel compiled here."""
-    monkeypatch.setattr(compile_workers, "start_worker", replaced_by("import time; time.sleep(1000)"))
-    monkeypatch.setattr(compile_workers, "PATIENCE", 0.2)
+    monkeypatch.setattr(workers, "start_worker", replaced_by("import time; time.sleep(1000)"))
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
     began = time.monotonic()
     assert len(Library(tmp_path).load(KERNELS)) == len(KERNELS) == len(here)
     assert time.monotonic() - began < 30
@@ -133,33 +134,33 @@ def test_no_thread_for_a_worker(
 
 
 def test_a_worker_of_another_version_compiles_nothing(tmp_path: Path) -> None:
-    worker = compile_workers.start_worker(tmp_path, "another key")
+    worker = workers.start_worker(tmp_path, "another key")
     said, _ = worker.communicate("elementwise add\n", timeout=120)
     assert worker.returncode == 1 and cache_key() in said and not list(tmp_path.iterdir())
 
 
 def test_a_worker_ends_with_its_input(tmp_path: Path) -> None:
     """So it outlives no parent."""
-    worker = compile_workers.start_worker(tmp_path, cache_key())
+    worker = workers.start_worker(tmp_path, cache_key())
     assert worker.communicate("", timeout=120) == ("", None) and worker.returncode == 0
 
 
 def test_where_there_are_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compile_workers.wanted_workers(25) == 1
-    assert compile_workers.wanted_workers(3) == 0
+    assert workers.wanted_workers(25) == 1
+    assert workers.wanted_workers(3) == 0
     for executable in ("", None, "/opt/editor/editor", "C:/QGIS/bin/qgis-bin.exe", "/usr/bin/python-app"):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "executable", executable)
-            assert compile_workers.wanted_workers(25) == 0, executable
+            assert workers.wanted_workers(25) == 0, executable
     for executable in ("/usr/bin/python3.13t", "C:/x/pythonw.exe", "/v/bin/python", "C:/x/python_d.exe"):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "executable", executable)
-            assert compile_workers.wanted_workers(25) == 1, executable
+            assert workers.wanted_workers(25) == 1, executable
     monkeypatch.setenv("EDGE_GEMMA_COMPILE_WORKERS", "0")
-    assert compile_workers.wanted_workers(25) == 0
+    assert workers.wanted_workers(25) == 0
     monkeypatch.setenv("EDGE_GEMMA_COMPILE_WORKERS", "no")
     with pytest.raises(ValueError, match=r"EDGE_GEMMA_COMPILE_WORKERS='no'"):
-        compile_workers.wanted_workers(25)
+        workers.wanted_workers(25)
 
 
 def test_a_frozen_application_starts_none(
@@ -188,11 +189,11 @@ def test_ctrl_c(tmp_path: Path) -> None:
     """While it waits for a worker that was told to do something."""
     code = (
         "from pathlib import Path\n"
-        "from edge_gemma.kernels import compile_workers\n"
+        "from edge_gemma.kernels.jit import workers\n"
         "from tests.kernels.test_compile_workers import KERNELS, replaced_by\n"
-        "compile_workers._room = lambda: 1\n"
-        "compile_workers.start_worker = replaced_by('import time; time.sleep(1000)')\n"
-        "with compile_workers.Compilation(KERNELS) as compilation:\n"
+        "workers._room = lambda: 1\n"
+        "workers.start_worker = replaced_by('import time; time.sleep(1000)')\n"
+        "with workers.Compilation(KERNELS) as compilation:\n"
         f"    compilation.start_workers(Path({str(tmp_path)!r}), '')\n"
         "    print(compilation._workers[0].pid, flush=True)\n"
         "    list(compilation)\n"

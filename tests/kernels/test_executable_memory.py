@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edge_gemma.errors import EdgeGemmaError
-from edge_gemma.kernels import executable_memory
-from edge_gemma.kernels.executable_memory import require_executable_memory
+from edge_gemma.kernels.jit import executable_memory
+from edge_gemma.kernels.jit.executable_memory import require_executable_memory
 
 ROOT = Path(__file__).parents[2]
 TinyGguf = Callable[..., Path]
@@ -85,7 +85,7 @@ def test_a_process_that_forbids_it_later_keeps_what_it_has(way: str) -> None:
     """A server that locks itself up when it has started: loaded kernels run, no others come."""
     done = process(
         "from edge_gemma import EdgeGemmaError\n"
-        "from edge_gemma.kernels.library import shared\n"
+        "from edge_gemma.kernels.jit.library import shared\n"
         "from edge_gemma.kernels.operations import Kernel\n"
         "from tests.kernels.test_library import KERNEL, adds\n"
         "shared().load([KERNEL])\n"

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 from edge_gemma.errors import ForkError
-from edge_gemma.kernels import compile as compiler
-from edge_gemma.kernels import isa, library
-from edge_gemma.kernels.cache_key import cache_key
-from edge_gemma.kernels.library import Library
+from edge_gemma.kernels import isa
+from edge_gemma.kernels.jit import compile as compiler
+from edge_gemma.kernels.jit import library
+from edge_gemma.kernels.jit.cache_key import cache_key
+from edge_gemma.kernels.jit.library import Library
 from edge_gemma.kernels.operations import ADD, ROW_WORDS, STEP_ROWS, STEP_WORDS, Kernel
 from tests.kernels.harness import aligned
 
@@ -196,7 +197,7 @@ def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
     """A process that loads the kernel, runs it, and says what it saw."""
     code = (
         "import json, sys\n"
-        "from edge_gemma.kernels.library import shared\n"
+        "from edge_gemma.kernels.jit.library import shared\n"
         "from edge_gemma.kernels.operations import Kernel\n"
         "kernel, compiled = Kernel('ops.elementwise', 'add'), []\n"
         "address = shared().load([kernel], lambda *seen: compiled.append(seen))[kernel]\n"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from edge_gemma.errors import EdgeGemmaError, ThreadError
-from edge_gemma.kernels import compile_workers, library, native
-from edge_gemma.kernels.compile_workers import Compilation
+from edge_gemma.kernels import native
+from edge_gemma.kernels.jit import library
+from edge_gemma.kernels.jit import workers
+from edge_gemma.kernels.jit.workers import Compilation
 from edge_gemma.kernels.native import start_thread
 from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads.team import Team
@@ -146,7 +148,7 @@ def test_kernels_are_compiled_without_workers_where_threads_are_none(
 ) -> None:
     """Nobody would hand kernels to a worker."""
     monkeypatch.setattr(threading.Thread, "start", as_a_greenlet)
-    monkeypatch.setattr(compile_workers, "wanted_workers", lambda _kernels: 1)
+    monkeypatch.setattr(workers, "wanted_workers", lambda _kernels: 1)
     kernels = [Kernel("ops.elementwise", "add"), Kernel("simd.clock", "stamp")]
     with Compilation(kernels) as compilation:
         compilation.start_workers(tmp_path, library.cache_key())

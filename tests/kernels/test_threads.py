@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.library import shared
+from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import ADD, Kernel
 from edge_gemma.kernels.threads.team import Team
 from tests.kernels.harness import aligned

@@ -11,7 +11,7 @@ import pytest
 
 from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import tuner, tuning
-from edge_gemma.kernels.library import Library
+from edge_gemma.kernels.jit.library import Library
 from edge_gemma.kernels.strategies import CONTENDERS, DEFAULTS, default
 from edge_gemma.kernels.tuner import Matrix, Measurement, Result, by_class, measure, tune_once
 from edge_gemma.kernels.tuning import Tuning, load, save, tuned_choices

@@ -13,8 +13,8 @@ import numpy as np
 import edge_gemma.kernels
 from edge_gemma import __version__
 
+from ..isa import current, target
 from .installed import module_content, package_contents, package_places
-from .isa import current, target
 
 KEY_DIGITS = 24
 

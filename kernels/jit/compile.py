@@ -17,8 +17,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.target_extension import target_override
 
-from .isa import target
-from .operations import Kernel
+from ..isa import target
+from ..operations import Kernel
 
 EXTERNAL = {"sched_yield", "SwitchToThread"}
 

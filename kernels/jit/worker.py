@@ -1,4 +1,4 @@
-"""A process that compiles kernels into a cache folder. Started by `compile_workers`; knows nothing of who asks.
+"""A process that compiles kernels into a cache folder. Started by `workers`; knows nothing of who asks.
 
 Arguments: the folder, and the cache key that it is for. Each line of the input names a kernel, `module name
 [strategy]`; each is answered by a line when its file is there. It ends when the input does, so also when whoever
@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..operations import Kernel
 from .cache_file import write_object
 from .cache_key import cache_key
 from .compile import compile_kernel
-from .compile_workers import DONE
 from .library import file_name, symbol_of
-from .operations import Kernel
+from .workers import DONE
 
 
 def main(folder: Path, key: str) -> str | None:

@@ -1,6 +1,6 @@
 """Compile kernels in a few processes at once: Numba and LLVM hold locks that let one process use one core only.
 
-Knows neither Numba nor what a kernel is. A worker is `python -m edge_gemma.kernels.compile_worker`: it reads a kernel's
+Knows neither Numba nor what a kernel is. A worker is `python -m edge_gemma.kernels.jit.worker`: it reads a kernel's
 name, writes the object file into the cache folder and says so. It is a help and never a need: whatever happens to a
 worker, the kernel that it had is given back to the caller.
 """
@@ -25,12 +25,12 @@ from types import TracebackType
 
 from edge_gemma.errors import ThreadError
 
-from .native import start_thread
-from .operations import Kernel
+from ..native import start_thread
+from ..operations import Kernel
 
 log = logging.getLogger(__name__)
 
-MODULE = "edge_gemma.kernels.compile_worker"
+MODULE = "edge_gemma.kernels.jit.worker"
 SWITCH = "EDGE_GEMMA_COMPILE_WORKERS"
 DONE = "done\n"
 EXPENSIVE = re.compile(r"(ops\.attention attend|encode\.(?:super_)?blocks)|(ops\.matmul)|(ops\.matvec)")

@@ -17,13 +17,13 @@ import llvmlite.binding as llvm
 
 from edge_gemma.errors import ForkError
 
+from ..isa import target
+from ..operations import Kernel
 from .cache_file import read_object, write_object
 from .cache_folder import cache_folder
 from .cache_key import cache_key
-from .compile_workers import Compilation
 from .executable_memory import require_executable_memory
-from .isa import target
-from .operations import Kernel
+from .workers import Compilation
 
 log = logging.getLogger(__name__)
 

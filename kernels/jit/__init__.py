@@ -1,0 +1,1 @@
+"""Kernels to machine code: compiled, cached beside a key, and loaded without Numba."""
