@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from edge_gemma.kernels import reference
 from edge_gemma.kernels.isa import current
 from edge_gemma.kernels.jit.compile import assembly
 from edge_gemma.kernels.layout import LANES, QUERY_ROWS, attention_scratch, partial_bytes
 from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE, Kernel
+from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import CACHE_TYPES, Array, Step, aligned, assert_same_bits, row, run
 
 GLOBAL = 1 << 20

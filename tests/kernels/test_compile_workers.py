@@ -15,8 +15,7 @@ import psutil
 import pytest
 
 from edge_gemma.kernels.jit import compile as compiler
-from edge_gemma.kernels.jit import library
-from edge_gemma.kernels.jit import workers
+from edge_gemma.kernels.jit import library, workers
 from edge_gemma.kernels.jit.cache_file import read_object
 from edge_gemma.kernels.jit.cache_key import cache_key
 from edge_gemma.kernels.jit.library import Library

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_gemma.kernels import reference
 from edge_gemma.kernels.operations import ADD, EMBED, GATE, NORM, ROTATE, SOFTCAP, STEP_ANGLES_LOCAL
+from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import FLOAT_NAMES, PRODUCT_NAMES, Array, Row, Step, assert_same_bits, random_rows, row, run
 
 ROWS, THREADS = [1, 2, 5], [1, 2]

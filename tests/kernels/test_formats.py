@@ -11,10 +11,10 @@ import pytest
 from numba import njit
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import reference_formats
 from edge_gemma.kernels.layout import LANES, ZEROS
 from edge_gemma.kernels.ops import formats
 from edge_gemma.kernels.ops.formats import INT_FORMATS
+from edge_gemma.kernels.reference import formats as reference_formats
 from edge_gemma.kernels.simd import vocabulary as simd
 from tests.kernels.harness import FLOAT_NAMES, INT_NAMES, Array, assert_same_bits, random_rows, scale_offsets
 from tests.kernels.jit import config  # noqa: F401  (compile for the kernels' CPU)

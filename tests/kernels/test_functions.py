@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_gemma.kernels import reference
+from edge_gemma.kernels.reference import operations as reference
 from edge_gemma.kernels.simd import transcendental as functions
 from tests.kernels.harness import Array, assert_same_bits
 from tests.kernels.jit import lanewise

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_gemma.kernels import reference
 from edge_gemma.kernels.layout import LINE, attention_scratch, partial_bytes, row_scratch
 from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM
+from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import Array, Step, aligned, assert_same_bits, row, run
 from tests.kernels.test_attention import Shape
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import reference, reference_formats
 from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, matmul_scratch
 from edge_gemma.kernels.operations import GATED, MATMUL, QUANTIZE
+from edge_gemma.kernels.reference import formats as reference_formats
+from edge_gemma.kernels.reference import operations as reference
 from edge_gemma.kernels.strategies import DEFAULTS, STRATEGIES
 from tests.kernels.harness import (
     FLOAT_NAMES,

@@ -10,8 +10,7 @@ import pytest
 
 from edge_gemma.errors import EdgeGemmaError, ThreadError
 from edge_gemma.kernels import native
-from edge_gemma.kernels.jit import library
-from edge_gemma.kernels.jit import workers
+from edge_gemma.kernels.jit import library, workers
 from edge_gemma.kernels.jit.workers import Compilation
 from edge_gemma.kernels.native import start_thread
 from edge_gemma.kernels.operations import Kernel

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from edge_gemma.kernels import reference
 from edge_gemma.kernels.layout import LANES, SUMS, WIDE_ZERO
+from edge_gemma.kernels.reference import operations as reference
 from edge_gemma.kernels.simd import vocabulary as simd
 from tests.kernels.harness import Array, aligned, assert_same_bits
 from tests.kernels.jit import lanewise

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_gemma.kernels import reference
 from edge_gemma.kernels.operations import SQUARES
+from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import Array, Step, assert_same_bits, row, run
 
 

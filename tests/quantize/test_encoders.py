@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
 from edge_gemma.kernels.encode.rows import ENCODED
-from edge_gemma.kernels.reference_formats import LEVELS
+from edge_gemma.kernels.reference.formats import LEVELS
 from edge_gemma.quantize import blocks
 
 Floats = NDArray[np.float32]

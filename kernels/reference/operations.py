@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from edge_gemma.formats import FORMATS
 
-from .isa import current
-from .layout import LANES, LINE, SPAN
-from .reference_formats import Bytes, Floats, f32, factors, unpack, unpack_floats
+from ..isa import current
+from ..layout import LANES, LINE, SPAN
+from .formats import Bytes, Floats, f32, factors, unpack, unpack_floats
 
 # ---- arithmetic --------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
 
-from .layout import WIDE_ZERO, ZEROS
+from ..layout import WIDE_ZERO, ZEROS
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
