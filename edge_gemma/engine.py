@@ -16,8 +16,8 @@ from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads.team import KERNELS, Team
-from edge_gemma.kernels.tuner import Matrix, tune_once
-from edge_gemma.kernels.tuning import tuned_choices
+from edge_gemma.kernels.tuning.choices import tuned_choices
+from edge_gemma.kernels.tuning.tuner import Matrix, tune_once
 from edge_gemma.memory import memory_for, require_memory
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import scratch_bytes

@@ -16,7 +16,7 @@ from edge_gemma.errors import EdgeGemmaError, NumericalError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.threads.team import KERNELS, Team
-from edge_gemma.kernels.tuning import tuned_choices
+from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.model import record
 from edge_gemma.plan import default_chunk, require_budget, scratch_bytes
 from edge_gemma.program import Program

@@ -21,7 +21,7 @@ from edge_gemma.gguf import GgufFile
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import FEW_ROWS
 from edge_gemma.kernels.threads.team import KERNELS, Team
-from edge_gemma.kernels.tuning import tuned_choices
+from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.model import record, record_logits
 from edge_gemma.plan import require_budget, scratch_bytes
 from edge_gemma.program import Program, words_of

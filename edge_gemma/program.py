@@ -20,7 +20,7 @@ from edge_gemma.gguf import Tensor
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
 from edge_gemma.kernels.operations import Kernel, Operation
-from edge_gemma.kernels.strategies import DEFAULTS, Choices
+from edge_gemma.kernels.tuning.strategies import DEFAULTS, Choices
 from edge_gemma.memory import memory_for
 
 ALIGNMENT = 64

@@ -10,10 +10,10 @@ import pytest
 
 from edge_gemma.cli import main
 from edge_gemma.commands.tune import USUAL
-from edge_gemma.kernels import tuner, tuning
 from edge_gemma.kernels.jit.library import Library
-from edge_gemma.kernels.strategies import STRATEGIES
-from edge_gemma.kernels.tuner import Matrix, Measurement, Result
+from edge_gemma.kernels.tuning import choices, tuner
+from edge_gemma.kernels.tuning.strategies import STRATEGIES
+from edge_gemma.kernels.tuning.tuner import Matrix, Measurement, Result
 from tests.conftest import TinyGguf
 
 
@@ -28,7 +28,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float
 
     library = Library(tmp_path)
     monkeypatch.setattr(tuner, "measure", measure)
-    monkeypatch.setattr(tuning, "shared", lambda: library)
+    monkeypatch.setattr(choices, "shared", lambda: library)
     monkeypatch.setenv("EDGE_GEMMA_TUNE", "on")
     return state
 
@@ -42,7 +42,7 @@ def test_the_table_has_each_strategy_and_the_choice(
     assert all(name in head.split() for name in STRATEGIES)
     rows = [line for line in out.splitlines() if line.startswith(("near", "far"))]
     assert rows and all(line.split()[-1] == "none" and "20.0" in line and "10.0*" in line for line in rows)
-    assert "Kept for later starts." in out and set(tuning.load().measured.values()) == {"none"}
+    assert "Kept for later starts." in out and set(choices.load().measured.values()) == {"none"}
 
 
 def test_a_model_has_its_own_classes(
@@ -51,7 +51,7 @@ def test_a_model_has_its_own_classes(
     assert main(["tune", str(tiny_gguf("gemma2-256", "Q8_0")), "--json", "--dry-run", "-t", "1"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {one["format"] for one in report["classes"].values()} == {"Q8_0"}
-    assert report["threads"] == 1 and not report["kept"] and tuning.load().measured == {}
+    assert report["threads"] == 1 and not report["kept"] and choices.load().measured == {}
 
 
 def test_a_busy_machine_is_said_and_keeps_nothing(
@@ -59,7 +59,7 @@ def test_a_busy_machine_is_said_and_keeps_nothing(
 ) -> None:
     measured["received"] = 0.6
     assert main(["tune"]) == 1
-    assert "other programs were running" in capsys.readouterr().out and tuning.load().measured == {}
+    assert "other programs were running" in capsys.readouterr().out and choices.load().measured == {}
 
 
 def test_wrong_use_is_named(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
-    from edge_gemma.kernels.tuner import Measurement, Result
+    from edge_gemma.kernels.tuning.tuner import Measurement, Result
 
 DESCRIPTION = """\
 Measure which way of asking memory for weights is fastest on this machine, keep it for all later starts, and print a
@@ -41,9 +41,9 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Measure, keep, print. 1 if the machine was too busy to say anything."""
     from edge_gemma.cores import default_threads
-    from edge_gemma.kernels import tuner
-    from edge_gemma.kernels.strategies import STRATEGIES
-    from edge_gemma.kernels.tuning import Tuning, load, save
+    from edge_gemma.kernels.tuning import tuner
+    from edge_gemma.kernels.tuning.choices import Tuning, load, save
+    from edge_gemma.kernels.tuning.strategies import STRATEGIES
 
     threads = args.threads or default_threads()
     classes = tuner.by_class(_matrices(args.model))
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _matrices(model: str | None) -> list[Any]:
     from edge_gemma.formats import FORMATS
-    from edge_gemma.kernels.tuner import Matrix
+    from edge_gemma.kernels.tuning.tuner import Matrix
 
     if model is None:
         return [Matrix(name, FORMATS[name].row_bytes(columns), 1) for name, columns in USUAL]

@@ -25,7 +25,7 @@ from types import TracebackType
 
 from edge_gemma.errors import ThreadError
 
-from ..native import start_thread
+from ..native_threads import start_thread
 from ..operations import Kernel
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from ..operations import MATMUL, NEXT, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYT
 from ..simd.atomics import take, word
 from ..simd.decorators import inlined
 from ..simd.vocabulary import LANES, broadcast, broadcast_int, dots, fma, load, prefetches, splat, store, to_float
-from ..strategies import STRATEGIES, Prefetch
+from ..tuning.strategies import STRATEGIES, Prefetch
 from . import formats
 from .formats import INT_FORMATS, IntFormat
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edge_gemma.errors import EdgeGemmaError, ForkError, ThreadError
 
 from ..jit.library import shared
-from ..native import start_thread
+from ..native_threads import start_thread
 from ..operations import (
     COUNTER,
     FEW_ROWS,

@@ -12,7 +12,7 @@ from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, matmul_scratc
 from edge_gemma.kernels.operations import GATED, MATMUL, QUANTIZE
 from edge_gemma.kernels.reference import formats as reference_formats
 from edge_gemma.kernels.reference import operations as reference
-from edge_gemma.kernels.strategies import DEFAULTS, STRATEGIES
+from edge_gemma.kernels.tuning.strategies import DEFAULTS, STRATEGIES
 from tests.kernels.harness import (
     FLOAT_NAMES,
     PRODUCT_NAMES,

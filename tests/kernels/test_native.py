@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from edge_gemma.errors import EdgeGemmaError, ThreadError
-from edge_gemma.kernels import native
+from edge_gemma.kernels import native_threads
 from edge_gemma.kernels.jit import library, workers
 from edge_gemma.kernels.jit.workers import Compilation
-from edge_gemma.kernels.native import start_thread
+from edge_gemma.kernels.native_threads import start_thread
 from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads.team import Team
 from tests.kernels.test_threads import FEW, MANY, Adding
@@ -43,7 +43,7 @@ def test_a_thread_runs_its_target() -> None:
 @pytest.mark.parametrize("start", [as_a_greenlet, never])
 def test_a_thread_that_is_none(start: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start)
-    monkeypatch.setattr(native, "PATIENCE", 0.1)
+    monkeypatch.setattr(native_threads, "PATIENCE", 0.1)
     ran = threading.Event()
     with pytest.raises(ThreadError, match=r"gevent.*threads=1"):
         start_thread(ran.set, "edge-gemma-0")
@@ -53,7 +53,7 @@ def test_a_thread_that_is_none(start: object, monkeypatch: pytest.MonkeyPatch) -
 def test_a_thread_that_appears_too_late_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     late: list[threading.Thread] = []
     monkeypatch.setattr(threading.Thread, "start", lambda self: late.append(self))  # noqa: PLW0108  (as a method)
-    monkeypatch.setattr(native, "PATIENCE", 0.1)
+    monkeypatch.setattr(native_threads, "PATIENCE", 0.1)
     ran = threading.Event()
     with pytest.raises(ThreadError, match="has not appeared"):
         start_thread(ran.set, "edge-gemma-0")
@@ -65,7 +65,7 @@ def test_a_thread_that_appears_too_late_does_nothing(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("start", [as_a_greenlet, never])
 def test_a_team_of_one_needs_no_thread(start: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start)
-    monkeypatch.setattr(native, "PATIENCE", 0.1)
+    monkeypatch.setattr(native_threads, "PATIENCE", 0.1)
     team = Team(1)
     for rows in (FEW, MANY):
         program = Adding(rows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import caches, strategies
+from edge_gemma.kernels import caches
 from edge_gemma.kernels.layout import LANES
-from edge_gemma.kernels.strategies import DEFAULTS, STRATEGIES, Choices, class_of
+from edge_gemma.kernels.tuning import strategies
+from edge_gemma.kernels.tuning.strategies import DEFAULTS, STRATEGIES, Choices, class_of
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edge_gemma.formats import FORMATS
-from edge_gemma.kernels import tuner, tuning
 from edge_gemma.kernels.jit.library import Library
-from edge_gemma.kernels.strategies import CONTENDERS, DEFAULTS, default
-from edge_gemma.kernels.tuner import Matrix, Measurement, Result, by_class, measure, tune_once
-from edge_gemma.kernels.tuning import Tuning, load, save, tuned_choices
+from edge_gemma.kernels.tuning import choices, tuner
+from edge_gemma.kernels.tuning.choices import Tuning, load, save, tuned_choices
+from edge_gemma.kernels.tuning.strategies import CONTENDERS, DEFAULTS, default
+from edge_gemma.kernels.tuning.tuner import Matrix, Measurement, Result, by_class, measure, tune_once
 
 BIG = Matrix("Q4_0", FORMATS["Q4_0"].row_bytes(65536), 1 << 30)
 FAR = "far block"
@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder of its own, and tuning switched on."""
     monkeypatch.setenv("EDGE_GEMMA_TUNE", "on")
     library = Library(tmp_path)
-    for module in (tuner, tuning):
+    for module in (tuner, choices):
         monkeypatch.setattr(module, "shared", lambda: library)
     yield tmp_path
 
@@ -127,7 +127,7 @@ def test_nothing_is_measured(why: str, folder: Path, monkeypatch: pytest.MonkeyP
     if why == "off":
         monkeypatch.setenv("EDGE_GEMMA_TUNE", "off")
     if why == "no folder":
-        tuning.shared().folder = None
+        choices.shared().folder = None
     if why == "no memory":
         monkeypatch.setattr(tuner, "_has_room", lambda: False)
     tune_once([Matrix(BIG.format, BIG.row_bytes, size)], 2, [])
@@ -143,7 +143,7 @@ def test_a_wrong_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     "content", [b"", b"[]", b"{", b'{"measured": 3}', b'{"measured": {"far block": "gone"}}', b'{"disturbed": "x"}']
 )
 def test_a_file_of_no_use_is_none(content: bytes, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tuning.write_object(tuning._path(), content)  # type: ignore[arg-type]
+    choices.write_object(choices._path(), content)  # type: ignore[arg-type]
     with caplog.at_level(logging.CRITICAL):
         assert load() == Tuning() and tuned_choices() == DEFAULTS
 
@@ -152,5 +152,5 @@ def test_a_folder_that_cannot_be_written_is_no_error(folder: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tuning, "write_object", full)
+    monkeypatch.setattr(choices, "write_object", full)
     assert save(Tuning({FAR: "none"})) is False

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from edge_gemma.formats import FORMATS
 
-from . import caches
-from .layout import LANES, LINE
+from .. import caches
+from ..layout import LANES, LINE
 
 
 @dataclass(frozen=True)

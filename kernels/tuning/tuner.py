@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from edge_gemma.cores import available_memory
 from edge_gemma.formats import FORMATS
 
-from . import caches
-from . import operations as ops
-from .jit.library import Progress, shared
-from .layout import LANES, LINE, activation_bytes
-from .operations import Kernel
+from .. import caches
+from .. import operations as ops
+from ..jit.library import Progress, shared
+from ..layout import LANES, LINE, activation_bytes
+from ..operations import Kernel
+from ..threads.team import Team
+from .choices import Tuning, is_enabled, load, save
 from .strategies import CONTENDERS, class_of, default
-from .threads.team import Team
-from .tuning import Tuning, is_enabled, load, save
 
 log = logging.getLogger(__name__)
 

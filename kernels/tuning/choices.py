@@ -11,9 +11,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import caches
-from .jit.cache_file import read_object, write_object
-from .jit.library import shared
+from .. import caches
+from ..jit.cache_file import read_object, write_object
+from ..jit.library import shared
 from .strategies import DEFAULTS, STRATEGIES, Choices
 
 log = logging.getLogger(__name__)

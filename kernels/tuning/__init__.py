@@ -1,0 +1,1 @@
+"""How weights are asked for ahead of their use: the strategies, and which of them suits this CPU."""
