@@ -23,16 +23,16 @@ from edge_gemma.weights import Weights
 from . import blocks
 from .atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
 from .certificate import Certificate, Certify, source_copy
-from .gguf_source import open_gguf
-from .hf_source import open_folder
+from .checkpoint.gguf_source import open_gguf
+from .checkpoint.hf_source import open_folder
+from .checkpoint.lora import merge, open_adapter
+from .checkpoint.meant import check_file, no_such_source, user_path
+from .checkpoint.source import Source
 from .imatrix import ImportanceMatrix, quantized_with
 from .imatrix import load as load_imatrix
-from .lora import merge, open_adapter
-from .meant import check_file, no_such_source, user_path
 from .pipeline import Progress, write_tensors
 from .plan import Importance, Plan, check_source, check_type, formats_used, make_plan, weighted_formats
 from .recipe import Overrides
-from .source import Source
 
 MAX_THREADS = 32  # beyond that the disk is the limit
 

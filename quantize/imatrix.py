@@ -22,8 +22,8 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile, StringArray
 
 from .atomic_file import AtomicFile, check_destination
+from .checkpoint.stand_ins import BEGIN, stand_in
 from .metadata import Metadata, string, strings, u32
-from .stand_ins import BEGIN, stand_in
 from .writer import TensorInfo, encode_header
 
 Floats = NDArray[np.float32]

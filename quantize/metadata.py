@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from edge_gemma import __version__
 from edge_gemma.errors import CheckpointError
 
-from .hf_config import Hyperparameters
-from .special_tokens import SpecialTokens
-from .vocab import CONTROL, Vocabulary
+from .checkpoint.hf_config import Hyperparameters
+from .checkpoint.special_tokens import SpecialTokens
+from .checkpoint.vocabulary import CONTROL, Vocabulary
 
 QUANTIZATION_VERSION = 2
 LLAMA_CPP_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")

@@ -21,8 +21,8 @@ from edge_gemma.errors import CheckpointError
 from . import blocks
 from .atomic_file import AtomicFile
 from .certificate import Certificate, ErrorSum, measure
+from .checkpoint.source import SourceTensor
 from .plan import Importance, Plan, column_weights
-from .source import SourceTensor
 from .writer import TensorInfo
 
 SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB

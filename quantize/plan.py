@@ -13,10 +13,10 @@ from edge_gemma.formats import BlockFormat
 
 from . import presets
 from .certificate import Certificate
+from .checkpoint.names import OUTPUT
+from .checkpoint.source import Source, SourceTensor
 from .metadata import QUANTIZATION_VERSION, Metadata, string, u32
-from .names import OUTPUT
 from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, layer_and_role
-from .source import Source, SourceTensor
 from .writer import TensorInfo, encode_header
 
 Importance = Mapping[str, NDArray[np.float32]]

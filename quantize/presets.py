@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from edge_gemma.formats import FORMATS, BlockFormat
 
-from .names import EMBEDDING, OUTPUT
+from .checkpoint.names import EMBEDDING, OUTPUT
+from .checkpoint.source import SourceTensor
 from .recipe import MIXES, PRESETS, Model, Overrides, choose, layer_and_role
-from .source import SourceTensor
 from .writer import padded
 
 ERRORS = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS, BlockFormat
 
-from .names import EMBEDDING, OUTPUT
+from .checkpoint.names import EMBEDDING, OUTPUT
 
 
 @dataclass(frozen=True)

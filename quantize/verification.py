@@ -21,7 +21,7 @@ from edge_gemma.weights import Weights
 
 from . import blocks
 from .certificate import ERRORS, HASH_WORDS, HASHES, NAMES, SOURCE, ErrorSum, measure, names_sha256, sampled
-from .source import Source, SourceTensor
+from .checkpoint.source import Source, SourceTensor
 from .writer import TensorInfo
 
 SLAB_BYTES = 4 << 20

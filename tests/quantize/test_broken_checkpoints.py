@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError, ModelChangedError
-from edge_gemma.quantize import cli, quantize, strict_json
-from edge_gemma.quantize.gguf_source import open_gguf
-from edge_gemma.quantize.hf_source import open_folder
-from edge_gemma.quantize.stored_tensor import MappedFile
+from edge_gemma.quantize import cli, quantize
+from edge_gemma.quantize.checkpoint import strict_json
+from edge_gemma.quantize.checkpoint.gguf_source import open_gguf
+from edge_gemma.quantize.checkpoint.hf_source import open_folder
+from edge_gemma.quantize.checkpoint.stored_tensor import MappedFile
 from tests.quantize import tiny_checkpoint as tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize import quantize
-from edge_gemma.quantize.checkpoint import SAFETENSORS, CheckpointFolder
-from edge_gemma.quantize.hf_source import open_folder
-from edge_gemma.quantize.safetensors import read_safetensors
+from edge_gemma.quantize.checkpoint.folder import SAFETENSORS, CheckpointFolder
+from edge_gemma.quantize.checkpoint.hf_source import open_folder
+from edge_gemma.quantize.checkpoint.safetensors import read_safetensors
 from tests.quantize import tiny_checkpoint as tiny
 
 INDEX = SAFETENSORS.index

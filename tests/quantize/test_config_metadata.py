@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge_gemma.quantize import quantize
-from edge_gemma.quantize.hf_config import read_hyperparameters
+from edge_gemma.quantize.checkpoint.hf_config import read_hyperparameters
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import convert, metadata
 

@@ -138,7 +138,7 @@ def write_multimodal(folder: Path, prefix: str, vision: str, rows: int) -> dict[
 def test_text_model_of_a_multimodal_folder(
     tmp_path: Path, prefix: str, vision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_gemma.quantize import hf_config
+    from edge_gemma.quantize.checkpoint import hf_config
 
     rows = tiny.VOCAB + 64
     monkeypatch.setitem(hf_config.DEFAULTS["gemma3"], "vocab_size", rows)

@@ -15,16 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize.checkpoint import SAFETENSORS, TORCH, CheckpointFolder
-from edge_gemma.quantize.hf_config import read_hyperparameters
-from edge_gemma.quantize.hf_source import open_folder
-from edge_gemma.quantize.lora import open_adapter
-from edge_gemma.quantize.names import targets
-from edge_gemma.quantize.safetensors import read_safetensors
-from edge_gemma.quantize.special_tokens import read_special_tokens
-from edge_gemma.quantize.stored_tensor import StoredTensor
-from edge_gemma.quantize.torch_file import read_torch
-from edge_gemma.quantize.vocab import read_vocabulary
+from edge_gemma.quantize.checkpoint.folder import SAFETENSORS, TORCH, CheckpointFolder
+from edge_gemma.quantize.checkpoint.hf_config import read_hyperparameters
+from edge_gemma.quantize.checkpoint.hf_source import open_folder
+from edge_gemma.quantize.checkpoint.lora import open_adapter
+from edge_gemma.quantize.checkpoint.names import targets
+from edge_gemma.quantize.checkpoint.safetensors import read_safetensors
+from edge_gemma.quantize.checkpoint.special_tokens import read_special_tokens
+from edge_gemma.quantize.checkpoint.stored_tensor import StoredTensor
+from edge_gemma.quantize.checkpoint.torch_file import read_torch
+from edge_gemma.quantize.checkpoint.vocabulary import read_vocabulary
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize import torch_builder as build
 

@@ -11,7 +11,8 @@ import pytest
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import CheckpointError, ModelFormatError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.quantize import gguf_source, quantize
+from edge_gemma.quantize import quantize
+from edge_gemma.quantize.checkpoint import gguf_source
 from edge_gemma.quantize.convert import open_source, plan
 from edge_gemma.quantize.verification import verify
 from edge_gemma.tokenizer import Tokenizer

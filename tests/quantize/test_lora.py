@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.quantize import cli, lora, pipeline, quantize
-from edge_gemma.quantize.lora import Delta, open_adapter
-from edge_gemma.quantize.safetensors import read_safetensors
-from edge_gemma.quantize.torch_file import read_torch
+from edge_gemma.quantize import cli, pipeline, quantize
+from edge_gemma.quantize.checkpoint import lora
+from edge_gemma.quantize.checkpoint.lora import Delta, open_adapter
+from edge_gemma.quantize.checkpoint.safetensors import read_safetensors
+from edge_gemma.quantize.checkpoint.torch_file import read_torch
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize import torch_builder as build
 

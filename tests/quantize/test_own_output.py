@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from edge_gemma import cli
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf import GgufFile
-from edge_gemma.quantize import own_output, quantize
+from edge_gemma.quantize import quantize
+from edge_gemma.quantize.checkpoint import own_output
+from edge_gemma.quantize.checkpoint.safetensors import read_safetensors
 from edge_gemma.quantize.convert import open_source
-from edge_gemma.quantize.safetensors import read_safetensors
 from edge_gemma.quantize.verification import verify
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize import torch_builder as build

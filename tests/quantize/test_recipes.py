@@ -18,11 +18,11 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import cli, presets, quantize
 from edge_gemma.quantize.certificate import Certificate
+from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.metadata import f32, string
 from edge_gemma.quantize.plan import make_plan
 from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
-from edge_gemma.quantize.source import Source, SourceTensor
 from tests.quantize import tiny_checkpoint as tiny
 
 RECORD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data/recipes.json").read_text())

@@ -16,10 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.quantize import quantize, torch_file, torch_pickle
-from edge_gemma.quantize.checkpoint import CheckpointFolder
-from edge_gemma.quantize.stored_tensor import StoredTensor
-from edge_gemma.quantize.torch_file import read_torch
+from edge_gemma.quantize import quantize
+from edge_gemma.quantize.checkpoint import torch_file, torch_pickle
+from edge_gemma.quantize.checkpoint.folder import CheckpointFolder
+from edge_gemma.quantize.checkpoint.stored_tensor import StoredTensor
+from edge_gemma.quantize.checkpoint.torch_file import read_torch
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize import torch_builder as build
 

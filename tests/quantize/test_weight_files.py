@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import quantize
-from edge_gemma.quantize.checkpoint import SAFETENSORS
+from edge_gemma.quantize.checkpoint.folder import SAFETENSORS
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize import torch_builder as build
 from tests.quantize.converting import values

@@ -12,8 +12,8 @@ from typing import Any
 
 from edge_gemma.errors import CheckpointError
 
-from .checkpoint import CheckpointFolder
-from .vocab import BYTE, CONTROL, UNKNOWN, Vocabulary, added_tokens
+from .folder import CheckpointFolder
+from .vocabulary import BYTE, CONTROL, UNKNOWN, Vocabulary, added_tokens
 
 GEMMA_IDS = {"bos": 2, "eos": 1, "unk": 3, "pad": 0}
 MAX_TEMPLATE = 1 << 20

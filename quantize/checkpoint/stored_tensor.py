@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
 
-from . import blocks
+from .. import blocks
 
 READABLE = ("F32", "F16", "BF16")
 MAX_DIMS = 8

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 
-from . import blocks
-from .checkpoint import ADAPTERS, CheckpointFolder
+from .. import blocks
+from .folder import ADAPTERS, CheckpointFolder
 from .lora_config import AdapterConfig, read_adapter_config
 from .lora_names import Pair, pair_up
 from .meant import no_such_source

@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_gemma.errors import CheckpointError
 
-from .checkpoint import CheckpointFolder
+from .folder import CheckpointFolder
 
 NAME = "adapter_config.json"
 REFUSED = {

@@ -11,11 +11,11 @@ from typing import Any
 
 from edge_gemma.errors import CheckpointError
 
-from .checkpoint import CheckpointFolder
+from ..metadata import Metadata, explicit_metadata, model_metadata, tokenizer_metadata, usual_pattern
+from .folder import CheckpointFolder
 from .general import general_metadata
 from .hf_config import Hyperparameters, quantization, read_hyperparameters
 from .meant import no_checkpoint
-from .metadata import Metadata, explicit_metadata, model_metadata, tokenizer_metadata, usual_pattern
 from .names import (
     EMBEDDING,
     HF_OUTPUT,
@@ -33,7 +33,7 @@ from .own_output import own_output_notices, settle_output
 from .source import Source, SourceTensor
 from .special_tokens import read_special_tokens
 from .stored_tensor import StoredTensor
-from .vocab import Vocabulary, read_vocabulary
+from .vocabulary import Vocabulary, read_vocabulary
 
 SHOWN = 5  # names of tensors
 

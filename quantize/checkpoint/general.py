@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CheckpointFolder
-from .metadata import Metadata, f32, i32, string
+from ..metadata import Metadata, f32, i32, string
+from .folder import CheckpointFolder
 
 NAMES = ("name", "version", "organization", "finetune", "basename", "size_label")
 HUB_CACHE = re.compile(r"(?:^|/)models--(?P<name>[^/]+)/snapshots/[^/]+/?$")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 
-from .checkpoint import CheckpointFolder
+from .folder import CheckpointFolder
 from .strict_json import MAX_BYTES
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
