@@ -21,8 +21,6 @@ from edge_gemma.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 from . import blocks
-from .atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
-from .certificate import Certificate, Certify, source_copy
 from .checkpoint.gguf_source import open_gguf
 from .checkpoint.hf_source import open_folder
 from .checkpoint.lora import merge, open_adapter
@@ -30,6 +28,8 @@ from .checkpoint.meant import check_file, no_such_source, user_path
 from .checkpoint.source import Source
 from .imatrix import ImportanceMatrix, quantized_with
 from .imatrix import load as load_imatrix
+from .output.atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
+from .output.provenance import Certificate, Certify, source_copy
 from .pipeline import Progress, write_tensors
 from .plan import Importance, Plan, check_source, check_type, formats_used, make_plan, weighted_formats
 from .recipe import Overrides

@@ -21,10 +21,10 @@ from edge_gemma.errors import ModelFormatError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile, StringArray
 
-from .atomic_file import AtomicFile, check_destination
 from .checkpoint.stand_ins import BEGIN, stand_in
-from .metadata import Metadata, string, strings, u32
-from .writer import TensorInfo, encode_header
+from .output.atomic_file import AtomicFile, check_destination
+from .output.values import Metadata, string, strings, u32
+from .output.writer import TensorInfo, encode_header
 
 Floats = NDArray[np.float32]
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 
 from . import blocks
-from .atomic_file import AtomicFile
-from .certificate import Certificate, ErrorSum, measure
 from .checkpoint.source import SourceTensor
+from .output.atomic_file import AtomicFile
+from .output.provenance import Certificate, ErrorSum, measure
+from .output.writer import TensorInfo
 from .plan import Importance, Plan, column_weights
-from .writer import TensorInfo
 
 SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB
 VALUES_AT_ONCE = 1 << 22  # over all threads: many of them take smaller slabs

@@ -12,12 +12,13 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
 
 from . import presets
-from .certificate import Certificate
+from .checkpoint.metadata import QUANTIZATION_VERSION
 from .checkpoint.names import OUTPUT
 from .checkpoint.source import Source, SourceTensor
-from .metadata import QUANTIZATION_VERSION, Metadata, string, u32
+from .output.provenance import Certificate
+from .output.values import Metadata, string, u32
+from .output.writer import TensorInfo, encode_header
 from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, layer_and_role
-from .writer import TensorInfo, encode_header
 
 Importance = Mapping[str, NDArray[np.float32]]
 AS_REFERENCE = ("Q4_0", "Q8_0")

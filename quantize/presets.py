@@ -18,8 +18,8 @@ from edge_gemma.formats import FORMATS, BlockFormat
 
 from .checkpoint.names import EMBEDDING, OUTPUT
 from .checkpoint.source import SourceTensor
+from .output.writer import padded
 from .recipe import MIXES, PRESETS, Model, Overrides, choose, layer_and_role
-from .writer import padded
 
 ERRORS = {
     "IQ4_NL": 5.4e-3,

@@ -1,6 +1,6 @@
 """Is a file sound, unchanged since it was written, and what its source says? Knows no kernel and no writing.
 
-The certificate it checks is that of `certificate.py`; a file without one is checked for the rest.
+The certificate it checks is that of `output/provenance.py`; a file without one is checked for the rest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from edge_gemma.gguf import GgufFile, Tensor
 from edge_gemma.weights import Weights
 
 from . import blocks
-from .certificate import ERRORS, HASH_WORDS, HASHES, NAMES, SOURCE, ErrorSum, measure, names_sha256, sampled
 from .checkpoint.source import Source, SourceTensor
-from .writer import TensorInfo
+from .output.provenance import ERRORS, HASH_WORDS, HASHES, NAMES, SOURCE, ErrorSum, measure, names_sha256, sampled
+from .output.writer import TensorInfo
 
 SLAB_BYTES = 4 << 20
 UNRELATED = 0.7

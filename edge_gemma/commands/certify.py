@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
-    from edge_gemma.quantize.certificate import Certify, Quality
+    from edge_gemma.quantize.output.provenance import Certify, Quality
 
 
 def certifier(text_file: str, windows: int | None, *, quiet: bool) -> Certify:
@@ -19,7 +19,7 @@ def certifier(text_file: str, windows: int | None, *, quiet: bool) -> Certify:
     def certify(written: Path, source: Path) -> Quality:
         from edge_gemma.gemma import Gemma
         from edge_gemma.quality import DEFAULT_CONTEXT, compare, text_windows
-        from edge_gemma.quantize.certificate import Quality
+        from edge_gemma.quantize.output.provenance import Quality
 
         kernel_progress = None if quiet else terminal.kernel_progress()
         with Gemma(written, progress=kernel_progress) as model, Gemma(source, progress=kernel_progress) as reference:

@@ -12,7 +12,8 @@ from edge_gemma.gguf import GgufFile, Tensor
 from edge_gemma.vocabulary import read_vocabulary
 from edge_gemma.weights import Weights
 
-from ..metadata import Metadata, Value, explicit_metadata, u32
+from ..output.values import Metadata, Value, u32
+from .metadata import explicit_metadata
 from .source import Source, SourceTensor
 
 DROPPED = ("general.alignment", "split.", "quantize.", "edge_gemma.")

@@ -11,11 +11,12 @@ from typing import Any
 
 from edge_gemma.errors import CheckpointError
 
-from ..metadata import Metadata, explicit_metadata, model_metadata, tokenizer_metadata, usual_pattern
+from ..output.values import Metadata
 from .folder import CheckpointFolder
 from .general import general_metadata
 from .hf_config import Hyperparameters, quantization, read_hyperparameters
 from .meant import no_checkpoint
+from .metadata import explicit_metadata, model_metadata, tokenizer_metadata, usual_pattern
 from .names import (
     EMBEDDING,
     HF_OUTPUT,

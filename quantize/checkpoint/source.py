@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import BlockFormat
 
-from ..metadata import Metadata
+from ..output.values import Metadata
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from edge_gemma.errors import OutputError
-from edge_gemma.quantize import atomic_file, cli, convert, pipeline, quantize
+from edge_gemma.quantize import cli, convert, pipeline, quantize
 from edge_gemma.quantize.checkpoint.safetensors import read_safetensors
+from edge_gemma.quantize.output import atomic_file
 from tests.quantize import tiny_checkpoint as tiny
 
 ROOT = Path(__file__).resolve().parents[2]

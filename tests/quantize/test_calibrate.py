@@ -12,8 +12,8 @@ from edge_gemma.commands.calibrate import calibrator
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quality import compare
 from edge_gemma.quantize import quantize
-from edge_gemma.quantize.certificate import source_copy
 from edge_gemma.quantize.imatrix import ImportanceMatrix
+from edge_gemma.quantize.output.provenance import source_copy
 from tests.goldens.real import DATA
 from tests.goldens.real import windows as real_windows
 from tests.quantize import tiny_checkpoint as tiny

@@ -14,10 +14,11 @@ from edge_gemma import Gemma, cli
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quality import compare, text_windows
-from edge_gemma.quantize import certificate, quantize
+from edge_gemma.quantize import quantize
 from edge_gemma.quantize.convert import open_source
+from edge_gemma.quantize.output import provenance
+from edge_gemma.quantize.output.writer import TensorInfo
 from edge_gemma.quantize.verification import FLOAT16_AT, count_not_finite, verify
-from edge_gemma.quantize.writer import TensorInfo
 from tests.kernels.harness import random_rows, scale_offsets
 from tests.quantize import tiny_checkpoint as tiny
 
@@ -57,9 +58,9 @@ def test_the_certificate_is_true(made: Made) -> None:
     source, path = made
     with GgufFile.open(path) as file:
         keys = file.metadata
-        assert keys.string(certificate.NAMES) == hashlib.sha256("\n".join(file.tensors).encode()).hexdigest()
+        assert keys.string(provenance.NAMES) == hashlib.sha256("\n".join(file.tensors).encode()).hexdigest()
         hashes = [hashlib.sha256(file.data(t).tobytes()).digest() for t in file.tensors.values()]
-        assert keys.int_array(certificate.HASHES).tobytes() == b"".join(hashes)
+        assert keys.int_array(provenance.HASHES).tobytes() == b"".join(hashes)
         stored, expected = hashlib.sha256(), []
         for tensor in open_source(source).tensors:
             raw = np.ascontiguousarray(tensor.raw(0, tensor.rows))
@@ -70,15 +71,15 @@ def test_the_certificate_is_true(made: Made) -> None:
             values = gguf.quants.dequantize(file.data(ours), gguf.GGMLQuantizationType[ours.format.name])
             error = values.reshape(exact.shape) - exact
             expected.append(np.sqrt((error**2).mean() / (exact**2).mean()))
-        assert keys.string(certificate.SOURCE) == stored.hexdigest()
-        np.testing.assert_allclose(keys.float_array(certificate.ERRORS), expected, rtol=1e-5, atol=1e-7)
+        assert keys.string(provenance.SOURCE) == stored.hexdigest()
+        np.testing.assert_allclose(keys.float_array(provenance.ERRORS), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_errors_are_those_of_the_type(made: Made) -> None:
     _, path = made
     bounds = {"F32": (0, 0), "F16": (1e-6, 1e-3), "BF16": (0, 3e-3), "Q8_0": (1e-3, 1e-2), "Q4_0": (0.05, 0.15)}
     with GgufFile.open(path) as file:
-        errors = dict(zip(file.tensors, file.metadata.float_array(certificate.ERRORS), strict=True))
+        errors = dict(zip(file.tensors, file.metadata.float_array(provenance.ERRORS), strict=True))
         kinds = {name: t.format.name for name, t in file.tensors.items()}
     for name, error in errors.items():
         low, high = bounds[kinds[name]]
@@ -88,9 +89,9 @@ def test_errors_are_those_of_the_type(made: Made) -> None:
 def test_the_gguf_package_reads_it(made: Made) -> None:
     fields = gguf.GGUFReader(made[1]).fields
     kind = gguf.GGUFValueType
-    assert fields[certificate.HASHES].types == [kind.ARRAY, kind.UINT32]
-    assert fields[certificate.ERRORS].types == [kind.ARRAY, kind.FLOAT32]
-    assert fields[certificate.SOURCE].types == [kind.STRING]
+    assert fields[provenance.HASHES].types == [kind.ARRAY, kind.UINT32]
+    assert fields[provenance.ERRORS].types == [kind.ARRAY, kind.FLOAT32]
+    assert fields[provenance.SOURCE].types == [kind.STRING]
 
 
 def test_two_runs_and_any_threads_write_the_same(tmp_path: Path, q4: Path) -> None:
@@ -107,8 +108,8 @@ def test_a_file_made_of_a_certified_one_has_its_own_certificate(tmp_path: Path, 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (100, 640), (262144, 640), (9216, 2304)])
 def test_the_sample_is_large_enough_and_bounded(rows: int, columns: int) -> None:
-    taken = len(range(0, rows, certificate.sampled(rows, columns))) * columns
-    assert min(rows * columns, certificate.SAMPLE_VALUES) <= taken <= 2 * certificate.SAMPLE_VALUES + columns
+    taken = len(range(0, rows, provenance.sampled(rows, columns))) * columns
+    assert min(rows * columns, provenance.SAMPLE_VALUES) <= taken <= 2 * provenance.SAMPLE_VALUES + columns
 
 
 @pytest.mark.parametrize("cuts", [[0, 4096], [0, 1, 777, 4000, 4096], list(range(0, 4097, 64))])
@@ -116,17 +117,17 @@ def test_errors_do_not_depend_on_how_a_tensor_is_cut(cuts: list[int]) -> None:
     values = np.random.default_rng(1).standard_normal((4096, 256)).astype(np.float32)
     info = TensorInfo("x", values.shape, FORMATS["F16"], values.size * 2)
     data = values.astype(np.float16).view(np.uint8)
-    total = certificate.ErrorSum()
+    total = provenance.ErrorSum()
     for start, stop in pairwise(cuts):
-        total.add(certificate.measure(values[start:stop], data[start:stop], info, start))
+        total.add(provenance.measure(values[start:stop], data[start:stop], info, start))
     sample = values[::4].astype(np.float64)
     error = values[::4].astype(np.float16).astype(np.float64) - sample
     assert total.relative == pytest.approx(np.sqrt((error**2).sum() / (sample**2).sum()), rel=1e-12)
 
 
 def test_zeros_kept_as_zeros_have_no_error() -> None:
-    assert certificate.ErrorSum().relative == 0
-    assert certificate.ErrorSum(1.0, 0.0).relative == np.inf
+    assert provenance.ErrorSum().relative == 0
+    assert provenance.ErrorSum(1.0, 0.0).relative == np.inf
 
 
 # ---- --certify -------------------------------------------------------------------------------------------------------
@@ -141,8 +142,8 @@ def certify(tmp_path: Path, *more: str) -> int:
 
 def certified(path: Path) -> dict[str, Any]:
     with GgufFile.open(path, strict=True) as file:
-        found = {key: value for key, value in file.metadata.items() if key.startswith(certificate.CERTIFIED)}
-    return {key.removeprefix(certificate.CERTIFIED): value for key, value in found.items()}
+        found = {key: value for key, value in file.metadata.items() if key.startswith(provenance.CERTIFIED)}
+    return {key.removeprefix(provenance.CERTIFIED): value for key, value in found.items()}
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
@@ -180,7 +181,7 @@ def test_certify_reads_a_gguf_source_where_it_lies(tmp_path: Path) -> None:
 def test_a_failed_certification_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write_checkpoint(tmp_path / "hf", "gemma2")
 
-    def fail(written: Path, source: Path) -> certificate.Quality:
+    def fail(written: Path, source: Path) -> provenance.Quality:
         assert {written.name, source.name} <= {p.name for p in tmp_path.iterdir()}
         raise KeyboardInterrupt
 
@@ -191,7 +192,7 @@ def test_a_failed_certification_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
 def test_what_a_killed_certification_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path / "hf", "gemma2")
-    certificate.source_copy(tmp_path / "out.gguf").write_bytes(b"left")
+    provenance.source_copy(tmp_path / "out.gguf").write_bytes(b"left")
     quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out.gguf"]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from edge_gemma import cli
-from edge_gemma.quantize import certificate, quantize
+from edge_gemma.quantize import quantize
 from edge_gemma.quantize.convert import open_source
+from edge_gemma.quantize.output import provenance
 from edge_gemma.quantize.verification import verify
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.test_certificate import certified, certify
@@ -27,7 +28,7 @@ def test_certify_compares_with_the_merged_model(tmp_path: Path, adapter: Path) -
     assert (found["kl_mean"], found["top_1"], found["perplexity_ratio"]) == (0.0, 1.0, 1.0)
     assert certify(tmp_path, "--type", "Q8_0", "--lora", str(adapter)) == 0
     assert 0 < certified(tmp_path / "out.gguf")["kl_mean"] < 1
-    assert certified(tmp_path / "out.gguf").keys() == certificate.UNKNOWN.__dict__.keys()
+    assert certified(tmp_path / "out.gguf").keys() == provenance.UNKNOWN.__dict__.keys()
 
 
 def test_verify_against_a_source_and_its_adapter(

@@ -17,10 +17,10 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import cli, presets, quantize
-from edge_gemma.quantize.certificate import Certificate
 from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
-from edge_gemma.quantize.metadata import f32, string
+from edge_gemma.quantize.output.provenance import Certificate
+from edge_gemma.quantize.output.values import f32, string
 from edge_gemma.quantize.plan import make_plan
 from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
 from tests.quantize import tiny_checkpoint as tiny

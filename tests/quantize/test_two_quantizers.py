@@ -13,9 +13,9 @@ import pytest
 from edge_gemma.errors import OutputError
 from edge_gemma.gguf import GgufFile
 from edge_gemma.quantize import quantize
-from edge_gemma.quantize.atomic_file import AtomicFile
-from edge_gemma.quantize.certificate import UNKNOWN, Quality, source_copy
 from edge_gemma.quantize.imatrix import ImportanceMatrix
+from edge_gemma.quantize.output.atomic_file import AtomicFile
+from edge_gemma.quantize.output.provenance import UNKNOWN, Quality, source_copy
 from tests.quantize import tiny_checkpoint as tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import numpy as np
 from edge_gemma.formats import BlockFormat
 from edge_gemma.gguf_parse import ARRAY, SCALARS, STRING
 
-from .metadata import Metadata, Value
+from .values import Metadata, Value
 
 ALIGNMENT = 32
 VERSION = 3

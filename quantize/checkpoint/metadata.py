@@ -1,79 +1,28 @@
 """The key-value section of the GGUF file, as llama.cpp's converter writes it for Gemma, plus `edge_gemma.*`.
 
-Knows keys, not bytes (`writer.py`). llama.cpp guesses the attention scale and the pattern of local layers from the
-number of layers; `edge_gemma.*` states them.
+Knows keys, not bytes (`output/writer.py`). llama.cpp guesses the attention scale and the pattern of local layers from
+the number of layers; `edge_gemma.*` states them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import __version__
-from edge_gemma.errors import CheckpointError
 
-from .checkpoint.hf_config import Hyperparameters
-from .checkpoint.special_tokens import SpecialTokens
-from .checkpoint.vocabulary import CONTROL, Vocabulary
+from ..output.values import Metadata, Value, boolean, bools, f32, string, strings, u32
+from .hf_config import Hyperparameters
+from .special_tokens import SpecialTokens
+from .vocabulary import CONTROL, Vocabulary
 
 QUANTIZATION_VERSION = 2
 LLAMA_CPP_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 KNOWN_ENDS = ("<eos>", "<end_of_turn>", "<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<EOT>", "_<EOT>")
 """Where llama.cpp has long ended answers without being told (src/llama-vocab.cpp)."""
 CODEGEMMA_IDS = {"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107}
-
-
-@dataclass(frozen=True)
-class Value:
-    """A typed value; `kind` as GGUF names it ("UINT32", "ARRAY[STRING]", ...), arrays of numbers as NumPy arrays."""
-
-    kind: str
-    value: Any
-
-
-Metadata = dict[str, Value]
-
-
-def u32(value: int) -> Value:
-    """An unsigned 32-bit integer."""
-    return Value("UINT32", value)
-
-
-def i32(value: int) -> Value:
-    """A signed 32-bit integer."""
-    return Value("INT32", value)
-
-
-def f32(value: float) -> Value:
-    """A number, stored as float32."""
-    return Value("FLOAT32", value)
-
-
-def boolean(value: bool) -> Value:
-    """True or false."""
-    return Value("BOOL", value)
-
-
-def string(value: str) -> Value:
-    """A text, stored as UTF-8. Raises CheckpointError for a lone surrogate, which JSON can spell."""
-    try:
-        return Value("STRING", value.encode())
-    except UnicodeEncodeError:
-        raise CheckpointError(f"{value[:80]!r} has no UTF-8 form") from None
-
-
-def bools(values: Iterable[bool]) -> Value:
-    """An array of booleans."""
-    return Value("ARRAY[BOOL]", np.fromiter(values, np.bool_))
-
-
-def strings(values: Sequence[bytes]) -> Value:
-    """An array of texts in UTF-8."""
-    return Value("ARRAY[STRING]", values)
 
 
 def model_metadata(model: Hyperparameters) -> Metadata:

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from edge_gemma import __version__
 
-from . import blocks
+from .. import blocks
 from .atomic_file import temporary
-from .metadata import Metadata, Value, f32, string, u32
+from .values import Metadata, Value, f32, string, u32
 from .writer import TensorInfo
 
 VERSION = "edge_gemma.version"
