@@ -24,7 +24,7 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import Engine
 from edge_gemma.engine import Progress as KernelProgress
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.info import describe
 from edge_gemma.kernels import isa
 from edge_gemma.plan import KvType, default_chunk, require_budget

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from edge_gemma.gguf import GgufFile
-from edge_gemma.metadata import Metadata
+from edge_gemma.gguf.file import GgufFile
+from edge_gemma.gguf.metadata import Metadata
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_gemma.cache import KVCache
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import Kernel

@@ -23,7 +23,7 @@ from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import ChunkProgress, Engine
 from edge_gemma.errors import Cancelled
 from edge_gemma.generate import FinishReason, Generation, Timings, Usage
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.plan import MemoryPlan, default_chunk, require_budget
 from edge_gemma.sampler import Sampler, SamplingParams
 from edge_gemma.stops import StopStrings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from edge_gemma.cache import LayerCache
 from edge_gemma.config import GemmaConfig
-from edge_gemma.gguf import Tensor
+from edge_gemma.gguf.file import Tensor
 from edge_gemma.program import Program, Rows
 from edge_gemma.weights import LayerWeights, Weights
 

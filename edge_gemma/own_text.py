@@ -17,7 +17,7 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import require_head_step
 from edge_gemma.errors import EdgeGemmaError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import FEW_ROWS
 from edge_gemma.kernels.threads.team import KERNELS, Team

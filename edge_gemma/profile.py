@@ -25,7 +25,7 @@ from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.detokenizer import Detokenizer
 from edge_gemma.engine import Progress as KernelProgress
 from edge_gemma.generate import Generation
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.info import describe
 from edge_gemma.kernels import isa
 from edge_gemma.plan import KvType, default_chunk, require_budget

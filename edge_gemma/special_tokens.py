@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.metadata import Metadata, StringArray, shown
+from edge_gemma.gguf.metadata import Metadata, StringArray, shown
 from edge_gemma.spm_model import TokenType
 
 ROLES_OF_ENDS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")  # beside eos

@@ -22,7 +22,7 @@ import sentencepiece
 
 from edge_gemma import arguments
 from edge_gemma.errors import ModelFormatError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.spm_model import TokenType, bpe_model
 from edge_gemma.vocabulary import SPACE, TOKENS, Vocabulary, read_vocabulary
 

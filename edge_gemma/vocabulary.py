@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import ModelFormatError
-from edge_gemma.gguf import GgufFile, Metadata, StringArray
+from edge_gemma.gguf.file import GgufFile, Metadata, StringArray
 from edge_gemma.special_tokens import read_special_tokens
 from edge_gemma.spm_model import TokenType
 

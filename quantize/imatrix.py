@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.formats import FORMATS
-from edge_gemma.gguf import GgufFile, StringArray
+from edge_gemma.gguf.file import GgufFile, StringArray
 
 from .checkpoint.stand_ins import BEGIN, stand_in
 from .output.atomic_file import AtomicFile, check_destination

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.formats import FORMATS
-from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.weights import Weights
 
 from . import blocks

@@ -10,7 +10,7 @@ import pytest
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ModelFormatError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from tests.gguf_builder import BOOL, F64, I32, STRING, U32, U64, Builder, array, f32, tiny_gemma, typed, u32
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from edge_gemma.errors import ModelChangedError, ModelFormatError
 from edge_gemma.formats import FORMATS
-from edge_gemma.gguf import GgufFile, StringArray
+from edge_gemma.gguf.file import GgufFile, StringArray
 from tests.gguf_builder import (
     BOOL,
     F32,

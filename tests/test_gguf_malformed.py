@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_gemma.errors import MemoryBudgetError, ModelFormatError
-from edge_gemma.gguf import GgufFile, Metadata
+from edge_gemma.gguf.file import GgufFile, Metadata
 from tests.gguf_builder import (
     ARRAY,
     BOOL,

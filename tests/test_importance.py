@@ -9,7 +9,7 @@ import pytest
 
 from edge_gemma import cli
 from edge_gemma.errors import ModelFormatError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.importance import Observer, Sums
 from edge_gemma.own_text import LENGTH, own_texts
 from edge_gemma.quantize import imatrix

@@ -15,7 +15,7 @@ from edge_gemma import Gemma
 from edge_gemma.cache import layer_capacity
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError, ModelFormatError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.info import describe, render
 from edge_gemma.plan import memory_plan, require_budget
 from edge_gemma.weights import Weights

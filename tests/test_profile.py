@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edge_gemma import Gemma
 from edge_gemma.cli import parser
 from edge_gemma.config import GemmaConfig
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.kernels import operations as ops
 from edge_gemma.model import EVERYTHING
 from edge_gemma.profile import Outside, Profile, StepProfile, as_dict, profile

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_gemma import ModelFormatError, tokenizer
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.spm_model import MAX_PIECE_BYTES, bpe_model
 from edge_gemma.tokenizer import Tokenizer
 from tests.gguf_builder import (

@@ -10,7 +10,7 @@ import pytest
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ModelFormatError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.weights import LayerWeights, Weights
 from tests.gguf_builder import TYPE_F16, TYPE_F32, TYPE_Q8_0, Builder, TensorRecord, tiny_gemma, u32
 

@@ -6,7 +6,7 @@ import argparse
 import codecs
 import sys
 
-from edge_gemma.file_kind import POINTER, expanded, is_lfs_pointer
+from edge_gemma.gguf.file_kind import POINTER, expanded, is_lfs_pointer
 
 TEXT_LIMIT = 2**26
 """Bytes; the tokenizer takes no more."""

@@ -69,7 +69,7 @@ def _matrices(model: str | None) -> list[Any]:
         return [Matrix(name, FORMATS[name].row_bytes(columns), 1) for name, columns in USUAL]
     from edge_gemma.config import GemmaConfig
     from edge_gemma.engine import product_matrices
-    from edge_gemma.gguf import GgufFile
+    from edge_gemma.gguf.file import GgufFile
     from edge_gemma.weights import Weights
 
     with GgufFile.open(model) as file:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
-from edge_gemma.gguf import GgufFile, Tensor
+from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.vocabulary import read_vocabulary
 from edge_gemma.weights import Weights
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_gemma.formats import BlockFormat
-from edge_gemma.gguf_parse import ARRAY, SCALARS, STRING
+from edge_gemma.gguf.parse import ARRAY, SCALARS, STRING
 
 from .values import Metadata, Value
 

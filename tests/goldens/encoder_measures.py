@@ -29,7 +29,7 @@ def texts(source: Path) -> dict[str, Ids]:
     """Windows of each text, (windows, WINDOW), with the model's own tokenizer."""
     import pydoc_data.topics
 
-    from edge_gemma.gguf import GgufFile
+    from edge_gemma.gguf.file import GgufFile
     from edge_gemma.tokenizer import Tokenizer
 
     with np.load(DATA / "text_ids.npz") as file:
@@ -104,7 +104,7 @@ def weight_errors(path: Path, source: Path, importance: dict[str, Floats]) -> di
 
     The weights have mean 1 in each matrix. A matrix without importance has none but ones.
     """
-    from edge_gemma.gguf import GgufFile
+    from edge_gemma.gguf.file import GgufFile
     from edge_gemma.quantize import blocks
 
     sums = np.zeros((2, 2))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize.presets import ERRORS
 
 ROWS = 4096  # at a time

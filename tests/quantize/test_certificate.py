@@ -12,7 +12,7 @@ import pytest
 
 from edge_gemma import Gemma, cli
 from edge_gemma.formats import FORMATS
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quality import compare, text_windows
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.convert import open_source

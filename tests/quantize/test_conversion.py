@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, values

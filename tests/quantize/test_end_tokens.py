@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
 from edge_gemma.tokenizer import Tokenizer
 from tests.quantize import tiny_checkpoint as tiny

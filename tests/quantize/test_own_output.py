@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_gemma import cli
 from edge_gemma.errors import CheckpointError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint import own_output
 from edge_gemma.quantize.checkpoint.safetensors import read_safetensors

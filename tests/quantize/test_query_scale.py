@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_gemma import Gemma
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
 from tests.quantize import tiny_checkpoint as tiny
 

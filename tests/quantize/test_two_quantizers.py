@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from edge_gemma.errors import OutputError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.imatrix import ImportanceMatrix
 from edge_gemma.quantize.output.atomic_file import AtomicFile

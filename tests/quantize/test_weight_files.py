@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.gguf import GgufFile
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint.folder import SAFETENSORS
 from tests.quantize import tiny_checkpoint as tiny

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from edge_gemma import arguments
 from edge_gemma.errors import ModelChangedError, ModelFormatError
-from edge_gemma.file_kind import expanded, folder_message, missing_message
-from edge_gemma.gguf_parse import Cursor, parse_header, parse_metadata
+from edge_gemma.gguf.file_kind import expanded, folder_message, missing_message
+from edge_gemma.gguf.metadata import Metadata, StringArray
+from edge_gemma.gguf.parse import Cursor, parse_header, parse_metadata
+from edge_gemma.gguf.tensors import Tensor, data_alignment, parse_tensors
 from edge_gemma.memory import memory_for, require_memory
-from edge_gemma.metadata import Metadata, StringArray
-from edge_gemma.tensor_table import Tensor, data_alignment, parse_tensors
 
 __all__ = ["GgufFile", "Metadata", "StringArray", "Tensor"]
 

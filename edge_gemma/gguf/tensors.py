@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 from edge_gemma.formats import BY_TYPE_ID, BlockFormat
-from edge_gemma.gguf_parse import Cursor, check_count
-from edge_gemma.metadata import Metadata
+from edge_gemma.gguf.metadata import Metadata
+from edge_gemma.gguf.parse import Cursor, check_count
 
 DEFAULT_ALIGNMENT = 32
 MAX_TENSORS = 16384

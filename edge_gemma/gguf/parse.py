@@ -13,8 +13,8 @@ import struct
 import numpy as np
 
 from edge_gemma.errors import ModelFormatError
-from edge_gemma.file_kind import not_gguf
-from edge_gemma.metadata import MAX_STRING_BYTES, Entry, Metadata, StringArray, Value, shown
+from edge_gemma.gguf.file_kind import not_gguf
+from edge_gemma.gguf.metadata import MAX_STRING_BYTES, Entry, Metadata, StringArray, Value, shown
 
 HEADER_BYTES = 24
 MAX_KEYS = 4096
