@@ -26,8 +26,8 @@ from edge_gemma.generate import FinishReason, Generation, Timings, Usage
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.plan import MemoryPlan, default_chunk, require_budget
 from edge_gemma.sampler import Sampler, SamplingParams
-from edge_gemma.stops import StopStrings
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.stop_strings import StopStrings
+from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.turns import Turn, Turns
 from edge_gemma.weights import Weights
 

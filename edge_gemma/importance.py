@@ -21,7 +21,7 @@ from edge_gemma.model import record
 from edge_gemma.plan import default_chunk, require_budget, scratch_bytes
 from edge_gemma.program import Program
 from edge_gemma.step import Step
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 Sums = dict[str, NDArray[np.float64]]

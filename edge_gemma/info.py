@@ -19,7 +19,7 @@ from edge_gemma.gguf.metadata import shown
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import by_class
 from edge_gemma.plan import KvType, default_chunk, memory_plan
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 DEFAULT_CONTEXT = 4096

@@ -27,7 +27,7 @@ from edge_gemma.plan import require_budget, scratch_bytes
 from edge_gemma.program import Program, words_of
 from edge_gemma.sampler import Sampler, SamplingParams
 from edge_gemma.step import Step
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 WRITERS = FEW_ROWS

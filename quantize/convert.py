@@ -17,7 +17,7 @@ from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import usable_processors
 from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.weights import Weights
 
 from . import blocks

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_gemma.detokenizer import Detokenizer
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.detokenizer import Detokenizer
+from edge_gemma.text.tokenizer import Tokenizer
 from tests.gguf_builder import BOOL, typed
 from tests.test_tokenizer import small_gguf
 

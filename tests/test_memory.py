@@ -15,7 +15,7 @@ import pytest
 
 from edge_gemma import Gemma, MemoryBudgetError, cache, cli, engine, program
 from edge_gemma.errors import OutputError
-from edge_gemma.gguf import file
+from edge_gemma.gguf import file as gguf_file
 from edge_gemma.memory import CHECKED, memory_for, require_memory
 from tests.conftest import TinyGguf
 
@@ -60,20 +60,20 @@ def test_no_memory_for_buffers(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_no_room_for_the_mapping(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(mmap=refused(REFUSALS[0]), ACCESS_READ=mmap.ACCESS_READ)
-    monkeypatch.setattr(file, "mmap", fake)
+    monkeypatch.setattr(gguf_file, "mmap", fake)
     with pytest.raises(MemoryBudgetError, match=rf"mapping .*\.gguf, {path.stat().st_size} bytes; .*ulimit -v"):
         Gemma(path)
 
 
 def test_other_errors_of_the_mapping_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(mmap=refused(OSError(errno.ENODEV, "No such device")), ACCESS_READ=mmap.ACCESS_READ)
-    monkeypatch.setattr(file, "mmap", fake)
+    monkeypatch.setattr(gguf_file, "mmap", fake)
     with pytest.raises(OSError, match="No such device"):
         Gemma(path)
 
 
 def test_no_memory_for_a_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "_read_aligned", refused(MemoryError()))
+    monkeypatch.setattr(gguf_file, "_read_aligned", refused(MemoryError()))
     with pytest.raises(MemoryBudgetError, match=rf'a copy of .*, {path.stat().st_size} bytes; load="map" takes none'):
         Gemma(path, load="copy")
 
@@ -82,9 +82,9 @@ def test_a_copy_larger_than_what_is_free_is_not_begun(tmp_path: Path, monkeypatc
     with (tmp_path / "large.gguf").open("wb") as file:
         file.truncate(CHECKED)
     monkeypatch.setattr("edge_gemma.memory.available_memory", lambda: CHECKED - 1)
-    monkeypatch.setattr(file, "_read_aligned", refused(AssertionError()))
+    monkeypatch.setattr(gguf_file, "_read_aligned", refused(AssertionError()))
     with pytest.raises(MemoryBudgetError, match=rf"{CHECKED} bytes are needed, {CHECKED - 1} are available"):
-        gguf.GgufFile.open(tmp_path / "large.gguf", load="copy")
+        gguf_file.GgufFile.open(tmp_path / "large.gguf", load="copy")
 
 
 @pytest.mark.parametrize("call", ["logits", "generate"])
@@ -132,7 +132,8 @@ def test_no_memory_is_no_wrong_input(error: BaseException, status: int) -> None:
 
 LIMITED = """
 import resource, sys
-from edge_gemma import cli, gguf
+from edge_gemma import cli
+from edge_gemma.gguf import file
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
 sys.exit(cli.main(["info", sys.argv[1]]))

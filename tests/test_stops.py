@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_gemma.stops import StopStrings
+from edge_gemma.text.stop_strings import StopStrings
 
 SHORT = st.text(alphabet="abc", min_size=1, max_size=5)
 

@@ -15,10 +15,11 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_gemma import ModelFormatError, tokenizer
+from edge_gemma import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.spm_model import MAX_PIECE_BYTES, bpe_model
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text import tokenizer
+from edge_gemma.text.sentencepiece_model import MAX_PIECE_BYTES, bpe_model
+from edge_gemma.text.tokenizer import Tokenizer
 from tests.gguf_builder import (
     BOOL,
     BYTE,

@@ -193,7 +193,7 @@ def _prompt(args: argparse.Namespace) -> str:
 def _sampling(args: argparse.Namespace) -> SamplingParams:
     """The sampling arguments, checked; a seed is drawn here so that it can be told."""
     from edge_gemma.sampler import SamplingParams
-    from edge_gemma.stops import StopStrings
+    from edge_gemma.text.stop_strings import StopStrings
 
     StopStrings(args.stop)
     return SamplingParams(

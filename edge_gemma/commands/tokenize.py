@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give a TEXT or -f FILE, one of them")
     text = options.read_text(args.file) if args.text is None else args.text
     from edge_gemma.gguf.file import GgufFile
-    from edge_gemma.tokenizer import Tokenizer
+    from edge_gemma.text.tokenizer import Tokenizer
 
     with GgufFile.open(args.model) as file:
         tokenizer = Tokenizer.from_gguf(file)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf.file import GgufFile, Tensor
-from edge_gemma.vocabulary import read_vocabulary
+from edge_gemma.text.vocabulary import read_vocabulary
 from edge_gemma.weights import Weights
 
 from ..output.values import Metadata, Value, u32

@@ -30,7 +30,7 @@ def texts(source: Path) -> dict[str, Ids]:
     import pydoc_data.topics
 
     from edge_gemma.gguf.file import GgufFile
-    from edge_gemma.tokenizer import Tokenizer
+    from edge_gemma.text.tokenizer import Tokenizer
 
     with np.load(DATA / "text_ids.npz") as file:
         dictionary = file["ids"]

@@ -8,7 +8,7 @@ import pytest
 
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.tokenizer import Tokenizer
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import metadata
 

@@ -15,7 +15,7 @@ from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint import gguf_source
 from edge_gemma.quantize.convert import open_source, plan
 from edge_gemma.quantize.verification import verify
-from edge_gemma.tokenizer import Tokenizer
+from edge_gemma.text.tokenizer import Tokenizer
 from tests.gguf_builder import ARRAY, BOOL, STRING, U32, TensorRecord, array, runnable_gemma, string, typed, u32
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, metadata, values

@@ -23,8 +23,8 @@ import sentencepiece
 from edge_gemma import arguments
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.spm_model import TokenType, bpe_model
-from edge_gemma.vocabulary import SPACE, TOKENS, Vocabulary, read_vocabulary
+from edge_gemma.text.sentencepiece_model import TokenType, bpe_model
+from edge_gemma.text.vocabulary import SPACE, TOKENS, Vocabulary, read_vocabulary
 
 MAX_TEXT_BYTES = 2**26  # sentencepiece takes up to 0.7 s and 50 MB for each 2**20
 

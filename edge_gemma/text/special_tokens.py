@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.gguf.metadata import Metadata, StringArray, shown
-from edge_gemma.spm_model import TokenType
+from edge_gemma.text.sentencepiece_model import TokenType
 
 ROLES_OF_ENDS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")  # beside eos
 END_LIST = "tokenizer.ggml.eos_token_ids"  # Ollama's

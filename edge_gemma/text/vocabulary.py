@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile, Metadata, StringArray
-from edge_gemma.special_tokens import read_special_tokens
-from edge_gemma.spm_model import TokenType
+from edge_gemma.text.sentencepiece_model import TokenType
+from edge_gemma.text.special_tokens import read_special_tokens
 
 TOKENS = "tokenizer.ggml.tokens"
 SCORES = "tokenizer.ggml.scores"

@@ -1,0 +1,1 @@
+"""Text and token ids: vocabularies, tokenizing, detokenizing, stop strings. Know no model."""
