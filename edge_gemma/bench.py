@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from edge_gemma import __version__
-from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import Engine
 from edge_gemma.engine import Progress as KernelProgress
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.info import describe
 from edge_gemma.kernels import isa
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import Weights
 from edge_gemma.plan import KvType, default_chunk, require_budget
-from edge_gemma.weights import Weights
 
 SEED = 0
 LIMIT = 2**22

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.memory import memory_for
+from edge_gemma.models.config import GemmaConfig
 
 CAPACITY_STEP = 256
 ELEMENT_BYTES = {"f16": 2, "f32": 4}

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.cache import KVCache
-from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.kernels import operations as ops
@@ -19,11 +18,12 @@ from edge_gemma.kernels.threads.team import KERNELS, Team
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import Matrix, tune_once
 from edge_gemma.memory import memory_for, require_memory
-from edge_gemma.model import record, record_logits
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.gemma import record, record_logits
+from edge_gemma.models.weights import Weights
 from edge_gemma.plan import scratch_bytes
 from edge_gemma.program import Program, words_of
 from edge_gemma.step import Step
-from edge_gemma.weights import Weights
 
 HEAD_STEP = 32
 """The kernels rotate and cache heads in steps of so many dimensions."""

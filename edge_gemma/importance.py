@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.cache import KVCache
-from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import require_head_step
 from edge_gemma.errors import EdgeGemmaError, NumericalError
@@ -17,12 +16,13 @@ from edge_gemma.gguf.file import GgufFile
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.threads.team import KERNELS, Team
 from edge_gemma.kernels.tuning.choices import tuned_choices
-from edge_gemma.model import record
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.gemma import record
+from edge_gemma.models.weights import Weights
 from edge_gemma.plan import default_chunk, require_budget, scratch_bytes
 from edge_gemma.program import Program
 from edge_gemma.step import Step
 from edge_gemma.text.tokenizer import Tokenizer
-from edge_gemma.weights import Weights
 
 Sums = dict[str, NDArray[np.float64]]
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 
 from edge_gemma.cache import KVCache
-from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import require_head_step
 from edge_gemma.errors import EdgeGemmaError
@@ -22,13 +21,14 @@ from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import FEW_ROWS
 from edge_gemma.kernels.threads.team import KERNELS, Team
 from edge_gemma.kernels.tuning.choices import tuned_choices
-from edge_gemma.model import record, record_logits
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.gemma import record, record_logits
+from edge_gemma.models.weights import Weights
 from edge_gemma.plan import require_budget, scratch_bytes
 from edge_gemma.program import Program, words_of
 from edge_gemma.sampler import Sampler, SamplingParams
 from edge_gemma.step import Step
 from edge_gemma.text.tokenizer import Tokenizer
-from edge_gemma.weights import Weights
 
 WRITERS = FEW_ROWS
 """Texts at a time: with 2B in Q8_0 a step of so many rows takes 1.3 times as long as one of one row."""

@@ -20,13 +20,14 @@ import numpy as np
 
 from edge_gemma import __version__
 from edge_gemma.bench import cpu_info
-from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import Progress as KernelProgress
 from edge_gemma.generate import Generation
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.info import describe
 from edge_gemma.kernels import isa
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import Weights
 from edge_gemma.plan import KvType, default_chunk, require_budget
 from edge_gemma.profile_parts import Part, gather, part
 from edge_gemma.sampler import Logits, Sampler, SamplingParams
@@ -34,7 +35,6 @@ from edge_gemma.stamps import Run, StampedEngine
 from edge_gemma.text.detokenizer import Detokenizer
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
-from edge_gemma.weights import Weights
 
 SEED = 0
 LIMIT = 2**22

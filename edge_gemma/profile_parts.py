@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edge_gemma.kernels import operations as ops
-from edge_gemma.model import EVERYTHING
+from edge_gemma.models.gemma import EVERYTHING
 from edge_gemma.program import Recorded
 
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.cores import usable_processors
 from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import Weights
 from edge_gemma.text.tokenizer import Tokenizer
-from edge_gemma.weights import Weights
 
 from . import blocks
 from .checkpoint.gguf_source import open_gguf

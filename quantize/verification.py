@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
-from edge_gemma.weights import Weights
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import Weights
 
 from . import blocks
 from .checkpoint.source import Source, SourceTensor

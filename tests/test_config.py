@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models.config import GemmaConfig
 from tests.gguf_builder import BOOL, F64, I32, STRING, U32, U64, Builder, array, f32, tiny_gemma, typed, u32
 
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from edge_gemma import Gemma
 from edge_gemma.cli import parser
-from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.kernels import operations as ops
-from edge_gemma.model import EVERYTHING
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.gemma import EVERYTHING
+from edge_gemma.models.weights import Weights
 from edge_gemma.profile import Outside, Profile, StepProfile, as_dict, profile
 from edge_gemma.profile_parts import Part, gather, label_of, part
 from edge_gemma.program import Recorded
 from edge_gemma.stamps import StampedEngine
-from edge_gemma.weights import Weights
 from tests.conftest import TinyGguf
 
 PRODUCTS = {f"matmul {name}" for name in ("attn_qkv", "attn_output", "ffn_gate_up", "ffn_down", "output")}

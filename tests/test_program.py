@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.engine import Engine
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.kernels import operations as ops
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import Weights
 from edge_gemma.program import Program
-from edge_gemma.weights import Weights
 from tests.conftest import TinyGguf
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.weights import LayerWeights, Weights
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import LayerWeights, Weights
 from tests.gguf_builder import TYPE_F16, TYPE_F32, TYPE_Q8_0, Builder, TensorRecord, tiny_gemma, u32
 
 ONLY_IN = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf.file import GgufFile, Tensor
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import Weights
 from edge_gemma.text.vocabulary import read_vocabulary
-from edge_gemma.weights import Weights
 
 from ..output.values import Metadata, Value, u32
 from .metadata import explicit_metadata

@@ -8,9 +8,9 @@ import gguf
 import numpy as np
 import pytest
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import CheckpointError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models.config import GemmaConfig
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint import gguf_source
 from edge_gemma.quantize.convert import open_source, plan

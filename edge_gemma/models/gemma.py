@@ -8,10 +8,10 @@ V: vocabulary.
 from __future__ import annotations
 
 from edge_gemma.cache import LayerCache
-from edge_gemma.config import GemmaConfig
 from edge_gemma.gguf.file import Tensor
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.weights import LayerWeights, Weights
 from edge_gemma.program import Program, Rows
-from edge_gemma.weights import LayerWeights, Weights
 
 EVERYTHING = 2**40
 """The window of a global layer."""

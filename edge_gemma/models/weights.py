@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from edge_gemma.config import GemmaConfig
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.gguf.metadata import shown
+from edge_gemma.models.config import GemmaConfig
 
 MIN_ROWS = 16
 COLUMN_STEP = 32
