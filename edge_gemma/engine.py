@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.cache import KVCache
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.graph.cache import KVCache
+from edge_gemma.graph.program import Program, words_of
+from edge_gemma.graph.step import Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import Kernel
@@ -22,8 +24,6 @@ from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record, record_logits
 from edge_gemma.models.weights import Weights
 from edge_gemma.plan import scratch_bytes
-from edge_gemma.program import Program, words_of
-from edge_gemma.step import Step
 
 HEAD_STEP = 32
 """The kernels rotate and cache heads in steps of so many dimensions."""

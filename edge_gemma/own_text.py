@@ -12,11 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge_gemma.cache import KVCache
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine import require_head_step
 from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.graph.cache import KVCache
+from edge_gemma.graph.program import Program, words_of
+from edge_gemma.graph.step import Step
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import FEW_ROWS
 from edge_gemma.kernels.threads.team import KERNELS, Team
@@ -25,9 +27,7 @@ from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record, record_logits
 from edge_gemma.models.weights import Weights
 from edge_gemma.plan import require_budget, scratch_bytes
-from edge_gemma.program import Program, words_of
 from edge_gemma.sampler import Sampler, SamplingParams
-from edge_gemma.step import Step
 from edge_gemma.text.tokenizer import Tokenizer
 
 WRITERS = FEW_ROWS

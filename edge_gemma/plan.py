@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from edge_gemma.cache import LayerCache, plan_layers
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
+from edge_gemma.graph.cache import LayerCache, plan_layers
+from edge_gemma.graph.program import Program
 from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record, record_logits
 from edge_gemma.models.weights import Weights
-from edge_gemma.program import Program
 
 KvType: TypeAlias = Literal["f16", "f32"]
 

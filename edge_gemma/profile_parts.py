@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edge_gemma.graph.program import Recorded
 from edge_gemma.kernels import operations as ops
 from edge_gemma.models.gemma import EVERYTHING
-from edge_gemma.program import Recorded
 
 
 @dataclass(frozen=True)

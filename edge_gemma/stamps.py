@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.engine import Engine
+from edge_gemma.graph.program import Recorded
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import BARRIER, FIRST_ARGUMENT, MANY, ONE, ROW_WORDS, Kernel
-from edge_gemma.program import Recorded
 
 STAMP = Kernel("simd.clock", "stamp")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_gemma.cache import zeroed
+from edge_gemma.graph.cache import zeroed
 
 HEAD = 4 << 20
 HEADS = 24

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_gemma import Gemma
-from edge_gemma.cache import layer_capacity
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.graph.cache import layer_capacity
 from edge_gemma.info import describe, render
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights

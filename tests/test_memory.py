@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_gemma import Gemma, MemoryBudgetError, cache, cli, engine, program
+from edge_gemma import Gemma, MemoryBudgetError, cli, engine
 from edge_gemma.errors import OutputError
 from edge_gemma.gguf import file as gguf_file
+from edge_gemma.graph import cache, program
 from edge_gemma.memory import CHECKED, memory_for, require_memory
 from tests.conftest import TinyGguf
 

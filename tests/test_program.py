@@ -9,10 +9,10 @@ import pytest
 from edge_gemma.engine import Engine
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
+from edge_gemma.graph.program import Program
 from edge_gemma.kernels import operations as ops
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
-from edge_gemma.program import Program
 from tests.conftest import TinyGguf
 
 

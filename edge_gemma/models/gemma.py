@@ -7,11 +7,11 @@ V: vocabulary.
 
 from __future__ import annotations
 
-from edge_gemma.cache import LayerCache
 from edge_gemma.gguf.file import Tensor
+from edge_gemma.graph.cache import LayerCache
+from edge_gemma.graph.program import Program, Rows
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import LayerWeights, Weights
-from edge_gemma.program import Program, Rows
 
 EVERYTHING = 2**40
 """The window of a global layer."""

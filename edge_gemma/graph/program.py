@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.cache import LayerCache
 from edge_gemma.gguf.file import Tensor
+from edge_gemma.graph.cache import LayerCache
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
 from edge_gemma.kernels.operations import Kernel, Operation

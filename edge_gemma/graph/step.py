@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.graph.program import aligned_bytes
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
 from edge_gemma.models.config import GemmaConfig
-from edge_gemma.program import aligned_bytes
 
 
 class Step:
