@@ -21,14 +21,14 @@ import numpy as np
 
 from edge_gemma import __version__
 from edge_gemma.cores import available_memory, default_threads
-from edge_gemma.engine import Engine
-from edge_gemma.engine import Progress as KernelProgress
+from edge_gemma.engine.memory_plan import KvType, default_chunk, require_budget
+from edge_gemma.engine.runner import Engine
+from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.info import describe
 from edge_gemma.kernels import isa
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
-from edge_gemma.plan import KvType, default_chunk, require_budget
 
 SEED = 0
 LIMIT = 2**22

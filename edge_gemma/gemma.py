@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from edge_gemma import arguments
 from edge_gemma.cores import available_memory, default_threads
-from edge_gemma.engine import ChunkProgress, Engine
+from edge_gemma.engine.generate import FinishReason, Generation, Timings, Usage
+from edge_gemma.engine.memory_plan import MemoryPlan, default_chunk, require_budget
+from edge_gemma.engine.runner import ChunkProgress, Engine
+from edge_gemma.engine.sampler import Sampler, SamplingParams
+from edge_gemma.engine.turns import Turn, Turns
 from edge_gemma.errors import Cancelled
-from edge_gemma.generate import FinishReason, Generation, Timings, Usage
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
-from edge_gemma.plan import MemoryPlan, default_chunk, require_budget
-from edge_gemma.sampler import Sampler, SamplingParams
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
-from edge_gemma.turns import Turn, Turns
 
 DEFAULT_CONTEXT = 8192
 MAX_THREADS = 256

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.cores import available_memory, default_threads
-from edge_gemma.engine import require_head_step
+from edge_gemma.engine.memory_plan import default_chunk, require_budget, scratch_bytes
+from edge_gemma.engine.runner import require_head_step
 from edge_gemma.errors import EdgeGemmaError, NumericalError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import KVCache
@@ -21,7 +22,6 @@ from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record
 from edge_gemma.models.weights import Weights
-from edge_gemma.plan import default_chunk, require_budget, scratch_bytes
 from edge_gemma.text.tokenizer import Tokenizer
 
 Sums = dict[str, NDArray[np.float64]]

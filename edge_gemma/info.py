@@ -12,14 +12,14 @@ from dataclasses import asdict
 from typing import Any
 
 from edge_gemma.cores import default_threads
-from edge_gemma.engine import product_matrices, require_head_step
+from edge_gemma.engine.memory_plan import KvType, default_chunk, memory_plan
+from edge_gemma.engine.runner import product_matrices, require_head_step
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.gguf.metadata import shown
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import by_class
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
-from edge_gemma.plan import KvType, default_chunk, memory_plan
 from edge_gemma.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096

@@ -13,7 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from edge_gemma.cores import available_memory, default_threads
-from edge_gemma.engine import require_head_step
+from edge_gemma.engine.memory_plan import require_budget, scratch_bytes
+from edge_gemma.engine.runner import require_head_step
+from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import KVCache
@@ -26,8 +28,6 @@ from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record, record_logits
 from edge_gemma.models.weights import Weights
-from edge_gemma.plan import require_budget, scratch_bytes
-from edge_gemma.sampler import Sampler, SamplingParams
 from edge_gemma.text.tokenizer import Tokenizer
 
 WRITERS = FEW_ROWS

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.engine import Engine
+from edge_gemma.engine.runner import Engine
 from edge_gemma.graph.program import Recorded
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import BARRIER, FIRST_ARGUMENT, MANY, ONE, ROW_WORDS, Kernel

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edge_gemma import Gemma
+from edge_gemma.engine.memory_plan import memory_plan
 from edge_gemma.models.weights import Weights
-from edge_gemma.plan import memory_plan
 from tests.conftest import TinyGguf
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from edge_gemma.engine import Engine
+from edge_gemma.engine.runner import Engine
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.program import Program

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_gemma import NumericalError
-from edge_gemma.sampler import Candidates, Sampler, SamplingParams, draw, draw_from_all, penalize, top_k, top_p
+from edge_gemma.engine.sampler import Candidates, Sampler, SamplingParams, draw, draw_from_all, penalize, top_k, top_p
 
 NEUTRAL: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 

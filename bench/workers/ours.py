@@ -13,7 +13,7 @@ from serve import serve
 
 from edge_gemma import Gemma, __version__
 from edge_gemma.bench import open_engine
-from edge_gemma.engine import Engine
+from edge_gemma.engine.runner import Engine
 from edge_gemma.kernels.isa import current
 
 

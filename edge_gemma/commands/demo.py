@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantize if need be, generate, print the closing line."""
     path = _prepared()
+    from edge_gemma.engine.sampler import SamplingParams
     from edge_gemma.gemma import Gemma
-    from edge_gemma.sampler import SamplingParams
 
     with Gemma(path, threads=args.threads, progress=terminal.kernel_progress()) as model:
         terminal.write(args.prompt)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
+    from edge_gemma.engine.sampler import SamplingParams
     from edge_gemma.gemma import Completion, Gemma
-    from edge_gemma.sampler import SamplingParams
 
 EXIT_INTERRUPTED = 130
 NO_LIMIT, UNLIMITED = -1, 2**31
@@ -192,7 +192,7 @@ def _prompt(args: argparse.Namespace) -> str:
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:
     """The sampling arguments, checked; a seed is drawn here so that it can be told."""
-    from edge_gemma.sampler import SamplingParams
+    from edge_gemma.engine.sampler import SamplingParams
     from edge_gemma.text.stop_strings import StopStrings
 
     StopStrings(args.stop)

@@ -67,7 +67,7 @@ def _matrices(model: str | None) -> list[Any]:
 
     if model is None:
         return [Matrix(name, FORMATS[name].row_bytes(columns), 1) for name, columns in USUAL]
-    from edge_gemma.engine import product_matrices
+    from edge_gemma.engine.runner import product_matrices
     from edge_gemma.gguf.file import GgufFile
     from edge_gemma.models.config import GemmaConfig
     from edge_gemma.models.weights import Weights

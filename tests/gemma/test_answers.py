@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edge_gemma import ContextOverflowError, Gemma, MemoryBudgetError
+from edge_gemma.engine.turns import PATIENCE
 from edge_gemma.gemma import Completion
-from edge_gemma.turns import PATIENCE
 from tests.gemma.helpers import GREEDY, PROMPT, as_tuple, workers
 
 # ---- what an answer is -----------------------------------------------------------------------------------------------

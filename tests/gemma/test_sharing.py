@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_gemma import EdgeGemmaError, Gemma, turns
-from edge_gemma.engine import ChunkProgress, Engine
+from edge_gemma import EdgeGemmaError, Gemma
+from edge_gemma.engine import turns
+from edge_gemma.engine.runner import ChunkProgress, Engine
 from edge_gemma.gemma import Completion
 from tests.gemma.helpers import GREEDY, PROMPT, answer, as_tuple, python, workers
 

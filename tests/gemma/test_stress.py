@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_gemma import EdgeGemmaError, Gemma, turns
+from edge_gemma import EdgeGemmaError, Gemma
+from edge_gemma.engine import turns
 from edge_gemma.gemma import Completion, Stream
 from tests.gemma.helpers import GREEDY, PROMPT, answer, as_tuple, workers
 

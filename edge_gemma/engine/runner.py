@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.engine.memory_plan import scratch_bytes
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import KVCache
@@ -23,7 +24,6 @@ from edge_gemma.memory import memory_for, require_memory
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record, record_logits
 from edge_gemma.models.weights import Weights
-from edge_gemma.plan import scratch_bytes
 
 HEAD_STEP = 32
 """The kernels rotate and cache heads in steps of so many dimensions."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edge_gemma.engine import ChunkProgress, Engine
-from edge_gemma.sampler import Logits, Sampler
+from edge_gemma.engine.runner import ChunkProgress, Engine
+from edge_gemma.engine.sampler import Logits, Sampler
 from edge_gemma.text.detokenizer import Detokenizer
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer

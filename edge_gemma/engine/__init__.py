@@ -1,0 +1,1 @@
+"""A model that runs: program, cache, threads, sampling, answers."""
