@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_gemma.info import describe
+from edge_gemma.measure.info import describe
 
 SYNTHETIC = Path(__file__).resolve().parent / "synthetic.py"
 REPACKED = {"Q4_0", "Q4_K", "IQ4_NL", "Q2_K"}
@@ -89,7 +89,7 @@ class Facts:
 
     @classmethod
     def of_description(cls, info: dict[str, Any]) -> Facts:
-        """From the dictionary of `edge_gemma.info.describe`."""
+        """From the dictionary of `edge_gemma.measure.info.describe`."""
         config, tensors = info["hyper_parameters"], info["tensors"]
         matrices = [t for t in tensors if len(t["shape"]) == 2 and t["name"].startswith("blk.")]
         embedding = next(t for t in tensors if t["name"] == "token_embd.weight")

@@ -32,10 +32,10 @@ from bench.cases import Case, estimate, matrix, only, quick
 from bench.models import Facts
 from bench.processes import WorkerError
 from bench.rounds import Setup, Skipped
-from edge_gemma.bench import cpu_info
 from edge_gemma.cores import default_threads
 from edge_gemma.kernels import caches
 from edge_gemma.kernels.isa import target
+from edge_gemma.measure.speed import cpu_info
 
 
 def say(text: str) -> None:

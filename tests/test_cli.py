@@ -20,7 +20,7 @@ import pytest
 import edge_gemma
 from edge_gemma import Gemma
 from edge_gemma.cli import COMMANDS
-from edge_gemma.info import describe
+from edge_gemma.measure.info import describe
 from tests.conftest import TinyGguf
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ import pytest
 from edge_gemma import cli
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.importance import Observer, Sums
-from edge_gemma.own_text import LENGTH, own_texts
+from edge_gemma.measure.activation_stats import Observer, Sums
+from edge_gemma.measure.self_generated_text import LENGTH, own_texts
 from edge_gemma.quantize import imatrix
 from tests.conftest import TinyGguf
 from tests.goldens.real import DATA, WINDOW

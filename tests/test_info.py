@@ -16,7 +16,7 @@ from edge_gemma.engine.memory_plan import memory_plan, require_budget
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import layer_capacity
-from edge_gemma.info import describe, render
+from edge_gemma.measure.info import describe, render
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
 from tests.gguf_builder import (

@@ -133,7 +133,7 @@ def test_the_quantizer_knows_no_model_and_of_kernels_those_that_encode(path: Pat
     """And compiled code in one module only, that of blocks."""
     for module, _ in imports(path):
         assert module.split(".")[0] not in COMPILED_CODE or path.name == "blocks.py", module
-        assert not any(within(module, f"edge_gemma.{m}") for m in ("model", "engine", "gemma")), module
+        assert not any(within(module, f"edge_gemma.{m}") for m in ("models.gemma", "engine", "gemma")), module
         if within(module, "edge_gemma.kernels"):
             assert path.name == "blocks.py" and module.startswith("edge_gemma.kernels.encode"), module
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edge_gemma import Gemma, MemoryBudgetError, cli
-from edge_gemma.engine import runner as engine
+from edge_gemma.engine import runner
 from edge_gemma.errors import OutputError
 from edge_gemma.gguf import file as gguf_file
 from edge_gemma.graph import cache, program
@@ -95,7 +95,7 @@ def test_no_memory_for_logits(path: Path, monkeypatch: pytest.MonkeyPatch, call:
         rows = 3 if call == "logits" else 1
         expected = model.logits([2, 3, 4])
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "np", SimpleNamespace(**vars(np) | {"empty": refused(MemoryError())}))
+            patch.setattr(runner, "np", SimpleNamespace(**vars(np) | {"empty": refused(MemoryError())}))
             size = 4 * rows * model.config.vocab_size
             with pytest.raises(MemoryBudgetError, match=f"logits for {rows} positions, {size} bytes; "):
                 getattr(model, call)([2, 3, 4])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_gemma import Gemma, MemoryBudgetError, ModelFormatError
-from edge_gemma.own_text import LENGTH, VARIED, WRITERS, Writers, own_texts
+from edge_gemma.measure.self_generated_text import LENGTH, VARIED, WRITERS, Writers, own_texts
 from tests.conftest import TinyGguf
 
 SAMPLING = {key: value for key, value in asdict(VARIED).items() if key != "seed"}

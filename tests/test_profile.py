@@ -18,12 +18,12 @@ from edge_gemma.cli import parser
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.program import Recorded
 from edge_gemma.kernels import operations as ops
+from edge_gemma.measure.profile import Outside, Profile, StepProfile, as_dict, profile
+from edge_gemma.measure.profile_parts import Part, gather, label_of, part
+from edge_gemma.measure.timestamps import StampedEngine
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import EVERYTHING
 from edge_gemma.models.weights import Weights
-from edge_gemma.profile import Outside, Profile, StepProfile, as_dict, profile
-from edge_gemma.profile_parts import Part, gather, label_of, part
-from edge_gemma.stamps import StampedEngine
 from tests.conftest import TinyGguf
 
 PRODUCTS = {f"matmul {name}" for name in ("attn_qkv", "attn_output", "ffn_gate_up", "ffn_down", "output")}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_gemma import Gemma, cli
 from edge_gemma.commands import terminal
 from edge_gemma.errors import NumericalError
-from edge_gemma.quality import ROWS, compare, log_normalizer, perplexity, text_windows, windows
+from edge_gemma.measure.quality import ROWS, compare, log_normalizer, perplexity, text_windows, windows
 from tests.conftest import TinyGguf
 from tests.goldens.real import BOS, DATA, WINDOW, negative_log_likelihood
 from tests.goldens.real import windows as real_windows

@@ -12,9 +12,9 @@ from typing import Any
 from serve import serve
 
 from edge_gemma import Gemma, __version__
-from edge_gemma.bench import open_engine
 from edge_gemma.engine.runner import Engine
 from edge_gemma.kernels.isa import current
+from edge_gemma.measure.speed import open_engine
 
 
 class Ours:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
-    from edge_gemma.profile import Outside, Profile, StepProfile
-    from edge_gemma.profile_parts import Part
+    from edge_gemma.measure.profile import Outside, Profile, StepProfile
+    from edge_gemma.measure.profile_parts import Part
 
 DESCRIPTION = """\
 Measure the speed of prompts (pp) and of generation (tg), without tokenizing and sampling, as llama-bench does.
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     if args.profile:
         return _profile(args)
-    from edge_gemma.bench import bench, plan_tests
+    from edge_gemma.measure.speed import bench, plan_tests
 
     tests = plan_tests(args.n_prompt, args.n_gen, args.n_depth)
     status = terminal.Status()
@@ -108,7 +108,7 @@ def _integers(text: str) -> list[int]:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    from edge_gemma.profile import as_dict, profile
+    from edge_gemma.measure.profile import as_dict, profile
 
     status = terminal.Status()
     result = profile(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edge_gemma.commands import terminal
 
 if TYPE_CHECKING:
-    from edge_gemma.importance import Observer, Sums
+    from edge_gemma.measure.activation_stats import Observer, Sums
     from edge_gemma.quantize.convert import Calibrate
     from edge_gemma.quantize.imatrix import ImportanceMatrix
 
@@ -30,8 +30,8 @@ def of_text(
     model: str, text: str, name: str, context: int, limit: int | None = None, threads: int | None = None
 ) -> Statistics:
     """Of the first `limit` windows of `text`."""
-    from edge_gemma.importance import Observer
-    from edge_gemma.quality import windows
+    from edge_gemma.measure.activation_stats import Observer
+    from edge_gemma.measure.quality import windows
 
     with Observer(model, context, threads, terminal.kernel_progress()) as observer:
         tokenizer = observer.tokenizer
@@ -43,8 +43,8 @@ def of_own_text(
     model: str | Path, tokens: int | None = None, seed: int = 0, threads: int | None = None, *, quiet: bool = False
 ) -> Statistics:
     """Of so many tokens that the model writes."""
-    from edge_gemma.importance import Observer
-    from edge_gemma.own_text import LENGTH, TOKENS, described, own_texts
+    from edge_gemma.measure.activation_stats import Observer
+    from edge_gemma.measure.self_generated_text import LENGTH, TOKENS, described, own_texts
 
     kernel_progress = None if quiet else terminal.kernel_progress()
     progress = None if quiet else terminal.token_progress("writing a text")

@@ -18,7 +18,7 @@ def certifier(text_file: str, windows: int | None, *, quiet: bool) -> Certify:
 
     def certify(written: Path, source: Path) -> Quality:
         from edge_gemma.gemma import Gemma
-        from edge_gemma.quality import DEFAULT_CONTEXT, compare, text_windows
+        from edge_gemma.measure.quality import DEFAULT_CONTEXT, compare, text_windows
         from edge_gemma.quantize.output.provenance import Quality
 
         kernel_progress = None if quiet else terminal.kernel_progress()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
-    from edge_gemma.quality import Comparison
+    from edge_gemma.measure.quality import Comparison
 
 DESCRIPTION = """\
 Compare what MODEL and REFERENCE predict for each token of a text: the Kullback-Leibler divergence from REFERENCE, how
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, draw."""
     text = options.read_text(args.text)
-    from edge_gemma.quality_plot import check, save
+    from edge_gemma.measure.quality_plot import check, save
 
     if args.plot is not None:
         check(args.plot)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace, text: str) -> Comparison:
     from edge_gemma.gemma import Gemma
-    from edge_gemma.quality import compare, text_windows
+    from edge_gemma.measure.quality import compare, text_windows
 
     options_ = (args.context, args.threads, args.kv_type)
     progress = terminal.kernel_progress()

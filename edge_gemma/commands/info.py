@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
-    from edge_gemma.info import describe, render
+    from edge_gemma.measure.info import describe, render
 
     info = describe(args.model, args.context, threads=args.threads, kv_type=args.kv_type)
     terminal.write((json.dumps(info, indent=2, ensure_ascii=False) if args.json else render(info)) + "\n")

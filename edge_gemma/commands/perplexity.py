@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     text = options.read_text(args.text)
     from edge_gemma.gemma import Gemma
-    from edge_gemma.quality import perplexity, text_windows
+    from edge_gemma.measure.quality import perplexity, text_windows
 
     progress = terminal.kernel_progress()
     with Gemma(args.model, args.context, args.threads, args.kv_type, progress=progress) as model:

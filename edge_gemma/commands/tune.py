@@ -101,9 +101,9 @@ def _as_dict(result: Result, threads: int, kept: bool) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     from dataclasses import asdict
 
-    from edge_gemma.bench import cpu_info
     from edge_gemma.kernels import caches
     from edge_gemma.kernels.isa import current, target
+    from edge_gemma.measure.speed import cpu_info
 
     return {"cpu": cpu_info(), "llvm_cpu": target()[0], "isa": current().name, "caches": asdict(caches.sizes())}
 

@@ -1,4 +1,4 @@
-"""The time inside a program: a row that notes the processor's counter. Knows no unit; see `edge_gemma.profile`."""
+"""The time inside a program: a row that notes the processor's counter. Knows no unit; `measure/profile.py` does."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from bench.processes import Worker
 from bench.rounds import Setup, Skipped
 from bench.synthetic import SHAPES, Shape, plan, write
 from bench.targets import targets
-from edge_gemma.info import describe
+from edge_gemma.measure.info import describe
 
 GB = 10**9
 FACTS = Facts(

@@ -47,7 +47,7 @@ def _windows(ids: npt.ArrayLike, count: int) -> Ids:
 
 def calibrate(source: Path, out: Path) -> None:
     """An importance matrix of windows that are not measured."""
-    from edge_gemma.importance import Observer
+    from edge_gemma.measure.activation_stats import Observer
     from edge_gemma.quantize import imatrix
 
     cut = np.concatenate([windows[CALIBRATION[name]] for name, windows in texts(source).items()])

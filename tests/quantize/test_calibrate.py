@@ -10,7 +10,7 @@ import pytest
 from edge_gemma import Gemma, cli
 from edge_gemma.commands.calibrate import calibrator
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.quality import compare
+from edge_gemma.measure.quality import compare
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.imatrix import ImportanceMatrix
 from edge_gemma.quantize.output.provenance import source_copy

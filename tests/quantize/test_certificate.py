@@ -13,7 +13,7 @@ import pytest
 from edge_gemma import Gemma, cli
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.quality import compare, text_windows
+from edge_gemma.measure.quality import compare, text_windows
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.convert import open_source
 from edge_gemma.quantize.output import provenance

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edge_gemma.errors import EdgeGemmaError, OutputError
-from edge_gemma.quality import Comparison
+from edge_gemma.measure.quality import Comparison
 
 FORMATS = (".png", ".svg", ".pdf")
 SMALLEST = 1e-8

@@ -19,19 +19,19 @@ from typing import Any, Literal
 import numpy as np
 
 from edge_gemma import __version__
-from edge_gemma.bench import cpu_info
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine.generate import Generation
 from edge_gemma.engine.memory_plan import KvType, default_chunk, require_budget
 from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.engine.sampler import Logits, Sampler, SamplingParams
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.info import describe
 from edge_gemma.kernels import isa
+from edge_gemma.measure.info import describe
+from edge_gemma.measure.profile_parts import Part, gather, part
+from edge_gemma.measure.speed import cpu_info
+from edge_gemma.measure.timestamps import Run, StampedEngine
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
-from edge_gemma.profile_parts import Part, gather, part
-from edge_gemma.stamps import Run, StampedEngine
 from edge_gemma.text.detokenizer import Detokenizer
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer

@@ -25,8 +25,8 @@ from edge_gemma.engine.memory_plan import KvType, default_chunk, require_budget
 from edge_gemma.engine.runner import Engine
 from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.info import describe
 from edge_gemma.kernels import isa
+from edge_gemma.measure.info import describe
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
 
