@@ -48,7 +48,7 @@ setup(
     install_requires=RUNTIME,
     extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "dev": DEV},
     entry_points={
-        "console_scripts": ["edge-gemma=edge_gemma.cli:main"],
+        "console_scripts": ["edge-gemma=edge_gemma.commands.cli:main"],
         "pyinstaller40": ["hook-dirs=edge_gemma._pyinstaller:hook_dirs"],
     },
 )

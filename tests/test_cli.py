@@ -19,7 +19,7 @@ import pytest
 
 import edge_gemma
 from edge_gemma import Gemma
-from edge_gemma.cli import COMMANDS
+from edge_gemma.commands.cli import COMMANDS
 from edge_gemma.measure.info import describe
 from tests.conftest import TinyGguf
 
@@ -112,7 +112,7 @@ def test_usage_names_what_must_be_given() -> None:
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
-    code = "import sys; from edge_gemma.cli import parser; parser(); "
+    code = "import sys; from edge_gemma.commands.cli import parser; parser(); "
     code += "print({'numpy', 'numba', 'llvmlite'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(), check=True)
     assert done.stdout == b"set()\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_gemma import cli
+from edge_gemma.commands import cli
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.measure.activation_stats import Observer, Sums

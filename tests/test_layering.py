@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,19 +113,74 @@ def test_mapped_folders_import_from_themselves_by_relative_names(folder: str) ->
 
 @pytest.mark.parametrize("path", sources("edge_gemma"), ids=name)
 def test_the_runtime_knows_neither_quantizer_nor_compiler(path: Path) -> None:
-    """The quantizer only where the user asks for it: inside a function of the command line."""
+    """The quantizer only where the user asks for it: in its command, and inside functions of other commands."""
     for module, top in imports(path):
         assert module.split(".")[0] not in COMPILED_CODE, module
         if within(module, "edge_gemma.quantize"):
-            assert not top and _is_command_line(path), module
+            assert path.parent.name == "commands" and (not top or path.name == "quantize.py"), module
         if within(module, "edge_gemma.kernels"):
-            assert not module.startswith("edge_gemma.kernels.reference.operations"), (
-                "the runtime never runs the slow twins"
-            )
+            assert not within(module, "edge_gemma.kernels.reference"), "the runtime never runs the slow twins"
 
 
-def _is_command_line(path: Path) -> bool:
-    return path.name in ("cli.py", "demo.py", "__main__.py") or path.parent.name == "commands"
+# ---- arrows between folders, and inside them ---------------------------------------------------------------------
+
+MODULES = {module_name(path).removesuffix(".__init__"): path for f in ("edge_gemma", *MAPPED) for path in sources(f)}
+ENTRIES = {"edge_gemma", "edge_gemma.__main__", "edge_gemma.quantize.__main__"}
+"""Where a program begins: these know commands and the API, and nothing knows them."""
+
+Graph = dict[str, set[str]]
+
+
+def arrows() -> Graph:
+    """Module -> the modules of this project that it imports, wherever in the file."""
+    graph: Graph = {}
+    for module, path in MODULES.items():
+        asked = {name for name, _ in imports(path)}
+        graph[module] = {known for name in asked if (known := _known(name)) and known != module}
+    return {module: targets for module, targets in graph.items() if module not in ENTRIES}
+
+
+def _known(name: str) -> str | None:
+    """The module that an imported name is, or is in; a package that only holds others counts as none."""
+    known = name if name in MODULES else name.rpartition(".")[0]
+    return known if known in MODULES and known not in ENTRIES else None
+
+
+def between(graph: Graph, room: Callable[[str], str]) -> Graph:
+    """The same arrows, between the rooms that modules are in."""
+    rooms: Graph = {}
+    for module, targets in graph.items():
+        rooms.setdefault(room(module), set()).update({room(target) for target in targets} - {room(module)})
+    return rooms
+
+
+def circle(graph: Graph) -> list[str]:
+    """Nodes that cannot be put in an order in which every arrow points down."""
+    left = dict(graph)
+    while free := [node for node, targets in left.items() if not targets & left.keys()]:
+        for node in free:
+            del left[node]
+    return sorted(left)
+
+
+def folder(module: str) -> str:
+    """`edge_gemma.kernels.simd.dot` is in `edge_gemma.kernels.simd`; a module beside folders is a room of its own."""
+    parts = module.split(".")
+    return ".".join(parts[: 3 if parts[1] in MAPPED else 2])
+
+
+def test_no_module_knows_itself_by_way_of_others() -> None:
+    assert circle(arrows()) == []
+
+
+def test_folders_lie_above_each_other() -> None:
+    """Inside `kernels/` and `quantize/` too."""
+    assert circle(between(arrows(), folder)) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"a", "c"}, "c": set(), "d": {"a"}}) == ["a", "b", "d"]
 
 
 @pytest.mark.parametrize("path", sources("quantize"), ids=name)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_gemma import Gemma, MemoryBudgetError, cli
+from edge_gemma import Gemma, MemoryBudgetError
+from edge_gemma.commands import cli
 from edge_gemma.engine import runner
 from edge_gemma.errors import OutputError
 from edge_gemma.gguf import file as gguf_file

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 import edge_gemma
-from edge_gemma.cli import parser
+from edge_gemma.commands.cli import parser
 from edge_gemma.formats import FORMATS
 from edge_gemma.quantize.recipe import TYPES
 
@@ -81,7 +81,7 @@ def test_the_wheels_metadata(wheel: zipfile.ZipFile) -> None:
     assert README in text
     assert wheel.read(f"{folder}/entry_points.txt").decode().split("\n") == [
         "[console_scripts]",
-        "edge-gemma = edge_gemma.cli:main",
+        "edge-gemma = edge_gemma.commands.cli:main",
         "",
         "[pyinstaller40]",
         "hook-dirs = edge_gemma._pyinstaller:hook_dirs",

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_gemma import Gemma
-from edge_gemma.cli import parser
+from edge_gemma.commands.cli import parser
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.program import Recorded
 from edge_gemma.kernels import operations as ops

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_gemma import Gemma, cli
-from edge_gemma.commands import terminal
+from edge_gemma import Gemma
+from edge_gemma.commands import cli, terminal
 from edge_gemma.errors import NumericalError
 from edge_gemma.measure.quality import ROWS, compare, log_normalizer, perplexity, text_windows, windows
 from tests.conftest import TinyGguf

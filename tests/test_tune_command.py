@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_gemma.cli import main
+from edge_gemma.commands.cli import main
 from edge_gemma.commands.tune import USUAL
 from edge_gemma.kernels.jit.library import Library
 from edge_gemma.kernels.tuning import choices, tuner

@@ -45,18 +45,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepared() -> Path:
     """The quantized model."""
-    from edge_gemma import demo
+    from edge_gemma.commands import demo_model
 
-    made = demo.files()
-    if not demo.is_ready(made.quantized):
+    made = demo_model.files()
+    if not demo_model.is_ready(made.quantized):
+        from edge_gemma.commands.quantize import progress_display
         from edge_gemma.quantize import quantize
-        from edge_gemma.quantize.cli import progress_display
 
         terminal.say(f"unpacking Gemma 3 270M to {made.source}")
-        demo.assemble(made.source)
-        terminal.say(f"quantizing it to {demo.TYPE}, {made.quantized}")
+        demo_model.assemble(made.source)
+        terminal.say(f"quantizing it to {demo_model.TYPE}, {made.quantized}")
         with progress_display(quiet=False) as progress:
-            demo.quantize(quantize, made, progress)
+            demo_model.quantize(quantize, made, progress)
     return made.quantized
 
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print."""
-    from edge_gemma.quantize.cli import parse_lora
+    from edge_gemma.commands.quantize import parse_lora
     from edge_gemma.quantize.convert import open_source
     from edge_gemma.quantize.verification import verify
 

@@ -226,12 +226,12 @@ def test_a_folder_that_will_not_do_is_named(
 def test_the_demos_model_is_kept_by_the_same_rules(
     prepare: Prepare, named: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_gemma import demo
+    from edge_gemma.commands import demo_model
 
-    assert demo.files().source.parent == named / "models"
+    assert demo_model.files().source.parent == named / "models"
     at_fault = prepare(named, "", monkeypatch)
     with pytest.raises(OutputError, match="set EDGE_GEMMA_CACHE_DIR to") as caught:
-        demo.files()
+        demo_model.files()
     assert str(at_fault) in str(caught.value)
 
 

@@ -75,7 +75,7 @@ class Runner:
 
     def convert(self) -> int:
         """As the command line does it."""
-        from edge_gemma.quantize import cli
+        from edge_gemma.commands import quantize as cli
 
         return cli.main([self.folder, str(self.out), "--force", "--quiet", *self.options])
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_gemma.commands import quantize as cli
 from edge_gemma.errors import CheckpointError, ModelChangedError
-from edge_gemma.quantize import cli, quantize
+from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint import strict_json
 from edge_gemma.quantize.checkpoint.gguf_source import open_gguf
 from edge_gemma.quantize.checkpoint.hf_source import open_folder

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_gemma import Gemma, cli
+from edge_gemma import Gemma
+from edge_gemma.commands import cli
 from edge_gemma.commands.calibrate import calibrator
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.measure.quality import compare

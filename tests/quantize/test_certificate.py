@@ -10,7 +10,8 @@ import gguf
 import numpy as np
 import pytest
 
-from edge_gemma import Gemma, cli
+from edge_gemma import Gemma
+from edge_gemma.commands import cli
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.measure.quality import compare, text_windows

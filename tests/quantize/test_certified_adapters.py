@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_gemma import cli
+from edge_gemma.commands import cli
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.convert import open_source
 from edge_gemma.quantize.output import provenance

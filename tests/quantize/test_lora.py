@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edge_gemma.commands import quantize as cli
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.quantize import cli, pipeline, quantize
+from edge_gemma.quantize import pipeline, quantize
 from edge_gemma.quantize.checkpoint import lora
 from edge_gemma.quantize.checkpoint.lora import Delta, open_adapter
 from edge_gemma.quantize.checkpoint.safetensors import read_safetensors

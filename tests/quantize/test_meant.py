@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_gemma import cli
+from edge_gemma.commands import cli
 from edge_gemma.errors import CheckpointError, EdgeGemmaError, ModelFormatError
 from edge_gemma.quantize import imatrix, quantize
 from edge_gemma.quantize.convert import open_source, plan

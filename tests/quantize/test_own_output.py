@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_gemma import cli
+from edge_gemma.commands import cli
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_gemma.commands import quantize as cli
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.quantize import cli, presets, quantize
+from edge_gemma.quantize import presets, quantize
 from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.output.provenance import Certificate

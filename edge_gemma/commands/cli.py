@@ -12,7 +12,7 @@ from importlib import import_module
 
 from edge_gemma import __version__
 from edge_gemma.commands import terminal
-from edge_gemma.commands.arguments import EXIT_INPUT, Parser
+from edge_gemma.commands.argument_types import EXIT_INPUT, Parser
 from edge_gemma.errors import EdgeGemmaError, OutputError, is_out_of_memory
 
 EXIT_OTHER, EXIT_OUTPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 3, 130, 141
@@ -20,7 +20,7 @@ EXIT_OTHER, EXIT_OUTPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 3, 130, 141
 COMMANDS = {
     "demo": ("edge_gemma.commands.demo", "quantize a small real Gemma, run it, and show speed and memory"),
     "run": ("edge_gemma.commands.run", "continue a text with a model"),
-    "quantize": ("edge_gemma.quantize.cli", "convert a Hugging Face folder or a GGUF file to a smaller GGUF file"),
+    "quantize": ("edge_gemma.commands.quantize", "convert a Hugging Face folder or a GGUF file to a smaller GGUF file"),
     "info": ("edge_gemma.commands.info", "describe a model file, and the memory it will take"),
     "tokenize": ("edge_gemma.commands.tokenize", "show the tokens of a text"),
     "bench": ("edge_gemma.commands.bench", "measure prompt and generation speed"),

@@ -14,11 +14,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from edge_gemma.errors import CheckpointError, EdgeGemmaError, OutputError
-
-from .recipe import TYPES, Overrides
+from edge_gemma.quantize.recipe import TYPES, Overrides
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from edge_gemma.quantize.plan import Plan
 
 DESCRIPTION = """\
 Convert a Gemma checkpoint to a GGUF file that this program and llama.cpp run. SRC is a Hugging Face folder
@@ -104,8 +103,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert as `args` say and return 0. Errors are raised, for the caller to print; see `exit_status`."""
     from edge_gemma.commands.calibrate import calibrator
     from edge_gemma.commands.certify import certifier
-
-    from .convert import plan, quantize
+    from edge_gemma.quantize.convert import plan, quantize
 
     if args.dry_run:
         if args.calibrate:
