@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from edge_gemma.kernels.isa import current
+from edge_gemma.kernels.simd.types import ISA
 from edge_gemma.kernels.simd.vocabulary import LANES, dot4, dots, load_int, prefetches, splat_int, sum_lanes_int
-from edge_gemma.kernels.simd.vocabulary.types import ISA
 
 llvm.initialize_native_asmparser()  # prefetches are lines of assembly
 

@@ -17,10 +17,10 @@ from pathlib import Path
 ONE = """
 import json, sys, time
 import psutil
-from edge_gemma.config import GemmaConfig
-from edge_gemma.gguf import GgufFile
-from edge_gemma.tokenizer import Tokenizer
-from edge_gemma.weights import Weights
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.gguf.file import GgufFile
+from edge_gemma.text.tokenizer import Tokenizer
+from edge_gemma.models.weights import Weights
 
 def anonymous():
     memory = psutil.Process().memory_info()

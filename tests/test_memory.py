@@ -135,7 +135,7 @@ def test_no_memory_is_no_wrong_input(error: BaseException, status: int) -> None:
 
 LIMITED = """
 import resource, sys
-from edge_gemma import cli
+from edge_gemma.commands import cli
 from edge_gemma.gguf import file
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))

@@ -30,7 +30,7 @@ def progress(done, total, name):
 with Gemma(sys.argv[1], progress=progress) as model:
     print(model.generate("The capital of France is", max_tokens=8, temperature=0.0).text)
 """
-ASSEMBLE = "from edge_gemma import demo; made = demo.files(); demo.assemble(made.source); print(made.source)"
+ASSEMBLE = "from edge_gemma.commands.demo_model import *; assemble(source := files().source); print(source)"
 
 
 def main() -> str | None:

@@ -91,7 +91,8 @@ def full_disk(folder: Path) -> str:
 QUANTIZE = [sys.executable, "-m", "edge_gemma.quantize", "--force", "--quiet", "--type", "F16"]
 FILL = """
 import os, sys
-from edge_gemma.quantize import cli, convert
+from edge_gemma.commands import quantize as cli
+from edge_gemma.quantize import convert
 original = convert.quantize
 def fill(done, total, name):
     if done > total // 2 and not os.path.exists("FILLER"):

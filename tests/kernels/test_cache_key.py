@@ -132,7 +132,8 @@ def key(place: Path, setup: str = "") -> str | None:
     code = (
         f"import os, sys\nsys.path.insert(0, {str(place)!r})\n{setup}\n"
         "if os.path.exists(sys.path[0] + '/importer.py'): import importer\n"
-        "from edge_gemma.kernels import cache_key, isa\n"
+        "from edge_gemma.kernels import isa\n"
+        "from edge_gemma.kernels.jit import cache_key\n"
         "assert 'numba' not in sys.modules and __import__('edge_gemma').__file__.startswith(('/frozen', sys.path[0]))\n"
         "import json; print(json.dumps(cache_key.cache_key()))\n"
     )

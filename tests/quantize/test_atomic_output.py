@@ -192,7 +192,8 @@ def test_a_partial_older_than_the_process_of_its_number_is_stale(folder: Path, t
 
 SLOW = """
     import sys, time
-    from edge_gemma.quantize import cli, convert
+    from edge_gemma.commands import quantize as cli
+    from edge_gemma.quantize import convert
     def slow(*progress):
         print("working", flush=True)
         time.sleep(0.05)
@@ -220,7 +221,7 @@ def test_signals_clean_up(folder: Path, tmp_path: Path, number: signal.Signals) 
 def test_a_disk_that_takes_no_more(folder: Path, tmp_path: Path) -> None:
     code = """
         import resource, sys
-        from edge_gemma.quantize import cli
+        from edge_gemma.commands import quantize as cli
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         sys.exit(cli.main(sys.argv[1:]))
     """
@@ -264,7 +265,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     tiny.write_safetensors(tmp_path / "lora/adapter_model.safetensors", tensors)
     arguments = [str(tmp_path / "hf"), str(tmp_path / "out.gguf"), "--lora", str(tmp_path / "lora"), "--quiet"]
     process = run_python(
-        "import sys; from edge_gemma.quantize import cli; sys.exit(cli.main(sys.argv[1:]))", *arguments
+        "import sys; from edge_gemma.commands import quantize as cli; sys.exit(cli.main(sys.argv[1:]))", *arguments
     )
     peak = 0
     while process.poll() is None:
