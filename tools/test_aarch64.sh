@@ -39,7 +39,7 @@ emulated() {
 
 check() {
     emulated -c 'from edge_gemma.kernels.isa import current; assert current().name == "neon", current()'
-    emulated -m pytest -q -p no:cacheprovider tests/kernels/test_float_mode.py
+    emulated -m pytest -q -p no:cacheprovider tests/kernels/simd/test_float_mode.py
 }
 
 model() {
@@ -51,9 +51,9 @@ model() {
 
 tests() {
     # shellcheck disable=SC2086
-    emulated -m pytest -q -p no:cacheprovider --durations=10 ${TESTS:-tests/kernels/test_simd.py \
-        tests/kernels/test_functions.py tests/kernels/test_elementwise.py tests/kernels/test_formats.py \
-        tests/kernels/test_attention.py tests/kernels/test_matvec_matmul.py}
+    emulated -m pytest -q -p no:cacheprovider --durations=10 ${TESTS:-tests/kernels/simd/test_vocabulary.py \
+        tests/kernels/simd/test_transcendental.py tests/kernels/ops/test_elementwise.py tests/kernels/ops/test_formats.py \
+        tests/kernels/ops/test_attention.py tests/kernels/ops/test_matvec_matmul.py}
 }
 
 [ $# -gt 0 ] || set -- setup check model tests

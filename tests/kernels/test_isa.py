@@ -1,4 +1,4 @@
-"""All tests of kernels again, in processes that are forced down to each lower instruction set this CPU has."""
+"""The tests of compiled code again, in processes that are forced down to each lower instruction set this CPU has."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from edge_gemma.kernels.isa import available, current
 LOWER = [isa.name for isa in available() if isa is not current()] if "EDGE_GEMMA_ISA" not in os.environ else []
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-LEFT_OUT = {"test_isa.py", "test_library.py", "test_cache_folder.py", "test_cache_key.py"}
-"""This one, and those that do not depend on the instruction set."""
-PART = {"avxvnni": ("test_simd.py", "test_matvec_matmul.py", "test_assembly.py")}  # as avx2 but for the dot product
+DEPENDENT = ("simd", "ops", "threads", "tuning")
+"""The folders of tests whose outcome depends on the instruction set."""
+PART = {"avxvnni": ("simd/test_vocabulary.py", "ops/test_matvec_matmul.py", "ops/test_assembly.py")}
+"""It is as avx2 but for the dot product."""
 
 Run = tuple["subprocess.Popen[bytes]", Path]
 
@@ -28,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     folder = tmp_path_factory.mktemp("isa")
     started: dict[str, Run] = {}
     for name in LOWER:
-        files = PART.get(name) or sorted({path.name for path in HERE.glob("test_*.py")} - LEFT_OUT)
+        files = PART.get(name, DEPENDENT)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / f) for f in files)]
         with (folder / name).open("wb") as log:
             process = subprocess.Popen(

@@ -28,7 +28,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def ramp(*shape: int) -> NDArray[np.float32]:
-    """As in tests/goldens/record_torch_files.py."""
+    """As in tools/goldens/record_torch_files.py."""
     return (np.arange(np.prod(shape), dtype=np.float32) / 2).reshape(shape)
 
 

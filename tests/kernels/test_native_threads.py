@@ -15,7 +15,7 @@ from edge_gemma.kernels.jit.workers import Compilation
 from edge_gemma.kernels.native_threads import start_thread
 from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads.team import Team
-from tests.kernels.test_threads import FEW, MANY, Adding
+from tests.kernels.threads.test_team import FEW, MANY, Adding
 
 real_start = threading.Thread.start
 

@@ -1,6 +1,6 @@
 """Record the float32 logits of transformers' Gemma, Gemma 2 and Gemma 3 for every case; needs torch and transformers.
 
-    python tests/goldens/record_transformers.py
+    python tools/goldens/record_transformers.py
 
 Writes data/transformers.npz: one array "<case>/<length>" of float32 (length, vocab) per case and sequence length. It
 stops if transformers read a checkpoint otherwise than meant, or if a soft-cap of a case makes no difference.
@@ -23,7 +23,7 @@ from tests.goldens.cases import CASES, Case, Floats, token_ids, write_checkpoint
 
 sys.path.remove(ROOT)  # transformers would take the folder kernels/ there for the package of that name
 
-OUT = Path(__file__).parent / "data" / "transformers.npz"
+OUT = Path(__file__).resolve().parents[2] / "tests/goldens/data/transformers.npz"
 MINIMUM_MARGIN = 5e-5  # of the range, between the best two logits: no golden argmax may hang on float rounding
 
 

@@ -1,7 +1,7 @@
 """Record small files of torch.save and of PEFT into tests/quantize/data, for tests that have neither.
 
 Run from the checkout, in an environment with torch, transformers and peft:
-    python tests/goldens/record_torch_files.py
+    python tools/goldens/record_torch_files.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
-DATA = Path(__file__).resolve().parents[1] / "quantize" / "data"
+DATA = Path(__file__).resolve().parents[2] / "tests/quantize/data"
 PROTOCOLS = (2, 3, 4, 5)
 
 

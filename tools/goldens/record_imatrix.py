@@ -1,12 +1,13 @@
 """llama.cpp's own importance matrix of the real Gemma 3 270M, and its quantizer fed with ours; needs llama-cpp-python.
 
-    python tests/goldens/record_imatrix.py record MODEL.gguf                       data/imatrix_270m.npz
-    python tests/goldens/record_imatrix.py quantize F32.gguf IMATRIX.gguf OUT.gguf
+    python tools/goldens/record_imatrix.py record MODEL.gguf                       data/imatrix_270m.npz
+    python tools/goldens/record_imatrix.py quantize F32.gguf IMATRIX.gguf OUT.gguf
 
 The package has no llama-imatrix, but its evaluation callback shows the same inputs of the same products: `record` sums
-their squares over the first window of the text (read back by tests/test_importance.py). The last layer is left out,
-of which llama.cpp computes only rows that are asked for. `quantize` gives our file's means to llama_model_quantize as
-llama-quantize does (Q4_K_M), and says what it answered and how many tensors the importances changed.
+their squares over the first window of the text (read back by tests/measure/test_activation_stats.py). The last layer is
+left out, of which llama.cpp computes only rows that are asked for. `quantize` gives our file's means to
+llama_model_quantize as llama-quantize does (Q4_K_M), and says what it answered and how many tensors the importances
+changed.
 """
 
 from __future__ import annotations

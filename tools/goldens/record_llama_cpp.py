@@ -1,7 +1,7 @@
 """Record what llama.cpp says with the real Gemma 3 270M; needs llama-cpp-python.
 
-    python tests/goldens/record_llama_cpp.py ids MODEL.gguf       data/text_ids.npz, then run record_reference.py
-    python tests/goldens/record_llama_cpp.py answers MODEL.gguf   data/llama_cpp_270m.npz
+    python tools/goldens/record_llama_cpp.py ids MODEL.gguf       data/text_ids.npz, then run record_reference.py
+    python tools/goldens/record_llama_cpp.py answers MODEL.gguf   data/llama_cpp_270m.npz
 
 The answers: greedy continuations, perplexity per window, top-1 ids with their lead over the second, and the divergence
 from the float32 reference. Two threads, f16 cache, flash attention as llama.cpp chooses. With 8-bit activations it

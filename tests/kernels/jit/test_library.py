@@ -28,7 +28,7 @@ from edge_gemma.kernels.operations import ADD, ROW_WORDS, STEP_ROWS, STEP_WORDS,
 from tests.kernels.harness import aligned
 
 KERNEL = Kernel("ops.elementwise", "add")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CALL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3)
 
 
@@ -202,7 +202,7 @@ def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
         "kernel, compiled = Kernel('ops.elementwise', 'add'), []\n"
         "address = shared().load([kernel], lambda *seen: compiled.append(seen))[kernel]\n"
         "loaded = 'numba' in sys.modules\n"
-        "from tests.kernels.test_library import adds\n"
+        "from tests.kernels.jit.test_library import adds\n"
         "print(json.dumps([adds(address), bool(compiled), loaded]))\n"
     )
     variables = {**os.environ, "EDGE_GEMMA_CACHE_DIR": str(cache), **environment}

@@ -10,8 +10,8 @@ import pytest
 
 from edge_gemma.kernels.reference import operations as reference
 from edge_gemma.kernels.simd import transcendental as functions
+from tests.kernels.compiled import lanewise
 from tests.kernels.harness import Array, assert_same_bits
-from tests.kernels.jit import lanewise
 
 DENSE = 1 << 19
 

@@ -1,6 +1,6 @@
 """Record what the real Gemma 3 270M says in exact float32, by transformers on the decoded weights; needs torch.
 
-    python tests/goldens/record_reference.py TWIN.gguf        (the float32 twin that dequantize.py writes)
+    python tools/goldens/record_reference.py TWIN.gguf        (the float32 twin that dequantize.py writes)
 
 Writes data/reference_270m.npz: for each compared position the best ids with their log-probabilities, and the negative
 log-likelihood of each compared window.

@@ -21,7 +21,7 @@ from edge_gemma.kernels.jit.cache_key import cache_key
 from edge_gemma.kernels.jit.library import Library
 from edge_gemma.kernels.operations import Kernel
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KERNELS = [
     Kernel("ops.elementwise", "add"),
     Kernel("ops.elementwise", "softcap"),
@@ -189,7 +189,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
         "from edge_gemma.kernels.jit import workers\n"
-        "from tests.kernels.test_compile_workers import KERNELS, replaced_by\n"
+        "from tests.kernels.jit.test_workers import KERNELS, replaced_by\n"
         "workers._room = lambda: 1\n"
         "workers.start_worker = replaced_by('import time; time.sleep(1000)')\n"
         "with workers.Compilation(KERNELS) as compilation:\n"

@@ -23,7 +23,7 @@ from edge_gemma.commands.cli import COMMANDS
 from edge_gemma.measure.info import describe
 from tests.conftest import TinyGguf
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "edge_gemma")
 PROMPT = "aa bb"
 GREEDY = ("-n", "12", "--temp", "0")

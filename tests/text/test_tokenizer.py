@@ -42,7 +42,7 @@ from tests.gguf_builder import (
     u32,
 )
 
-CORPUS = Path(__file__).parent / "goldens" / "data" / "tokenizer.jsonl.gz"
+CORPUS = Path(__file__).parents[1] / "goldens" / "data" / "tokenizer.jsonl.gz"
 
 # Where we differ from llama.cpp on purpose. It makes image tokens of plain text. And it takes </s>, which Gemma has as
 # the end tag of <s>, for another model's end of text: it does not find it in plain text, and ends the answer there.

@@ -16,8 +16,8 @@ from edge_gemma.kernels.ops import formats
 from edge_gemma.kernels.ops.formats import INT_FORMATS
 from edge_gemma.kernels.reference import formats as reference_formats
 from edge_gemma.kernels.simd import vocabulary as simd
+from tests.kernels.compiled import config  # noqa: F401  (compile for the kernels' CPU)
 from tests.kernels.harness import FLOAT_NAMES, INT_NAMES, Array, assert_same_bits, random_rows, scale_offsets
-from tests.kernels.jit import config  # noqa: F401  (compile for the kernels' CPU)
 
 EXTREME_SCALES = np.array([0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF], np.uint16)
 """Zeros, subnormals, the smallest normal number, +-1 and +-65504 as float16."""

@@ -22,7 +22,7 @@ import edge_gemma.kernels
 from edge_gemma.kernels.jit import cache_key as digests
 from edge_gemma.kernels.jit import installed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 FROZEN = """
 import importlib.util, marshal, pickle, sys
@@ -320,9 +320,8 @@ def test_code_is_what_it_does() -> None:
 
 
 def test_code_is_written_alike_under_every_seed_of_hashes() -> None:
-    program = (
-        "from tests.kernels.test_cache_key import written; print(written(\"x in {'a', 'b', 'c', 'd', 'e', 'f'}\"))"
-    )
+    text = "x in {'a', 'b', 'c', 'd', 'e', 'f'}"
+    program = f"from tests.kernels.jit.test_cache_key import written; print(written({text!r}))"
     said = set()
     for seed in ("1", "2", "3"):
         env = {**os.environ, "PYTHONHASHSEED": seed}

@@ -1,6 +1,6 @@
 """Widen a Gemma 3 GGUF with a real tokenizer into a Hugging Face folder: a real checkpoint for the quantizer.
 
-    python tests/goldens/make_real_checkpoint.py gemma-3-270m.gguf FOLDER
+    python tools/goldens/make_real_checkpoint.py gemma-3-270m.gguf FOLDER
 
 Needs gguf, sentencepiece with protobuf, and tokenizers. The folder gets model.safetensors (BF16), config.json as
 transformers 4 writes it, and the tokenizer three ways: tokenizer.model, tokenizer.json, tokenizer_config.json.

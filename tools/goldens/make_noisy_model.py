@@ -1,6 +1,6 @@
 """The real Gemma 3 270M with noise, as F32 GGUF: weights that lie on no format's grid.
 
-    python -m tests.goldens.make_noisy_model MODEL.gguf F32.gguf OUT.gguf [SEED]
+    python -m tools.goldens.make_noisy_model MODEL.gguf F32.gguf OUT.gguf [SEED]
 
 MODEL.gguf was published quantized (Q4_K_M): its values, widened in F32.gguf, lie on grids that a quantizer can find
 again, which no unquantized checkpoint has. To each group of 32 values normal noise is added, as large as the error that

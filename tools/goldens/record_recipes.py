@@ -1,6 +1,6 @@
 """Record which format llama-quantize gives each tensor, for models of many sizes: `tests/quantize/data/recipes.json`.
 
-    python -m tests.goldens.record_recipes
+    python -m tools.goldens.record_recipes
 
 Needs llama-cpp-python. Every model is tiny where its sizes do not matter: 32 or 256 hidden columns, few tokens.
 Format of the record: {model: {mix: {"file_type": n, "tensors": {format: "names, joined by spaces"}}}}, where names of
@@ -21,7 +21,7 @@ import llama_cpp
 
 from tests.goldens.cases import Case, write_gguf
 
-OUT = Path(__file__).parent.parent / "quantize/data/recipes.json"
+OUT = Path(__file__).parents[2] / "tests/quantize/data/recipes.json"
 FILE_TYPES = {
     "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13,
     "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,

@@ -1,9 +1,9 @@
 """Proof that llama.cpp loads every file we write, and that real transformers folders convert.
 
-    python tests/goldens/check_llama_cpp_loads.py make FOLDER        (needs torch and transformers 5)
+    python tools/goldens/check_llama_cpp_loads.py make FOLDER        (needs torch and transformers 5)
     python -m edge_gemma.quantize ...                                (see `convert`, run with the project's Python)
-    python tests/goldens/check_llama_cpp_loads.py convert FOLDER     (needs edge_gemma only)
-    python tests/goldens/check_llama_cpp_loads.py load FOLDER        (needs llama-cpp-python; torch for the comparison)
+    python tools/goldens/check_llama_cpp_loads.py convert FOLDER     (needs edge_gemma only)
+    python tools/goldens/check_llama_cpp_loads.py load FOLDER        (needs llama-cpp-python; torch for the comparison)
 
 `make` saves small random models with transformers (text-only and multimodal). `convert` writes every type of each.
 `load` generates from every file with llama.cpp and compares the logits of the F32 file with transformers'.

@@ -1,6 +1,6 @@
 """Write the float32 twin of a GGUF file: the same metadata and names, every tensor decoded by the `gguf` package.
 
-python tests/goldens/dequantize.py MODEL.gguf OUT.gguf
+python tools/goldens/dequantize.py MODEL.gguf OUT.gguf
 """
 
 from __future__ import annotations

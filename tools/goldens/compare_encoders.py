@@ -1,10 +1,10 @@
 """Our quantizer beside llama-quantize on the real Gemma 3 270M: size, weight error, divergence; writes docs/quality.md.
 
-    python -m tests.goldens.compare_encoders calibrate SOURCE FOLDER                 FOLDER/imatrix.gguf
-    python -m tests.goldens.compare_encoders theirs SOURCE FOLDER [--imatrix]        needs llama-cpp-python
-    python -m tests.goldens.compare_encoders ours SOURCE FOLDER [--imatrix | --calibrate]
-    python -m tests.goldens.compare_encoders measure SOURCE FOLDER [--delete]        every file there is, once
-    python -m tests.goldens.compare_encoders report FOLDER [NOISY_FOLDER ...]        the tables, into docs/quality.md
+    python -m tools.goldens.compare_encoders calibrate SOURCE FOLDER                 FOLDER/imatrix.gguf
+    python -m tools.goldens.compare_encoders theirs SOURCE FOLDER [--imatrix]        needs llama-cpp-python
+    python -m tools.goldens.compare_encoders ours SOURCE FOLDER [--imatrix | --calibrate]
+    python -m tools.goldens.compare_encoders measure SOURCE FOLDER [--delete]        every file there is, once
+    python -m tools.goldens.compare_encoders report FOLDER [NOISY_FOLDER ...]        the tables, into docs/quality.md
 
 SOURCE is the model as F32 GGUF, or what `make_noisy_model.py` makes of it. Files are called `ours-Q4_0.gguf`,
 `theirs-Q4_0-imatrix.gguf`, `ours-Q4_0-calibrated.gguf` and so on; `--only` takes some of the types. What is measured is
@@ -71,7 +71,7 @@ def make_ours(source: Path, folder: Path, suffix: str, only: Sequence[str]) -> N
 def make_theirs(source: Path, folder: Path, suffix: str, only: Sequence[str]) -> None:
     import llama_cpp
 
-    from tests.goldens.record_recipes import FILE_TYPES
+    from tools.goldens.record_recipes import FILE_TYPES
 
     llama_cpp.llama_backend_init()
     entries = _peer_imatrix(folder / "imatrix.gguf") if suffix else None
@@ -212,7 +212,7 @@ def main() -> None:
     source, folder = args.paths
     if args.step in ("theirs", "ours"):
         return (make_ours if args.step == "ours" else make_theirs)(source, folder, args.suffix, args.only)
-    from tests.goldens.encoder_measures import calibrate, measure
+    from tools.goldens.encoder_measures import calibrate, measure
 
     if args.step == "calibrate":
         calibrate(source, folder / "imatrix.gguf")

@@ -9,7 +9,7 @@ from edge_gemma.kernels.layout import LINE, attention_scratch, partial_bytes, ro
 from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import Array, Step, aligned, assert_same_bits, row, run
-from tests.kernels.test_attention import Shape
+from tests.kernels.ops.test_attention import Shape
 
 ZERO = 8
 

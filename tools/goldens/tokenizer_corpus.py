@@ -1,8 +1,8 @@
 """Record llama.cpp's token ids of a varied corpus: `python tokenizer_corpus.py MODEL.gguf`, with llama-cpp-python.
 
-Writes data/tokenizer.jsonl.gz. Each line has a text, the ids with special tokens in it left as text ("plain"), and the
-ids with them parsed ("special") where these are others. No BOS is added. The corpus is made by a seeded generator from
-sentences and fragments below and from the vocabulary of the model itself.
+Writes tests/goldens/data/tokenizer.jsonl.gz. Each line has a text, the ids with special tokens in it left as text
+("plain"), and the ids with them parsed ("special") where these are others. No BOS is added. The corpus is made by a
+seeded generator from sentences and fragments below and from the vocabulary of the model itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).parent / "data" / "tokenizer.jsonl.gz"
+TARGET = Path(__file__).resolve().parents[2] / "tests/goldens/data/tokenizer.jsonl.gz"
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",

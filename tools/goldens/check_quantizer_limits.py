@@ -1,6 +1,6 @@
 """What the test suite has in small, in earnest: 200 kills, a disk that fills up (needs root), a checkpoint of 8 GB.
 
-    python tests/goldens/check_quantizer_limits.py WORK
+    python tools/goldens/check_quantizer_limits.py WORK
 
 WORK is an empty folder with 4 GB free. Prints what was found and exits with 1 if anything is wrong.
 """

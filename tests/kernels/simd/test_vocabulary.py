@@ -12,8 +12,8 @@ from numba import njit
 from edge_gemma.kernels.layout import LANES, SUMS, WIDE_ZERO
 from edge_gemma.kernels.reference import operations as reference
 from edge_gemma.kernels.simd import vocabulary as simd
+from tests.kernels.compiled import lanewise
 from tests.kernels.harness import Array, aligned, assert_same_bits
-from tests.kernels.jit import lanewise
 
 NAN, INF = np.float32(np.nan), np.float32(np.inf)
 SPECIAL = np.array(

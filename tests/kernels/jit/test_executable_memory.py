@@ -14,7 +14,7 @@ from edge_gemma.errors import EdgeGemmaError
 from edge_gemma.kernels.jit import executable_memory
 from edge_gemma.kernels.jit.executable_memory import require_executable_memory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TinyGguf = Callable[..., Path]
 
 FORBID = """
@@ -87,7 +87,7 @@ def test_a_process_that_forbids_it_later_keeps_what_it_has(way: str) -> None:
         "from edge_gemma import EdgeGemmaError\n"
         "from edge_gemma.kernels.jit.library import shared\n"
         "from edge_gemma.kernels.operations import Kernel\n"
-        "from tests.kernels.test_library import KERNEL, adds\n"
+        "from tests.kernels.jit.test_library import KERNEL, adds\n"
         "shared().load([KERNEL])\n"
         f"forbid_{way}()\n"
         "print(adds(shared().load([KERNEL])[KERNEL]))\n"
