@@ -27,11 +27,10 @@ STEP_POSITIONS = 3  # address: int64 position of each row in its sequence
 STEP_SEQUENCES = 4  # address: int64 sequence of each row
 STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most layout.QUERY_ROWS
 STEP_N_TILES = 6
-STEP_ANGLES_GLOBAL = 7  # address: float32 (rows, head_dim): cosines, then sines, of the global layers
-STEP_ANGLES_LOCAL = 8  # address: the same for local layers
 STEP_SCRATCH = 9  # address: scratch memory of thread 0
 STEP_SCRATCH_BYTES = 10  # of each thread
-STEP_LOGITS = 11  # address: float32 (rows, vocabulary)
+STEP_ANGLES = 12  # addresses, one for each rotary embedding: float32 (rows, dims), cosines, then sines
+MOST_ROPES = 4
 STEP_ARRIVED = 24  # threads waiting at the barrier
 STEP_GENERATION = 32  # barriers passed
 STEP_CANCEL = 40  # set from outside: stop at the next barrier
@@ -104,6 +103,8 @@ ATTEND = _operation(
     "q q_stride y y_stride heads kv_heads head_dim k_cache v_cache sequence_bytes head_bytes"
     " capacity window softcap partial q_out q_out_stride zero",
 )
+NO_WINDOW = 2**40
+"""The window of attention over all keys."""
 MERGE = _operation("merge", "y heads head_dim window capacity partial q zero")
 GATED = _operation("gated", " ".join(MATMUL.arguments) + " up q q_stride zero")
 """y = gelu(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there."""

@@ -54,7 +54,7 @@ def memory_plan(
     """
     if not 1 <= context <= config.context_length:
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
-    layers = plan_layers(config, context, chunk, kv_type)
+    layers = plan_layers(config.states, context, chunk, kv_type)
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in weights.tensors()),
         kv_cache=sequences * sum(2 * layer.sequence_bytes for layer in layers),

@@ -70,7 +70,7 @@ class Engine:
         """Another number for each sequence: whoever went away from one can see whether it is still there."""
         self._unwanted: Callable[[], bool] = lambda: False
         self._file = file
-        self._cache = KVCache(config, context, chunk, kv_type)
+        self._cache = KVCache(config.states, context, chunk, kv_type)
         tune_once(product_matrices(weights), threads, self._planned(weights, kv_type), progress)
         program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type, choices=tuned_choices())
         self._x = record(program, config, weights, self._cache.layers)
@@ -81,7 +81,7 @@ class Engine:
         self._program = program
         self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
-        self._step = Step(config, chunk, threads, scratch_bytes(config, chunk))
+        self._step = Step(program.ropes, chunk, threads, scratch_bytes(config, chunk))
         self._team = Team(threads)
 
     def _planned(self, weights: Weights, kv_type: str) -> Iterator[Kernel]:

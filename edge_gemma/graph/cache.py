@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import mmap
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.graph.states import AttentionState
 from edge_gemma.memory import memory_for
-from edge_gemma.models.config import GemmaConfig
 
 CAPACITY_STEP = 256
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
 
 
-def layer_capacity(config: GemmaConfig, layer: int, context: int, chunk: int) -> int:
-    """Positions that layer `layer` keeps for `context` tokens fed at most `chunk` at a time.
+def layer_capacity(state: AttentionState, context: int, chunk: int) -> int:
+    """Positions that a layer keeps for `context` tokens fed at most `chunk` at a time.
 
     A global layer keeps all of them. A local one keeps a ring: its window, and the chunk being written. Both are
     rounded up to CAPACITY_STEP.
     """
-    needed = context
-    if config.local_layers[layer] and config.window is not None:
-        needed = min(context, config.window + chunk)
+    needed = context if state.window is None else min(context, state.window + chunk)
     return -(-needed // CAPACITY_STEP) * CAPACITY_STEP
 
 
@@ -55,17 +54,17 @@ class LayerCache:
         return self.heads * self.head_bytes
 
 
-def plan_layers(config: GemmaConfig, context: int, chunk: int, kv_type: str) -> list[LayerCache]:
+def plan_layers(states: Sequence[AttentionState], context: int, chunk: int, kv_type: str) -> list[LayerCache]:
     """The cache of each layer, without memory."""
     return [
         LayerCache(
             name=f"cache of layer {i}",
-            capacity=layer_capacity(config, i, context, chunk),
-            heads=config.n_kv_heads,
-            head_dim=config.head_dim,
+            capacity=layer_capacity(state, context, chunk),
+            heads=state.kv_heads,
+            head_dim=state.head_dim,
             element_bytes=ELEMENT_BYTES[kv_type],
         )
-        for i in range(config.n_layers)
+        for i, state in enumerate(states)
     ]
 
 
@@ -86,10 +85,12 @@ def zeroed(size: int) -> NDArray[np.uint8]:
 class KVCache:
     """A `LayerCache` for each layer, with memory for `sequences`: zeroed, and not resident until it is written."""
 
-    def __init__(self, config: GemmaConfig, context: int, chunk: int, kv_type: str, sequences: int = 1) -> None:
+    def __init__(
+        self, states: Sequence[AttentionState], context: int, chunk: int, kv_type: str, sequences: int = 1
+    ) -> None:
         """Raises MemoryBudgetError."""
         self._memory: list[NDArray[np.uint8]] = []
-        layers = plan_layers(config, context, chunk, kv_type)
+        layers = plan_layers(states, context, chunk, kv_type)
         what = f"the {kv_type} key-value cache of a context of {context}"
         advice = "open with a smaller context" + (' or kv_type="f16"' if kv_type == "f32" else "")
         with memory_for(what, sequences * sum(2 * layer.sequence_bytes for layer in layers), advice):

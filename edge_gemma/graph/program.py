@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
+from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
 from edge_gemma.kernels.operations import Kernel, Operation
@@ -121,6 +122,8 @@ class Program:
         self._choices = choices
         self.squares: dict[str, NDArray[np.float32]] = {}
         """Name of a matrix -> of each input column, the sum of squares over the last step's rows. See `observe`."""
+        self.ropes: list[Rope] = []
+        """The rotary embeddings it uses; a step has angles for each, in this order."""
         self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
         self._outside = 0
@@ -261,16 +264,19 @@ class Program:
             self._observed[x.name] = self._memory[name].view(np.float32)
         self.squares[weight.name] = self._observed[x.name]
 
-    def rotate(self, x: Rows, head_dim: int, *, norm: Tensor | None, epsilon: float, scale: float, local: bool) -> Rows:
-        """Heads of x in place: RMS norm if there is one, rotary embedding, scale."""
+    def rotate(self, x: Rows, rope: Rope, *, norm: Tensor | None, epsilon: float, scale: float) -> Rows:
+        """Heads of x, of `rope.dims` dimensions, in place: RMS norm if there is one, rotary embedding, scale."""
+        if rope not in self.ropes:
+            self.ropes.append(rope)
+            assert len(self.ropes) <= ops.MOST_ROPES
         self._emit(
             ops.ROTATE,
             Kernel("ops.elementwise", "rotate"),
             (x.name,),
             (x.name,),
-            *(x.address, x.stride, x.columns // head_dim, head_dim),
+            *(x.address, x.stride, x.columns // rope.dims, rope.dims),
             *(self._address_of(norm) if norm else 0, _real(epsilon), _real(scale)),
-            ops.STEP_ANGLES_LOCAL if local else ops.STEP_ANGLES_GLOBAL,
+            ops.STEP_ANGLES + self.ropes.index(rope),
         )
         return x
 
@@ -286,9 +292,10 @@ class Program:
         )
 
     def attend(
-        self, cache: LayerCache, q: Rows, *, window: int, softcap: float | None, out: str, takers: Takers
+        self, cache: LayerCache, q: Rows, *, window: int | None, softcap: float | None, out: str, takers: Takers
     ) -> Rows:
         """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want."""
+        window = window or ops.NO_WINDOW
         a = self._forms(out, q.columns, takers)
         heads, head_dim = q.columns // cache.head_dim, cache.head_dim
         spans = f"spans of {cache.capacity}"

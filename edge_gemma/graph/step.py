@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.graph.program import aligned_bytes
+from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
-from edge_gemma.models.config import GemmaConfig
 
 
 class Step:
-    """The words of a step, and the arrays they point to, for at most `max_rows` rows."""
+    """The words of a step, and the arrays they point to, for at most `max_rows` rows of a program that has `ropes`."""
 
-    def __init__(self, config: GemmaConfig, max_rows: int, threads: int, scratch_bytes: int) -> None:
+    def __init__(self, ropes: Sequence[Rope], max_rows: int, threads: int, scratch_bytes: int) -> None:
         self.words = np.frombuffer(aligned_bytes(8 * ops.STEP_WORDS), np.int64)
         self._tokens, self._positions, self._sequences = (np.zeros(max_rows, np.int64) for _ in range(3))
         self._tiles = np.zeros((max_rows, 2), np.int64)
-        self._global, self._local = (Angles(config.head_dim, base, scale, max_rows) for base, scale in _bases(config))
+        self._angles = [Angles(rope, max_rows) for rope in ropes]
         self._scratch = aligned_bytes(threads * scratch_bytes)
         for word, array in (
             (ops.STEP_TOKENS, self._tokens),
             (ops.STEP_POSITIONS, self._positions),
             (ops.STEP_SEQUENCES, self._sequences),
             (ops.STEP_TILES, self._tiles),
-            (ops.STEP_ANGLES_GLOBAL, self._global.table),
-            (ops.STEP_ANGLES_LOCAL, self._local.table),
+            *((ops.STEP_ANGLES + i, angles.table) for i, angles in enumerate(self._angles)),
             (ops.STEP_SCRATCH, self._scratch),
         ):
             self.words[word] = array.ctypes.data
@@ -52,7 +53,7 @@ class Step:
         self._tiles[: len(starts), 0] = starts
         self._tiles[: len(starts), 1] = np.diff(starts, append=rows)
         self.words[ops.STEP_ROWS], self.words[ops.STEP_N_TILES] = rows, len(starts)
-        for angles in (self._global, self._local):
+        for angles in self._angles:
             angles.fill(positions)
 
     @property
@@ -66,12 +67,12 @@ class Step:
 
 
 class Angles:
-    """Cosines and sines of the rotary embedding, float32 (rows, head_dim): | cos of each pair | sin of each pair |."""
+    """Cosines and sines of the rotary embedding, float32 (rows, dims): | cos of each pair | sin of each pair |."""
 
-    def __init__(self, head_dim: int, base: float, scale: float, max_rows: int) -> None:
-        exponents = np.arange(0, head_dim, 2) / head_dim
-        self._frequencies = base**-exponents / scale  # (head_dim / 2,)
-        self.table = np.zeros((max_rows, head_dim), np.float32)
+    def __init__(self, rope: Rope, max_rows: int) -> None:
+        exponents = np.arange(0, rope.dims, 2) / rope.dims
+        self._frequencies = rope.base**-exponents / rope.scale  # (dims / 2,)
+        self.table = np.zeros((max_rows, rope.dims), np.float32)
 
     def fill(self, positions: NDArray[np.int64]) -> None:
         """Rows of the table for `positions`, computed in float64."""
@@ -79,8 +80,3 @@ class Angles:
         half = angles.shape[1]
         self.table[: len(positions), :half] = np.cos(angles)
         self.table[: len(positions), half:] = np.sin(angles)
-
-
-def _bases(config: GemmaConfig) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(base, scale) of global and of local layers."""
-    return (config.rope_base, config.rope_scale), (config.rope_base_local, 1.0)

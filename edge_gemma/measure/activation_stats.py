@@ -93,7 +93,7 @@ class Observer:
     ) -> None:
         """The model without its product with the vocabulary, whose input is observed all the same."""
         config, file = self.config, self._file
-        self._cache = KVCache(config, context, self._chunk, "f32")
+        self._cache = KVCache(config.states, context, self._chunk, "f32")
         program = Program(
             self._chunk, lambda tensor: file.data(tensor).ctypes.data, "f32", choices=tuned_choices(), observe=True
         )
@@ -102,5 +102,5 @@ class Observer:
         program.observe(h, weights.output)
         self._program = program
         self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
-        self._step = Step(config, self._chunk, threads, scratch_bytes(config, self._chunk))
+        self._step = Step(program.ropes, self._chunk, threads, scratch_bytes(config, self._chunk))
         self._team = Team(threads)

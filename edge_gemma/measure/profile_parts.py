@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from edge_gemma.graph.program import Recorded
 from edge_gemma.kernels import operations as ops
-from edge_gemma.models.gemma import EVERYTHING
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def label_of(row: Recorded, arguments: dict[str, int]) -> str:
         matrix = row.weights[0].name.removesuffix(".weight").rpartition(".")[2]
         return f"{name} {PRODUCTS.get(matrix, matrix)}"
     if name == "attention":
-        return f"{name}, {'global' if arguments['window'] >= EVERYTHING else 'local'} layers"
+        return f"{name}, {'global' if arguments['window'] >= ops.NO_WINDOW else 'local'} layers"
     if arguments.get("base"):
         name += " + add"
     return f"{name} + quantize" if row.operation is not ops.QUANTIZE and arguments.get("q") else name

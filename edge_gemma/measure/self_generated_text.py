@@ -136,7 +136,7 @@ class Writers:
         threads: int,
         kernel_progress: Callable[[int, int, str], None] | None,
     ) -> None:
-        self._cache = KVCache(config, self._length, count, "f16", count)
+        self._cache = KVCache(config.states, self._length, count, "f16", count)
         program = Program(count, lambda tensor: self._file.data(tensor).ctypes.data, "f16", choices=tuned_choices())
         x = record(program, config, weights, self._cache.layers)
         logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
@@ -145,5 +145,5 @@ class Writers:
         self._table = program.table(shared().load([*program.kernels(), *KERNELS], kernel_progress))
         self._logits = np.zeros((count, config.vocab_size), np.float32)
         self._table[words_of(self._table, logits)] = self._logits.ctypes.data
-        self._step = Step(config, count, threads, scratch_bytes(config, count))
+        self._step = Step(program.ropes, count, threads, scratch_bytes(config, count))
         self._team = Team(threads)

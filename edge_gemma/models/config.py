@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.gguf.metadata import Metadata
+from edge_gemma.graph.states import AttentionState, Rope
 
 T = TypeVar("T")
 
@@ -89,6 +90,18 @@ class GemmaConfig:
     """Queries and keys pass an RMS norm per head, before the rotation."""
     post_norms: bool
     """Attention and feed-forward outputs pass an RMS norm before they are added."""
+
+    @property
+    def states(self) -> list[AttentionState]:
+        """What each layer keeps of a sequence."""
+        windows = (self.window if local else None for local in self.local_layers)
+        return [AttentionState(self.n_kv_heads, self.head_dim, window) for window in windows]
+
+    def rope(self, layer: int) -> Rope:
+        """The rotary embedding of a layer."""
+        if self.local_layers[layer]:
+            return Rope(self.head_dim, self.rope_base_local)
+        return Rope(self.head_dim, self.rope_base, self.rope_scale)
 
     @classmethod
     def from_gguf(cls, file: GgufFile) -> Self:

@@ -13,15 +13,12 @@ from edge_gemma.graph.program import Program, Rows
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import LayerWeights, Weights
 
-EVERYTHING = 2**40
-"""The window of a global layer."""
-
 
 def record(p: Program, config: GemmaConfig, weights: Weights, caches: list[LayerCache]) -> Rows:
     """Tokens to the last layer's output, (T, D)."""
     x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
     for i, w in enumerate(weights.layers):
-        attended = attention(p, config, w, caches[i], x, local=config.local_layers[i])
+        attended = attention(p, config, w, caches[i], x, i)
         residual(p, config, x, attended, w.post_attention_norm)
         residual(p, config, x, feed_forward(p, config, w, x), w.post_ffw_norm)
     return x
@@ -35,17 +32,16 @@ def record_logits(p: Program, config: GemmaConfig, weights: Weights, x: Rows, lo
         p.softcap(logits, config.final_softcap)
 
 
-def attention(p: Program, config: GemmaConfig, w: LayerWeights, cache: LayerCache, x: Rows, *, local: bool) -> Rows:
+def attention(p: Program, config: GemmaConfig, w: LayerWeights, cache: LayerCache, x: Rows, layer: int) -> Rows:
     """Grouped-query attention, over the window on local layers."""
-    eps = config.rms_eps
+    eps, rope, window = config.rms_eps, config.rope(layer), config.states[layer].window
     h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
     q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
     k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
     v = p.matmul(h, w.attn_v, out="v")  # (T, K d)
-    p.rotate(q, config.head_dim, norm=w.attn_q_norm, epsilon=eps, scale=config.attn_scale, local=local)
-    p.rotate(k, config.head_dim, norm=w.attn_k_norm, epsilon=eps, scale=1.0, local=local)
+    p.rotate(q, rope, norm=w.attn_q_norm, epsilon=eps, scale=config.attn_scale)
+    p.rotate(k, rope, norm=w.attn_k_norm, epsilon=eps, scale=1.0)
     p.append(cache, k, v)
-    window = config.window if local and config.window is not None else EVERYTHING
     a = p.attend(cache, q, window=window, softcap=config.attn_softcap, out="a", takers=(w.attn_output,))  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 

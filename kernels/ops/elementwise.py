@@ -183,7 +183,7 @@ def _heads(op: Any, step: Any) -> Any:
 
 @inlined
 def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-    """A head of queries or keys in place. `angles` names the step's word: the angles of local or of global layers."""
+    """A head of queries or keys in place. `angles` names the step's word, one of its STEP_ANGLES."""
     X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
     size, row, head = word(op, HEAD_DIM), piece // word(op, HEADS), piece % word(op, HEADS)
     x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head

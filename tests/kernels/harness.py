@@ -110,7 +110,7 @@ def _step_words(step: Step, threads: int) -> tuple[Array, dict[int, Array]]:
         ops.STEP_SCRATCH: np.full(threads * step.scratch_bytes + 4096, 0xFF, np.uint8),  # NaN if read unwritten
     }
     if step.angles is not None:
-        lists[ops.STEP_ANGLES_LOCAL] = step.angles
+        lists[ops.STEP_ANGLES] = step.angles
     words = aligned((ops.STEP_WORDS,), np.int64)
     words[ops.STEP_ROWS], words[ops.STEP_N_TILES] = step.rows, len(tiles)
     words[ops.STEP_SCRATCH_BYTES] = step.scratch_bytes

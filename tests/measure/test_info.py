@@ -55,13 +55,13 @@ def model(tmp_path: Path) -> Model:
 def test_layer_capacity(model: Model, context: int, global_capacity: int, local_capacity: int) -> None:
     config, _ = model
     assert config.window == 64  # and the chunk of 256: 320, rounded up to 512
-    assert layer_capacity(config, 0, context, 256) == local_capacity
-    assert layer_capacity(config, 1, context, 256) == global_capacity
+    assert layer_capacity(config.states[0], context, 256) == local_capacity
+    assert layer_capacity(config.states[1], context, 256) == global_capacity
 
 
 def test_capacity_without_window(model: Model) -> None:
     config = replace(model[0], window=None, local_layers=(False,) * 4)
-    assert [layer_capacity(config, i, 1000, 256) for i in range(4)] == [1024] * 4
+    assert [layer_capacity(config.states[i], 1000, 256) for i in range(4)] == [1024] * 4
 
 
 def test_memory_plan(model: Model) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_gemma.kernels.operations import ADD, EMBED, GATE, NORM, ROTATE, SOFTCAP, STEP_ANGLES_LOCAL
+from edge_gemma.kernels.operations import ADD, EMBED, GATE, NORM, ROTATE, SOFTCAP, STEP_ANGLES
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import FLOAT_NAMES, PRODUCT_NAMES, Array, Row, Step, assert_same_bits, random_rows, row, run
 
@@ -84,7 +84,7 @@ def test_rotate(heads: int, size: int, with_norm: bool) -> None:
         want = reference.rotate(heads_of_x, angles, 0.0625, weight if with_norm else None, 1e-6)
         rotation = row(
             ROTATE, "elementwise.rotate", x=x, x_stride=x.strides[0], heads=heads, head_dim=size,
-            norm=weight if with_norm else 0, epsilon=1e-6, scale=0.0625, angles=STEP_ANGLES_LOCAL,
+            norm=weight if with_norm else 0, epsilon=1e-6, scale=0.0625, angles=STEP_ANGLES,
         )  # fmt: skip
         run_checked(rotation, Step(tokens, angles=angles), 2, x)
         assert_same_bits(x.copy(), want.reshape(tokens, -1))
