@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,18 @@ from edge_gemma.graph.program import aligned_bytes
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The next rows of a sequence: `tokens`, int64 (T,), at positions table.length, table.length + 1, ...
+
+    The logits of the last `wanted` of them are wanted.
+    """
+
+    table: Any
+    tokens: NDArray[np.int64]
+    wanted: int
 
 
 class Step:

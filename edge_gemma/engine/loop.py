@@ -1,0 +1,347 @@
+"""The engine's thread: it alone has the runner, and computes step after step for all sequences. Knows no text.
+
+    any thread --- commands ---> [ admit, schedule, run, hand out ] --- channels ---> readers
+
+Whoever submits waits for nothing. What a caller does or forgets (a stream that is not read, an error in a callback, a
+thread that ends) stops at its channel; what goes wrong in a step ends the sequences that were in it, and no others.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.engine.prefix_cache import PrefixCache
+from edge_gemma.engine.scheduler import Scheduler, Work, expired
+from edge_gemma.engine.sequence import Generation, Logits, Table
+from edge_gemma.engine.sequence import Sequence as Sequence_
+from edge_gemma.errors import Cancelled, EdgeGemmaError, ForkError, MemoryBudgetError
+from edge_gemma.graph.step import Rows
+from edge_gemma.kernels.native_threads import start_thread
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Command = Callable[[], None]
+
+
+class Pages(Protocol):
+    """What the engine wants of the memory for keys and values."""
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Of all pages that somebody holds."""
+
+
+class Runner(Protocol):
+    """What the engine wants of a model; see `runner.Runner`."""
+
+    chunk: int
+    pool: Pages
+
+    def new_table(self) -> Table:
+        """The table of an empty sequence."""
+
+    def run(self, batch: Sequence[Rows]) -> NDArray[np.float32]:
+        """Compute rows; the logits that are wanted of them, (wanted, V), until the next call."""
+
+    def cancel(self) -> None:
+        """End a step that is running."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+@dataclass
+class Stats:
+    """What the engine has done since it was made, and does now."""
+
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    checkpoints: int = 0
+    page_bytes: int = 0
+
+
+class Engine:
+    """Runs sequences of one model, as many as `slots` at a time; more wait.
+
+    prefix_cache: bytes of keys and values that are kept for later sequences. max_stall: see `Scheduler`.
+    """
+
+    def __init__(self, runner: Runner, *, slots: int, prefix_cache: int, max_stall: float = 0.15) -> None:
+        """Takes over `runner`. Raises ThreadError."""
+        self._runner = runner
+        self._scheduler = Scheduler(slots, runner.chunk, max_stall)
+        self._cache, self._cache_bytes = PrefixCache(), prefix_cache
+        self._commands: SimpleQueue[Command] = SimpleQueue()
+        self._closing = self._over = False
+        self._in_step: list[Sequence_] = []
+        self._stats = Stats()
+        self._process = os.getpid()
+        self._thread = start_thread(self._run, "edge-gemma-engine")
+
+    # ---- any thread ----------------------------------------------------------------------------------------------
+
+    def submit(self, sequence: Sequence_) -> None:
+        """Have a sequence computed. Raises ForkError, and EdgeGemmaError where the engine is closed."""
+        self.check_open()
+        self._do(lambda: self._admit(sequence))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises, run by the engine's thread between two steps."""
+        self.check_open()
+        future: Future[T] = Future()
+
+        def command() -> None:
+            try:
+                self.check_open()
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._do(command)
+        return future.result()
+
+    def _do(self, command: Command) -> None:
+        """Have the engine's thread carry out a command; nobody waits for one that came when that had ended."""
+        self._commands.put(command)
+        if self._over:
+            self._carry_out()
+
+    def cancel(self, *sequences: Sequence_) -> None:
+        """End sequences, or all there are; a step that is computed for these alone is broken off."""
+        if os.getpid() != self._process:
+            return
+        for sequence in sequences:
+            sequence.cancelled = True
+        if (computed := self._in_step) and all(s.cancelled for s in computed):
+            self._runner.cancel()
+        self._commands.put(_nothing)
+
+    def cancel_all(self) -> None:
+        """End all sequences submitted so far."""
+        if os.getpid() != self._process:
+            return
+        self._commands.put(self._cancel_all)
+        self._runner.cancel()
+
+    def wake(self) -> None:
+        """A reader has room again."""
+        self._commands.put(_nothing)
+
+    def stats(self) -> Stats:
+        """A copy of what it has done."""
+        return self.call(self._current_stats)
+
+    def check_open(self) -> None:
+        """Raise ForkError or EdgeGemmaError where there is no engine any more."""
+        if os.getpid() != self._process:
+            raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
+        if self._closing:
+            raise EdgeGemmaError("the model is closed")
+
+    def close(self) -> None:
+        """End all sequences and the thread. Idempotent, from any thread; in a forked child there is nothing to do.
+
+        It takes as long as a step needs to be broken off, a few milliseconds.
+        """
+        if os.getpid() != self._process:
+            return
+        self._closing = True
+        self._runner.cancel()
+        self._commands.put(_nothing)
+        if self._thread.ident != threading.get_ident():  # where it has collected the garbage that the model was in
+            self._thread.join()
+
+    # ---- the engine's thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            while not self._closing:
+                self._turn()
+        except BaseException as caught:  # no sequence's fault: nobody may wait for ever because of it
+            log.exception("the engine has failed")
+            error = caught
+        self._closing = True
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            sequence.end(error, None if error else "cancelled")
+        self._settle()
+        self._cache.clear()
+        self._runner.close()
+        self._over = True
+        self._carry_out()
+
+    def _turn(self) -> None:
+        """Hear what is asked for, then compute one step, or wait."""
+        self._carry_out()
+        self._end_cancelled()
+        for sequence in self._scheduler.start():
+            self._begin(sequence)
+        step = self._scheduler.next_step()
+        if step:
+            self._compute(step)
+            self._settle()
+        else:
+            self._wait()
+
+    def _carry_out(self) -> None:
+        """The commands so far."""
+        with suppress(Empty):
+            while True:
+                self._commands.get_nowait()()
+
+    def _wait(self) -> None:
+        """Until there is a command, or the first deadline."""
+        scheduler = self._scheduler
+        first = min((s.deadline for s in (*scheduler.running, *scheduler.waiting)), default=math.inf)
+        with suppress(Empty):
+            self._commands.get(timeout=None if first == math.inf else max(0.0, first - time.monotonic()))()
+
+    def _admit(self, sequence: Sequence_) -> None:
+        if self._closing:
+            sequence.end(EdgeGemmaError("the model is closed"))
+        else:
+            self._scheduler.add(sequence)
+
+    def _cancel_all(self) -> None:
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            sequence.cancelled = True
+
+    def _end_cancelled(self) -> None:
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            if sequence.cancelled:
+                sequence.end(reason="cancelled")
+            elif expired(sequence):
+                sequence.end(reason="deadline")
+        self._settle()
+
+    def _settle(self) -> None:
+        """Part with the sequences that have ended."""
+        for sequence in self._scheduler.remove_ended():
+            if sequence.table is not None:
+                if not sequence.failed:
+                    self._keep(sequence)
+                sequence.table.release()
+                sequence.table = None
+
+    def _begin(self, sequence: Sequence_) -> None:
+        if sequence.table is None:  # else it is the choice of another, or somebody's own
+            table = self._cache.resume(sequence.tokens) if sequence.cacheable else None
+            sequence.table = table or self._runner.new_table()
+        self._stats.cached_tokens += sequence.computed
+        sequence.begin(sequence.computed)
+
+    def _compute(self, step: list[Work]) -> None:
+        """Run a step and hand out its logits."""
+        rows = [_rows(work) for work in step]
+        self._in_step = [work.sequence for work in step]
+        start = time.perf_counter()
+        try:
+            logits = self._runner.run(rows)
+        except Cancelled:  # others may have been in it, too: their rows are computed again
+            return
+        except MemoryBudgetError as error:
+            self._make_room(step, error)
+            return
+        except BaseException as error:
+            self._fail(step, error)
+            return
+        finally:
+            self._in_step = []
+        self._scheduler.note(step, time.perf_counter() - start)
+        self._stats.steps += 1
+        self._hand_out(step, rows, logits)
+
+    def _make_room(self, step: list[Work], error: MemoryBudgetError) -> None:
+        """Drop what is only kept, else have the sequence that began last wait; it is computed again later."""
+        if self._cache.evict():
+            return
+        last = self._scheduler.put_back_last()
+        if last is None:
+            step[-1].sequence.end(error)
+        elif last.table is not None:
+            last.table.release()
+            last.table = None
+
+    def _fail(self, step: list[Work], error: BaseException) -> None:
+        if not isinstance(error, EdgeGemmaError):
+            log.error("a step has failed", exc_info=error)
+        for work in step:
+            work.sequence.end(error)
+
+    def _hand_out(self, step: list[Work], rows: list[Rows], logits: Logits) -> None:
+        at = 0
+        for work, row in zip(step, rows, strict=True):
+            sequence, part = work.sequence, logits[at : at + row.wanted]
+            at += row.wanted
+            try:
+                self._advance(sequence, part)
+            except Exception as error:  # its own: a logit that is not finite, a stop string's
+                sequence.end(error)
+
+    def _advance(self, sequence: Sequence_, logits: Logits) -> None:
+        if not len(logits):
+            sequence.read()
+            return
+        length = len(sequence.tokens)
+        first = isinstance(sequence, Generation) and length == sequence.prompt_length
+        if first:
+            self._keep(sequence)
+            self._start_choices(sequence)
+        sequence.take(logits)
+        self._stats.completion_tokens += len(sequence.tokens) - length
+
+    def _start_choices(self, sequence: Sequence_) -> None:
+        """Other choices of the same prompt go on from here, each with a table of its own."""
+        assert isinstance(sequence, Generation)
+        for choice in sequence.choices:
+            assert sequence.table is not None
+            choice.table = sequence.table.fork()
+            choice.table.truncate(sequence.prompt_length - 1)
+            self._scheduler.add(choice)
+        sequence.choices = []
+
+    def _keep(self, sequence: Sequence_) -> None:
+        if sequence.cacheable and sequence.table is not None and self._cache_bytes:
+            self._cache.keep(sequence.tokens, sequence.table)
+            running = sum(s.table.bytes for s in self._scheduler.running if s.table is not None)
+            while self._runner.pool.bytes_in_use > self._cache_bytes + running and self._cache.evict():
+                pass
+
+    def _current_stats(self) -> Stats:
+        stats = Stats(**vars(self._stats))
+        stats.running, stats.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        stats.checkpoints, stats.page_bytes = len(self._cache), self._runner.pool.bytes_in_use
+        return stats
+
+
+def _rows(work: Work) -> Rows:
+    sequence, computed = work.sequence, work.sequence.computed
+    tokens = sequence.tokens[computed : computed + work.count]
+    wanted = sequence.wanted(work.count)
+    if isinstance(sequence, Generation) and wanted > 1:
+        tokens = [*tokens, *sequence.proposal]
+    assert sequence.table is not None
+    return Rows(sequence.table, np.array(tokens, np.int64), wanted)
+
+
+def _nothing() -> None:
+    """Wakes the engine."""

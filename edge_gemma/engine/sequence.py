@@ -1,0 +1,237 @@
+"""A sequence: token ids, how many of them have keys and values, and what becomes of the logits after them.
+
+Knows no kernel, no thread and no file. The scheduler decides when how many of its tokens are computed; the engine's
+thread gives it the logits that it wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.engine.answer import Delta, FinishReason, Writer
+from edge_gemma.engine.channel import Channel
+from edge_gemma.engine.sampler import Sampler
+from edge_gemma.errors import Cancelled
+
+Logits = NDArray[np.float32]
+T = TypeVar("T", bound="Table")
+
+
+class Table(Protocol):
+    """The pages of a sequence; see `graph.cache.PageTable`."""
+
+    @property
+    def length(self) -> int:
+        """Positions whose keys and values are there."""
+
+    def fork(self: T) -> T:
+        """Another table of the same pages."""
+
+    def can_truncate(self, length: int) -> bool:
+        """Whether a sequence may go on at `length`."""
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+
+    def release(self) -> None:
+        """Give the pages back. Idempotent."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the pages it refers to."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Prompt tokens read, of how many."""
+
+    done: int
+    total: int
+
+
+class Sequence:
+    """What all sequences have in common. `tokens` may only grow at its end.
+
+    priority: larger goes first. deadline: of `time.monotonic`, after which it ends.
+    """
+
+    tokens: list[int]
+    table: Table | None = None
+    priority: int = 0
+    deadline: float = float("inf")
+    cacheable = True
+    """Whether a prefix that is there already may be used, and this one kept for others."""
+    alone = False
+    """Whether it wants steps of its own."""
+    number = 0
+    """The order in which sequences began."""
+    ended = False
+    failed = False
+    """Ended by an error."""
+    cancelled = False
+    """Set by any thread; seen by the engine's at the next step."""
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose keys and values are there."""
+        return self.table.length if self.table else 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not computed yet."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether all but the last token are computed."""
+        return self.pending == 1
+
+    def has_room(self) -> bool:
+        """Whether its reader keeps up."""
+        raise NotImplementedError
+
+    def wanted(self, count: int) -> int:
+        """Of how many of the next `count` tokens, the last ones, logits are wanted."""
+        return int(count >= self.pending)
+
+    def begin(self, cached: int) -> None:
+        """The engine begins with it; `cached` tokens were computed already."""
+
+    def read(self) -> None:
+        """More tokens were computed; the logits of none were wanted."""
+
+    def take(self, logits: Logits) -> None:
+        """More tokens were computed; `logits`, (wanted, V), are those that were wanted, to be copied if kept.
+
+        Raises NumericalError.
+        """
+        raise NotImplementedError
+
+    def end(self, error: BaseException | None = None, reason: FinishReason | None = None) -> None:
+        """It is over: because of an error, for a reason from outside, or since it has all it wanted. Idempotent."""
+        raise NotImplementedError
+
+
+class Generation(Sequence):
+    """A prompt and its continuation.
+
+    It goes to `channel` as `Progress` and `Delta`. `choices`: others with the same prompt, which begin when it is read.
+    """
+
+    def __init__(
+        self,
+        prompt: Ids[int],
+        writer: Writer,
+        sampler: Sampler,
+        channel: Channel[Progress | Delta],
+        *,
+        priority: int = 0,
+        deadline: float = float("inf"),
+        choices: Ids[Generation] = (),
+    ) -> None:
+        self.tokens = list(prompt)
+        self.prompt_length = len(self.tokens)
+        self.writer, self.sampler, self.channel = writer, sampler, channel
+        self.priority, self.deadline = priority, deadline
+        self.choices = list(choices)
+        self.proposal: list[int] = []
+        """Tokens that may well come next, to be computed together with the last one; see `speculation`."""
+        self.accepted = 0
+        """Of the last proposal."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether the prompt is not read yet."""
+        return self.computed < self.prompt_length
+
+    def has_room(self) -> bool:
+        """Whether the reader keeps up."""
+        return self.reading or self.channel.has_room()
+
+    def begin(self, cached: int) -> None:
+        """Tell the reader where reading begins."""
+        self.writer.begin()
+        self.writer.cached_tokens = cached
+        self.channel.put(Progress(cached, self.prompt_length))
+
+    def read(self) -> None:
+        """Tell how far the prompt is read."""
+        self.channel.put(Progress(self.computed, self.prompt_length))
+
+    def wanted(self, count: int) -> int:
+        """The last token's logits, and those after each proposed one."""
+        return super().wanted(count) + len(self.proposal) if count >= self.pending else 0
+
+    def take(self, logits: Logits) -> None:
+        """Choose a token, and of a proposal as many as it foretold."""
+        if len(self.tokens) == self.prompt_length:
+            self.channel.put(Progress(self.prompt_length, self.prompt_length))
+        proposal, self.proposal, self.accepted = self.proposal, [], 0
+        for row, proposed in zip(logits, [*proposal, None], strict=True):
+            token = self.sampler.sample(row, self.tokens)
+            self.tokens.append(token)
+            self.channel.put(self.writer.write(token))
+            if self.writer.finish_reason:
+                self.end()
+            if self.ended or token != proposed:
+                break
+            self.accepted += 1
+        if self.table is not None and self.computed >= len(self.tokens):
+            self.table.truncate(len(self.tokens) - 1)  # rows of tokens that were proposed and are not the text's
+
+    def end(self, error: BaseException | None = None, reason: FinishReason | None = None) -> None:
+        """Tell the reader; what is unread is dropped where it was ended from outside."""
+        self.ended, self.failed = True, self.failed or error is not None
+        if reason:
+            self.writer.finish_reason = self.writer.finish_reason or reason
+        self.channel.end(error, discard=reason == "cancelled")
+        for choice in self.choices:
+            choice.end(error, reason)
+
+
+class AllLogits(Sequence):
+    """Logits of every token, which go to `channel` `rows` positions at a time, each an array of its own (rows, V)."""
+
+    cacheable = False
+    alone = True
+
+    def __init__(
+        self, tokens: Ids[int], rows: int, allocate: Callable[[int], Logits], channel: Channel[Logits]
+    ) -> None:
+        """`allocate`: memory for logits of so many positions."""
+        self._all, self._rows, self._allocate = list(tokens), rows, allocate
+        self.channel = channel
+        self.tokens = self._all[:rows]
+        self._item: Logits | None = None
+
+    def has_room(self) -> bool:
+        """Whether the reader keeps up: arrays are large."""
+        return self.channel.has_room()
+
+    def wanted(self, count: int) -> int:
+        """All."""
+        return count
+
+    def take(self, logits: Logits) -> None:
+        """Keep them, and go on. Raises MemoryBudgetError."""
+        start = (self.computed - len(logits)) // self._rows * self._rows
+        if self._item is None:
+            self._item = self._allocate(len(self.tokens) - start)
+        self._item[self.computed - len(logits) - start : self.computed - start] = logits
+        if self.computed == len(self.tokens):
+            self.channel.put(self._item)
+            self._item = None
+            self.tokens = self._all[: self.computed + self._rows]
+        if self.computed == len(self._all):
+            self.end()
+
+    def end(self, error: BaseException | None = None, reason: FinishReason | None = None) -> None:
+        """An end from outside is an error: there is no result."""
+        self.ended = True
+        self.channel.end(Cancelled() if reason else error, discard=reason == "cancelled")
