@@ -76,15 +76,16 @@ class Channel(Generic[T], Iterator[T]):
 
     def __next__(self) -> T:
         """The next item, waited for. Raises the error of the end; ForkError in a child that was forked meanwhile."""
-        self._check_process()
+        self.check_process()
         return self._received(self._items.get())
 
     def next_now(self) -> T:
         """The next item if there is one. Raises queue.Empty."""
-        self._check_process()
+        self.check_process()
         return self._received(self._items.get_nowait())
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raise ForkError in a child that was forked after the channel was made."""
         if os.getpid() != self._process:
             raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
 

@@ -202,13 +202,18 @@ class AllLogits(Sequence):
     alone = True
 
     def __init__(
-        self, tokens: Ids[int], rows: int, allocate: Callable[[int], Logits], channel: Channel[Logits]
+        self, tokens: Ids[int], rows: int, most: int, allocate: Callable[[int], Logits], channel: Channel[Logits]
     ) -> None:
-        """`allocate`: memory for logits of so many positions."""
-        self._all, self._rows, self._allocate = list(tokens), rows, allocate
+        """`most`: tokens of a step. `allocate`: memory for logits of so many positions."""
+        self._all, self._rows, self._most, self._allocate = list(tokens), rows, most, allocate
         self.channel = channel
-        self.tokens = self._all[:rows]
         self._item: Logits | None = None
+        self._extend()
+
+    def _extend(self) -> None:
+        """What the next step may compute: up to the end of an item."""
+        self._end = min((self.computed // self._rows + 1) * self._rows, len(self._all))
+        self.tokens = self._all[: min(self._end, self.computed + self._most)]
 
     def has_room(self) -> bool:
         """Whether the reader keeps up: arrays are large."""
@@ -220,14 +225,15 @@ class AllLogits(Sequence):
 
     def take(self, logits: Logits) -> None:
         """Keep them, and go on. Raises MemoryBudgetError."""
-        start = (self.computed - len(logits)) // self._rows * self._rows
+        done = self.computed
+        start = (done - len(logits)) // self._rows * self._rows
         if self._item is None:
-            self._item = self._allocate(len(self.tokens) - start)
-        self._item[self.computed - len(logits) - start : self.computed - start] = logits
-        if self.computed == len(self.tokens):
+            self._item = self._allocate(self._end - start)
+        self._item[done - len(logits) - start : done - start] = logits
+        if done == self._end:
             self.channel.put(self._item)
             self._item = None
-            self.tokens = self._all[: self.computed + self._rows]
+        self._extend()
         if self.computed == len(self._all):
             self.end()
 

@@ -270,7 +270,7 @@ def test_logits_of_every_token(engine: Engine, rows: int) -> None:
     tokens = prompts(1, 3)[0] * 3
     channel: Channel[Any] = Channel(1, engine.wake)
     answers = [submitted(engine, prompt) for prompt in prompts(3)]
-    engine.submit(AllLogits(tokens, rows, lambda n: np.empty((n, VOCABULARY), np.float32), channel))
+    engine.submit(AllLogits(tokens, rows, 7, lambda n: np.empty((n, VOCABULARY), np.float32), channel))
     parts = list(channel)
     assert [len(part) for part in parts[:-1]] == [rows] * (len(parts) - 1)
     np.testing.assert_array_equal(np.concatenate(parts), [logits_after(tokens[: i + 1]) for i in range(len(tokens))])
@@ -280,7 +280,7 @@ def test_logits_of_every_token(engine: Engine, rows: int) -> None:
 def test_cancelled_logits_are_an_error(engine: Engine, runner: FakeRunner) -> None:
     runner.on_step = slow(0.01)
     channel: Channel[Any] = Channel(1, engine.wake)
-    job = AllLogits([2] * 200, 200, lambda n: np.empty((n, VOCABULARY), np.float32), channel)
+    job = AllLogits([2] * 200, 200, 200, lambda n: np.empty((n, VOCABULARY), np.float32), channel)
     engine.submit(job)
     engine.cancel(job)
     with pytest.raises(Cancelled):

@@ -1,0 +1,162 @@
+"""Answers as their readers see them: whole, piece by piece, or awaited. Know no model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from queue import Empty
+
+from edge_gemma.engine.answer import Delta, FinishReason, Timings, Usage
+from edge_gemma.engine.loop import Engine
+from edge_gemma.engine.sequence import Generation, Progress
+from edge_gemma.errors import EdgeGemmaError
+
+PromptProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer. `timings` is None if it was ended before the prompt was read."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings | None
+
+
+@dataclass
+class Received:
+    """What a reader has of an answer."""
+
+    generation: Generation
+    on_progress: PromptProgress | None = None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    _last: Delta | None = None
+
+    def add(self, item: Progress | Delta) -> str:
+        """The text of an item, empty if it has none."""
+        if isinstance(item, Progress):
+            if self.on_progress:
+                self.on_progress(item.done, item.total)
+            return ""
+        self.text += item.text
+        self.token_ids += item.token_ids
+        self._last = item
+        return item.text
+
+    def check_end(self) -> None:
+        """Raise EdgeGemmaError where the model was closed before there was anything."""
+        closed = self.generation.writer.finish_reason == "cancelled" and not self.generation.cancelled
+        if closed and not self.token_ids:
+            raise EdgeGemmaError("the model is closed")
+
+    @property
+    def completion(self) -> Completion:
+        """What there is so far."""
+        last, prompt = self._last, self.generation.prompt_length
+        reason = last.finish_reason if last else None
+        if reason is None:
+            ended = self.generation.writer.finish_reason
+            reason = ended if ended in ("cancelled", "deadline") else "cancelled"
+        cached = last.cached_tokens if last else 0
+        timings = None
+        if last:
+            start, read, written = last.times
+            timings = Timings(read - start, written - read, prompt, len(self.token_ids))
+        usage = Usage(prompt, len(self.token_ids), cached)
+        return Completion(self.text, list(self.token_ids), reason, usage, timings)
+
+
+class Stream(Iterator[str]):
+    """The pieces of an answer. `completion` is what there is so far.
+
+    The answer is being made whether or not it is read, a few dozen pieces ahead of the reader at most; others do not
+    wait for it. Any thread may ask for the next piece. `close`, and dropping the stream, ends the answer.
+    """
+
+    def __init__(
+        self, model: object, engine: Engine, generation: Generation, on_progress: PromptProgress | None
+    ) -> None:
+        self._model = model  # which stays open as long as there is a stream of it
+        self._engine, self._generation = engine, generation
+        self._received = Received(generation, on_progress)
+        self._lock = threading.Lock()  # between readers of this stream
+        finalizer = weakref.finalize(self, engine.cancel, generation)
+        finalizer.atexit = False
+
+    def __next__(self) -> str:
+        self._generation.channel.check_process()
+        with self._lock:
+            while not self._generation.cancelled:
+                try:
+                    item = next(self._generation.channel)
+                except StopIteration:
+                    self._received.check_end()
+                    raise
+                text = self._received.add(item)
+                if text:
+                    return text
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the answer. Idempotent, from any thread; there are no further pieces."""
+        self._engine.cancel(self._generation)
+
+    cancel = close
+
+    @property
+    def completion(self) -> Completion:
+        """Text, ids, usage and timings; the finish reason is "cancelled" until there is another."""
+        return self._received.completion
+
+
+class AsyncStream(AsyncIterator[str]):
+    """`Stream` for an event loop: waiting for a piece keeps no thread waiting. To be read by one task."""
+
+    def __init__(
+        self, model: object, engine: Engine, generation: Generation, on_progress: PromptProgress | None
+    ) -> None:
+        self._model = model
+        self._engine, self._generation = engine, generation
+        self._received = Received(generation, on_progress)
+        self._loop, self._item = asyncio.get_running_loop(), asyncio.Event()
+        generation.channel.on_item = self._notify
+        finalizer = weakref.finalize(self, engine.cancel, generation)
+        finalizer.atexit = False
+
+    def _notify(self) -> None:
+        """By the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._item.set)
+        except RuntimeError:  # the event loop is closed, and nobody reads any more
+            self._generation.cancelled = True
+
+    async def __anext__(self) -> str:
+        while not self._generation.cancelled:
+            self._item.clear()
+            try:
+                item = self._generation.channel.next_now()
+            except Empty:
+                await self._item.wait()
+                continue
+            except StopIteration:
+                self._received.check_end()
+                break
+            text = self._received.add(item)
+            if text:
+                return text
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the answer. Idempotent."""
+        self._engine.cancel(self._generation)
+
+    @property
+    def completion(self) -> Completion:
+        """As of `Stream`."""
+        return self._received.completion
