@@ -28,6 +28,7 @@ from edge_gemma.engine.prefix_cache import PrefixCache
 from edge_gemma.engine.scheduler import Scheduler, Work, expired
 from edge_gemma.engine.sequence import Generation, Logits, Table
 from edge_gemma.engine.sequence import Sequence as Sequence_
+from edge_gemma.engine.speculation import StepTimes
 from edge_gemma.errors import Cancelled, EdgeGemmaError, ForkError, MemoryBudgetError
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels.native_threads import start_thread
@@ -94,6 +95,8 @@ class Engine:
         self._closing = self._over = False
         self._in_step: list[Sequence_] = []
         self._stats = Stats()
+        self.step_times = StepTimes()
+        """Of steps without a prompt, by their number of rows."""
         self._process = os.getpid()
         self._thread = start_thread(self._run, "edge-gemma-engine")
 
@@ -251,6 +254,7 @@ class Engine:
 
     def _compute(self, step: list[Work]) -> None:
         """Run a step and hand out its logits."""
+        self._propose(step)
         rows = [_rows(work) for work in step]
         self._in_step = [work.sequence for work in step]
         start = time.perf_counter()
@@ -266,9 +270,17 @@ class Engine:
             return
         finally:
             self._in_step = []
-        self._scheduler.note(step, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._scheduler.note(step, seconds)
+        if all(work.count == 1 for work in step):
+            self.step_times.note(sum(len(row.tokens) for row in rows), seconds)
         self._stats.steps += 1
         self._hand_out(step, rows, logits)
+
+    def _propose(self, step: list[Work]) -> None:
+        """Where nobody else is computed for, a step may as well have rows that are only likely to be wanted."""
+        if len(step) == 1 and isinstance(sequence := step[0].sequence, Generation):
+            sequence.propose(self._runner.chunk - 1)
 
     def _make_room(self, step: list[Work], error: MemoryBudgetError) -> None:
         """Drop what is only kept, else have the sequence that began last wait; it is computed again later."""
@@ -337,7 +349,7 @@ def _rows(work: Work) -> Rows:
     sequence, computed = work.sequence, work.sequence.computed
     tokens = sequence.tokens[computed : computed + work.count]
     wanted = sequence.wanted(work.count)
-    if isinstance(sequence, Generation) and wanted > 1:
+    if isinstance(sequence, Generation):
         tokens = [*tokens, *sequence.proposal]
     assert sequence.table is not None
     return Rows(sequence.table, np.array(tokens, np.int64), wanted)

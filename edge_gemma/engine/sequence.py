@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edge_gemma.engine.answer import Delta, FinishReason, Writer
 from edge_gemma.engine.channel import Channel
 from edge_gemma.engine.sampler import Sampler
+from edge_gemma.engine.speculation import Speculation
 from edge_gemma.errors import Cancelled
 
 Logits = NDArray[np.float32]
@@ -134,16 +135,16 @@ class Generation(Sequence):
         priority: int = 0,
         deadline: float = float("inf"),
         choices: Ids[Generation] = (),
+        speculation: Speculation | None = None,
     ) -> None:
         self.tokens = list(prompt)
         self.prompt_length = len(self.tokens)
         self.writer, self.sampler, self.channel = writer, sampler, channel
         self.priority, self.deadline = priority, deadline
         self.choices = list(choices)
+        self.speculation = speculation
         self.proposal: list[int] = []
-        """Tokens that may well come next, to be computed together with the last one; see `speculation`."""
-        self.accepted = 0
-        """Of the last proposal."""
+        """Tokens that may well come next, to be computed together with the last one."""
 
     @property
     def reading(self) -> bool:
@@ -166,13 +167,19 @@ class Generation(Sequence):
 
     def wanted(self, count: int) -> int:
         """The last token's logits, and those after each proposed one."""
-        return super().wanted(count) + len(self.proposal) if count >= self.pending else 0
+        return 1 + len(self.proposal) if count >= self.pending else 0
+
+    def propose(self, room: int) -> None:
+        """Have at most `room` tokens more computed in the next step, where that is likely to pay."""
+        left = self.writer.max_tokens - self.writer.written - 1
+        if self.speculation and self.decoding and min(room, left) > 0:
+            self.proposal = self.speculation.propose(self.tokens, min(room, left))
 
     def take(self, logits: Logits) -> None:
         """Choose a token, and of a proposal as many as it foretold."""
         if len(self.tokens) == self.prompt_length:
             self.channel.put(Progress(self.prompt_length, self.prompt_length))
-        proposal, self.proposal, self.accepted = self.proposal, [], 0
+        proposal, self.proposal, accepted = self.proposal, [], 0
         for row, proposed in zip(logits, [*proposal, None], strict=True):
             token = self.sampler.sample(row, self.tokens)
             self.tokens.append(token)
@@ -181,7 +188,9 @@ class Generation(Sequence):
                 self.end()
             if self.ended or token != proposed:
                 break
-            self.accepted += 1
+            accepted += 1
+        if self.speculation and proposal:
+            self.speculation.note(len(proposal), accepted)
         if self.table is not None and self.computed >= len(self.tokens):
             self.table.truncate(len(self.tokens) - 1)  # rows of tokens that were proposed and are not the text's
 
@@ -191,6 +200,8 @@ class Generation(Sequence):
         if reason:
             self.writer.finish_reason = self.writer.finish_reason or reason
         self.channel.end(error, discard=reason == "cancelled")
+        if self.speculation:
+            self.speculation.close()
         for choice in self.choices:
             choice.end(error, reason)
 
