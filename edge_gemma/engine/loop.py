@@ -14,20 +14,19 @@ import os
 import threading
 import time
 from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edge_gemma.engine.pages import Runner, Table
 from edge_gemma.engine.prefix_cache import PrefixCache
 from edge_gemma.engine.scheduler import Scheduler, Work, expired
-from edge_gemma.engine.sequence import Generation, Logits, Table
-from edge_gemma.engine.sequence import Sequence as Sequence_
+from edge_gemma.engine.sequence import Generation, Logits, Sequence
 from edge_gemma.engine.speculation import StepTimes
 from edge_gemma.errors import Cancelled, EdgeGemmaError, ForkError, MemoryBudgetError
 from edge_gemma.graph.step import Rows
@@ -37,33 +36,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Command = Callable[[], None]
-
-
-class Pages(Protocol):
-    """What the engine wants of the memory for keys and values."""
-
-    @property
-    def bytes_in_use(self) -> int:
-        """Of all pages that somebody holds."""
-
-
-class Runner(Protocol):
-    """What the engine wants of a model; see `runner.Runner`."""
-
-    chunk: int
-    pool: Pages
-
-    def new_table(self) -> Table:
-        """The table of an empty sequence."""
-
-    def run(self, batch: Sequence[Rows]) -> NDArray[np.float32]:
-        """Compute rows; the logits that are wanted of them, (wanted, V), until the next call."""
-
-    def cancel(self) -> None:
-        """End a step that is running."""
-
-    def close(self) -> None:
-        """Free everything."""
 
 
 @dataclass
@@ -93,7 +65,7 @@ class Engine:
         self._cache, self._cache_bytes = PrefixCache(), prefix_cache
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._closing = self._over = False
-        self._in_step: list[Sequence_] = []
+        self._in_step: list[Sequence] = []
         self._stats = Stats()
         self.step_times = StepTimes()
         """Of steps without a prompt, by their number of rows."""
@@ -102,7 +74,7 @@ class Engine:
 
     # ---- any thread ----------------------------------------------------------------------------------------------
 
-    def submit(self, sequence: Sequence_) -> None:
+    def submit(self, sequence: Sequence) -> None:
         """Have a sequence computed. Raises ForkError, and EdgeGemmaError where the engine is closed."""
         self.check_open()
         self._do(lambda: self._admit(sequence))
@@ -128,7 +100,7 @@ class Engine:
         if self._over:
             self._carry_out()
 
-    def cancel(self, *sequences: Sequence_) -> None:
+    def cancel(self, *sequences: Sequence) -> None:
         """End sequences, or all there are; a step that is computed for these alone is broken off."""
         if os.getpid() != self._process:
             return
@@ -144,6 +116,17 @@ class Engine:
             return
         self._commands.put(self._cancel_all)
         self._runner.cancel()
+
+    def settled(self, sequence: Sequence) -> None:
+        """Return when the engine has done with a sequence that has ended."""
+        if not self._over:
+            with suppress(EdgeGemmaError):  # closed meanwhile, and so done with everything
+                self.call(lambda: self._scheduler.discard(sequence))
+
+    def release(self, table: Table) -> None:
+        """Give back the pages of a table that somebody has kept. From any thread."""
+        if os.getpid() == self._process and not self._closing:
+            self._commands.put(table.release)
 
     def wake(self) -> None:
         """A reader has room again."""
@@ -218,7 +201,7 @@ class Engine:
         with suppress(Empty):
             self._commands.get(timeout=None if first == math.inf else max(0.0, first - time.monotonic()))()
 
-    def _admit(self, sequence: Sequence_) -> None:
+    def _admit(self, sequence: Sequence) -> None:
         if self._closing:
             sequence.end(EdgeGemmaError("the model is closed"))
         else:
@@ -242,10 +225,11 @@ class Engine:
             if sequence.table is not None:
                 if not sequence.failed:
                     self._keep(sequence)
-                sequence.table.release()
-                sequence.table = None
+                if not sequence.keeps_table:
+                    sequence.table.release()
+                    sequence.table = None
 
-    def _begin(self, sequence: Sequence_) -> None:
+    def _begin(self, sequence: Sequence) -> None:
         if sequence.table is None:  # else it is the choice of another, or somebody's own
             table = self._cache.resume(sequence.tokens) if sequence.cacheable else None
             sequence.table = table or self._runner.new_table()
@@ -309,7 +293,7 @@ class Engine:
             except Exception as error:  # its own: a logit that is not finite, a stop string's
                 sequence.end(error)
 
-    def _advance(self, sequence: Sequence_, logits: Logits) -> None:
+    def _advance(self, sequence: Sequence, logits: Logits) -> None:
         if not len(logits):
             sequence.read()
             return
@@ -321,7 +305,7 @@ class Engine:
         sequence.take(logits)
         self._stats.completion_tokens += len(sequence.tokens) - length
 
-    def _start_choices(self, sequence: Sequence_) -> None:
+    def _start_choices(self, sequence: Sequence) -> None:
         """Other choices of the same prompt go on from here, each with a table of its own."""
         assert isinstance(sequence, Generation)
         for choice in sequence.choices:
@@ -331,7 +315,7 @@ class Engine:
             self._scheduler.add(choice)
         sequence.choices = []
 
-    def _keep(self, sequence: Sequence_) -> None:
+    def _keep(self, sequence: Sequence) -> None:
         if sequence.cacheable and sequence.table is not None and self._cache_bytes:
             self._cache.keep(sequence.tokens, sequence.table)
             running = sum(s.table.bytes for s in self._scheduler.running if s.table is not None)

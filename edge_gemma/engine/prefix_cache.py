@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.engine.sequence import Table
+from edge_gemma.engine.pages import Table
 
 MOST = 256
 """Checkpoints; comparing a prompt of 4,000 tokens with each takes 10 us."""

@@ -78,6 +78,11 @@ class Scheduler:
         self._crowded = True
         return last
 
+    def discard(self, sequence: Sequence) -> None:
+        """Take out one that has ended, if it is there."""
+        self.running = [s for s in self.running if s is not sequence]
+        self.waiting = [s for s in self.waiting if s is not sequence]
+
     def remove_ended(self) -> list[Sequence]:
         """Take out those that have ended; they are returned."""
         ended = [s for s in (*self.running, *self.waiting) if s.ended]

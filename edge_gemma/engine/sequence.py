@@ -9,43 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.engine.answer import Delta, FinishReason, Writer
 from edge_gemma.engine.channel import Channel
+from edge_gemma.engine.pages import Table
 from edge_gemma.engine.sampler import Sampler
 from edge_gemma.engine.speculation import Speculation
 from edge_gemma.errors import Cancelled
 
 Logits = NDArray[np.float32]
-T = TypeVar("T", bound="Table")
-
-
-class Table(Protocol):
-    """The pages of a sequence; see `graph.cache.PageTable`."""
-
-    @property
-    def length(self) -> int:
-        """Positions whose keys and values are there."""
-
-    def fork(self: T) -> T:
-        """Another table of the same pages."""
-
-    def can_truncate(self, length: int) -> bool:
-        """Whether a sequence may go on at `length`."""
-
-    def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
-
-    def release(self) -> None:
-        """Give the pages back. Idempotent."""
-
-    @property
-    def bytes(self) -> int:
-        """Of the pages it refers to."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +45,8 @@ class Sequence:
     """Whether a prefix that is there already may be used, and this one kept for others."""
     alone = False
     """Whether it wants steps of its own."""
+    keeps_table = False
+    """Whether somebody goes on with its table when it has ended."""
     number = 0
     """The order in which sequences began."""
     ended = False
@@ -190,7 +167,7 @@ class Generation(Sequence):
                 break
             accepted += 1
         if self.speculation and proposal:
-            self.speculation.note(len(proposal), accepted)
+            self.speculation.note(accepted if self.ended else len(proposal), accepted)
         if self.table is not None and self.computed >= len(self.tokens):
             self.table.truncate(len(self.tokens) - 1)  # rows of tokens that were proposed and are not the text's
 
@@ -204,6 +181,30 @@ class Generation(Sequence):
             self.speculation.close()
         for choice in self.choices:
             choice.end(error, reason)
+
+
+class Extension(Sequence):
+    """More tokens of a text that somebody else keeps. The logits after the last one go to `channel`, a copy (V,)."""
+
+    keeps_table = True
+
+    def __init__(self, tokens: Ids[int], table: Table | None, channel: Channel[Logits]) -> None:
+        """`table`: of the first tokens, if there is one; afterwards that of all."""
+        self.tokens, self.table, self.channel = list(tokens), table, channel
+
+    def has_room(self) -> bool:
+        """Always: there is one item."""
+        return True
+
+    def take(self, logits: Logits) -> None:
+        """The end of it."""
+        self.channel.put(logits[-1].copy())
+        self.end()
+
+    def end(self, error: BaseException | None = None, reason: FinishReason | None = None) -> None:
+        """An end from outside is an error: there is no result."""
+        self.ended, self.failed = True, self.failed or error is not None
+        self.channel.end(Cancelled() if reason else error)
 
 
 class AllLogits(Sequence):

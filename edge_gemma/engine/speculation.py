@@ -8,8 +8,18 @@ longest that pays is chosen from the share of tokens kept so far and the measure
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.engine.pages import Runner
+from edge_gemma.engine.sampler import Sampler
+from edge_gemma.graph.step import Rows
+
+Logits = NDArray[np.float32]
 
 MOST = 15
 """Tokens of a proposal: with the last token of the text, a step of a few rows (`operations.FEW_ROWS`)."""
@@ -24,7 +34,9 @@ EACH_ROW = 0.06
 
 
 class Proposer(Protocol):
-    """Something that foretells."""
+    """Something that foretells. seconds: what a token of a proposal takes, about."""
+
+    seconds: float
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         """At most `most` tokens that may follow `tokens`."""
@@ -38,6 +50,8 @@ class PromptLookup:
 
     Every run of `length` tokens is kept with the place after its latest but one occurrence (arXiv:2304.04487).
     """
+
+    seconds = 0.0
 
     def __init__(self, length: int = 3) -> None:
         self._length = length
@@ -56,6 +70,52 @@ class PromptLookup:
         """Nothing is held."""
 
 
+class DraftModel:
+    """A smaller model of the same vocabulary, which says what it would choose, with the same random numbers."""
+
+    def __init__(self, runner: Runner, sampler: Sampler) -> None:
+        self._runner, self._sampler = runner, sampler
+        self._table = runner.new_table()
+        self._read: list[int] = []
+        self.seconds = 0.0
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        """See `Proposer`."""
+        self._go_back(tokens)
+        text, start = list(tokens), time.perf_counter()
+        while len(text) < len(tokens) + most:
+            text.append(self._sampler.sample(self._logits(text), text))
+        each = (time.perf_counter() - start) / most
+        self.seconds += (each - self.seconds) * (0.2 if self.seconds else 1.0)
+        return text[len(tokens) :]
+
+    def close(self) -> None:
+        """Give its pages back."""
+        self._table.release()
+
+    def _go_back(self, tokens: Sequence[int]) -> None:
+        """To where its own text and `tokens` part."""
+        count = min(len(self._read), len(tokens) - 1)
+        same = next((i for i in range(count) if self._read[i] != tokens[i]), count)
+        if same < self._table.length:
+            if self._table.can_truncate(same):
+                self._table.truncate(same)
+            else:
+                self._table.release()
+                self._table = self._runner.new_table()
+        self._read = list(tokens[: self._table.length])
+
+    def _logits(self, text: list[int]) -> Logits:
+        """After all of `text`."""
+        while True:
+            piece = text[self._table.length : self._table.length + self._runner.chunk]
+            last = self._table.length + len(piece) == len(text)
+            logits = self._runner.run([Rows(self._table, np.array(piece, np.int64), int(last))])
+            self._read = text[: self._table.length]
+            if last:
+                return logits[0]
+
+
 class StepTimes:
     """Seconds of steps of a few rows, by their number."""
 
@@ -67,10 +127,15 @@ class StepTimes:
         before = self._seconds.get(rows, seconds)
         self._seconds[rows] = before + 0.2 * (seconds - before)
 
+    @property
+    def first(self) -> float:
+        """Seconds of a step of one row; 0 where none was measured."""
+        return self._seconds.get(1, 0.0)
+
     def ratio(self, rows: int) -> float:
         """The time of a step of `rows` beside one of a single row; between measured numbers by a line."""
-        first = self._seconds.get(1)
-        if first is None:
+        first = self.first
+        if not first:
             return 1 + EACH_ROW * (rows - 1)
         known = sorted((n, seconds / first) for n, seconds in self._seconds.items())
         below = max((k for k in known if k[0] <= rows), default=(1, 1.0))
@@ -104,10 +169,12 @@ class Speculation:
     def best_length(self, most: int) -> int:
         """Tokens to propose: 1 + p + ... + p^n are expected for the time of n + 1 rows."""
         best, gain, expected = 0, WORTH, 1.0
+        each = self._proposer.seconds / self._times.first if self._times.first else 0.0
         for n in range(1, most + 1):
             expected += self._kept**n
-            if expected / self._times.ratio(n + 1) > gain:
-                best, gain = n, expected / self._times.ratio(n + 1)
+            faster = expected / (self._times.ratio(n + 1) + n * each)
+            if faster > gain:
+                best, gain = n, faster
         return best
 
     def note(self, proposed: int, accepted: int) -> None:

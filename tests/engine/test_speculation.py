@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from edge_gemma.engine.loop import Engine
-from edge_gemma.engine.sampler import SamplingParams
-from edge_gemma.engine.speculation import MOST, PromptLookup, Speculation, StepTimes
+from edge_gemma.engine.sampler import Sampler, SamplingParams
+from edge_gemma.engine.speculation import MOST, DraftModel, PromptLookup, Speculation, StepTimes
 from tests.engine.fake_runner import FakeRunner
 from tests.engine.test_loop import alone, generation, tokens_of
 
@@ -18,7 +18,7 @@ class Oracle:
 
     def __init__(self, text: list[int], wrong: int) -> None:
         self._text, self._wrong = text, wrong
-        self.closed = False
+        self.closed, self.seconds = False, 0.0
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         coming = self._text[len(tokens) : len(tokens) + most]
@@ -94,3 +94,19 @@ def test_times_between_measured_ones() -> None:
     times.note(1, 2.0)
     times.note(9, 4.0)
     assert (times.ratio(1), times.ratio(5), times.ratio(9)) == (1.0, 1.5, 2.0)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0.0), SamplingParams(seed=5, temperature=2.0)])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_draft_of_the_same_model_foretells_everything(params: SamplingParams, window: int | None) -> None:
+    runner, drafts = FakeRunner(), FakeRunner(chunk=5, window=window)
+    engine = Engine(runner, slots=4, prefix_cache=0)
+    prompt = list(range(2, 20))
+    draft = DraftModel(drafts, Sampler(params))
+    made = generation(engine, prompt, 40, params=params, speculation=Speculation(draft, engine.step_times))
+    engine.submit(made)
+    want = alone(prompt, 40, params)
+    assert tokens_of(made) == want
+    assert made.speculation is not None and made.speculation.proposed == made.speculation.accepted
+    engine.close()
+    assert drafts.pool.tables == 0

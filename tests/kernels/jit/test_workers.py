@@ -61,15 +61,15 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[str]]:
     """The workers of this test."""
-    workers: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[str]] = []
     real = workers.start_worker
 
     def start(folder: Path, key: str) -> subprocess.Popen[str]:
-        workers.append(real(folder, key))
-        return workers[-1]
+        processes.append(real(folder, key))
+        return processes[-1]
 
     monkeypatch.setattr(workers, "start_worker", start)
-    return workers
+    return processes
 
 
 def replaced_by(code: str) -> Start:

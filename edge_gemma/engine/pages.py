@@ -1,0 +1,64 @@
+"""What the engine wants of a model and its memory: a few methods, so that it can be tested without either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_gemma.graph.step import Rows
+
+T = TypeVar("T", bound="Table")
+
+
+class Table(Protocol):
+    """The pages of a sequence; see `graph.cache.PageTable`."""
+
+    @property
+    def length(self) -> int:
+        """Positions whose keys and values are there."""
+
+    def fork(self: T) -> T:
+        """Another table of the same pages."""
+
+    def can_truncate(self, length: int) -> bool:
+        """Whether a sequence may go on at `length`."""
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+
+    def release(self) -> None:
+        """Give the pages back. Idempotent."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the pages it refers to."""
+
+
+class Pages(Protocol):
+    """What the engine wants of the memory for keys and values."""
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Of all pages that somebody holds."""
+
+
+class Runner(Protocol):
+    """What the engine wants of a model; see `runner.Runner`."""
+
+    chunk: int
+    pool: Pages
+
+    def new_table(self) -> Table:
+        """The table of an empty sequence."""
+
+    def run(self, batch: Sequence[Rows]) -> NDArray[np.float32]:
+        """Compute rows; the logits that are wanted of them, (wanted, V), until the next call."""
+
+    def cancel(self) -> None:
+        """End a step that is running."""
+
+    def close(self) -> None:
+        """Free everything."""
