@@ -43,7 +43,7 @@ class Attempts:
         self._wait = min(2 * self._wait, LONGEST_WAIT)
 
 
-class Crew:
+class ActiveThreads:
     """The number of threads to use, `size`, at most `most`, for steps that take as long as their work is large.
 
     Where threads wait too long for each other, one after the other is left out until they do not, and the best of these

@@ -44,7 +44,7 @@ from ..operations import (
     TEAM_WORDS,
     Kernel,
 )
-from .active_threads import Crew
+from .active_threads import ActiveThreads
 
 LINE = 64
 KERNELS = [Kernel("threads.execute", name) for name in ("post", "lead", "serve")]
@@ -57,7 +57,7 @@ _PROTOTYPE = ctypes.CFUNCTYPE(
 
 
 class Team:
-    """`size` threads, the caller's among them; fewer take part while they hold each other up (`crew`).
+    """`size` threads, the caller's among them; fewer take part while they hold each other up (`ActiveThreads`).
 
     Not reentrant: one program at a time.
     """
@@ -65,7 +65,7 @@ class Team:
     def __init__(self, size: int) -> None:
         """Raises ThreadError where so many threads cannot be had. One can always: the caller's."""
         self.size = size
-        self._crews: defaultdict[tuple[int, int], Crew] = defaultdict(lambda: Crew(size))
+        self._active: defaultdict[tuple[int, int], ActiveThreads] = defaultdict(lambda: ActiveThreads(size))
         """By rows of a step, many being one kind as its time is in proportion, and length of a program."""
         self._process = os.getpid()
         self._job = 0
@@ -116,9 +116,9 @@ class Team:
         rows = int(step[STEP_ROWS])
         few = rows <= FEW_ROWS
         leading = few or not self._threads
-        crew = self._crews[min(rows, FEW_ROWS + 1), len(table)]
-        step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED, STEP_LOST]] = crew.size, 0, 0, 0
-        self._words[: TEAM_STEP + 1] = crew.size, table.ctypes.data, len(table), step.ctypes.data
+        active = self._active[min(rows, FEW_ROWS + 1), len(table)]
+        step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED, STEP_LOST]] = active.size, 0, 0, 0
+        self._words[: TEAM_STEP + 1] = active.size, table.ctypes.data, len(table), step.ctypes.data
         self._job += 1
         start = time.monotonic()
         try:
@@ -129,7 +129,7 @@ class Team:
         if step[STEP_STOPPED]:
             return False
         lost = step[STEP_LOST] + self._words[TEAM_LOST]
-        crew.note(start, time.monotonic(), 1 if few else rows, lost / max(1, self._words[TEAM_TICKS]))
+        active.note(start, time.monotonic(), 1 if few else rows, lost / max(1, self._words[TEAM_TICKS]))
         return True
 
     def _do(self, taking_part: bool) -> None:

@@ -58,8 +58,8 @@ def test_who_does_not_take_part_stays_out(team: Team):
     random = np.random.default_rng(0)
     programs = Adding(FEW), Adding(MANY)
     for i in range(600):
-        for crew in team._crews.values():
-            crew.size = int(random.integers(1, team.size + 1))
+        for active in team._active.values():
+            active.size = int(random.integers(1, team.size + 1))
         assert team.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
         if i % 100 < 5:
             time.sleep(0.001 * (i % 100))
@@ -119,8 +119,8 @@ def test_an_exception_at_any_point_leaves_a_team_that_works(team: Team, rows: in
                 interrupted += 1
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            for crew in team._crews.values():
-                crew.size = 1 + i % team.size
+            for active in team._active.values():
+                active.size = 1 + i % team.size
             whole = Adding(rows)
             assert team.run(whole.table, whole.step)
             assert (whole.y == 3).all()
