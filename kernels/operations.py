@@ -37,18 +37,18 @@ STEP_CANCEL = 40  # set from outside: stop at the next barrier
 STEP_STOPPED = 48  # set by the last thread at a barrier: all leave
 STEP_LOST = 56  # ticks that threads have waited at barriers, beyond what a meeting takes
 
-TEAM_WORDS = 8  # what is said to a team, then MEMBER_WORDS for each thread, on cache lines of their own
-TEAM_SIZE = 0  # threads that take part in the present job
-TEAM_PROGRAM = 1  # address of the job's table
-TEAM_OPERATIONS = 2  # rows of it
-TEAM_STEP = 3  # address of its step
-TEAM_TICKS = 4  # ticks that the last job took
-TEAM_LOST = 5  # those at its end that thread 0 waited for others
-MEMBER_WORDS = 8
-MEMBER_JOB = 0  # number of the job that the thread was given last
-MEMBER_DONE = 1  # number of the job it is done with
-MEMBER_ASLEEP = 2  # it no longer looks for jobs by itself
-MEMBER_WAKE = 3  # it was asleep when it was given the job
+POOL_WORDS = 8  # what is said to a pool, then WORKER_WORDS for each thread, on cache lines of their own
+POOL_SIZE = 0  # threads that take part in the present job
+POOL_PROGRAM = 1  # address of the job's table
+POOL_OPERATIONS = 2  # rows of it
+POOL_STEP = 3  # address of its step
+POOL_TICKS = 4  # ticks that the last job took
+POOL_LOST = 5  # those at its end that thread 0 waited for others
+WORKER_WORDS = 8
+WORKER_JOB = 0  # number of the job that the thread was given last
+WORKER_DONE = 1  # number of the job it is done with
+WORKER_ASLEEP = 2  # it no longer looks for jobs by itself
+WORKER_WAKE = 3  # it was asleep when it was given the job
 
 
 @dataclass(frozen=True)

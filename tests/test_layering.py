@@ -26,7 +26,7 @@ WITHOUT_NUMBA = [
     "jit.workers",
     "tuning.strategies",
     "jit.executable_memory",
-    "threads.team",
+    "threads.pool",
     "tuning.tuner",
     "tuning.choices",
     "reference.operations",

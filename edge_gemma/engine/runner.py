@@ -17,7 +17,7 @@ from edge_gemma.graph.step import Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import Kernel
-from edge_gemma.kernels.threads.team import KERNELS, Team
+from edge_gemma.kernels.threads.pool import KERNELS, ThreadPool
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import Matrix, tune_once
 from edge_gemma.memory import memory_for, require_memory
@@ -82,7 +82,7 @@ class Engine:
         self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
         self._step = Step(program.ropes, chunk, threads, scratch_bytes(config, chunk))
-        self._team = Team(threads)
+        self._pool = ThreadPool(threads)
 
     def _planned(self, weights: Weights, kv_type: str) -> Iterator[Kernel]:
         """The kernels that are needed anyway. They are recorded only if somebody asks, 5 ms."""
@@ -92,7 +92,7 @@ class Engine:
 
     def close(self) -> None:
         """End the threads. The engine must not be used afterwards."""
-        self._team.close()
+        self._pool.close()
 
     def cancel(self) -> None:
         """Make a running `prefill`, `decode` or `logits` raise Cancelled soon. From any thread.
@@ -190,5 +190,5 @@ class Engine:
         self._table[self._words_of_logits] = logits.ctypes.data
 
     def _execute(self, table: NDArray[np.int64]) -> None:
-        if self._unwanted() or not self._team.run(table, self._step.words):
+        if self._unwanted() or not self._pool.run(table, self._step.words):
             raise Cancelled

@@ -17,7 +17,7 @@ from edge_gemma.graph.cache import KVCache
 from edge_gemma.graph.program import Program
 from edge_gemma.graph.step import Step
 from edge_gemma.kernels.jit.library import shared
-from edge_gemma.kernels.threads.team import KERNELS, Team
+from edge_gemma.kernels.threads.pool import KERNELS, ThreadPool
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record
@@ -63,7 +63,7 @@ class Observer:
         for start in range(0, len(ids), self._chunk):
             part = ids[start : start + self._chunk]
             self._step.prepare(part, start)
-            if not self._team.run(self._table, self._step.words):
+            if not self._pool.run(self._table, self._step.words):
                 raise EdgeGemmaError("cancelled")
             for name, sums in self._program.squares.items():
                 self.sums[name] += sums
@@ -74,7 +74,7 @@ class Observer:
 
     def close(self) -> None:
         """End the threads and let go of the file."""
-        self._team.close()
+        self._pool.close()
         self._file.close()
 
     def __enter__(self) -> Observer:
@@ -103,4 +103,4 @@ class Observer:
         self._program = program
         self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
         self._step = Step(program.ropes, self._chunk, threads, scratch_bytes(config, self._chunk))
-        self._team = Team(threads)
+        self._pool = ThreadPool(threads)

@@ -23,7 +23,7 @@ from edge_gemma.graph.program import Program, words_of
 from edge_gemma.graph.step import Step
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import FEW_ROWS
-from edge_gemma.kernels.threads.team import KERNELS, Team
+from edge_gemma.kernels.threads.pool import KERNELS, ThreadPool
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.gemma import record, record_logits
@@ -111,7 +111,7 @@ class Writers:
 
     def close(self) -> None:
         """End the threads and let go of the file."""
-        self._team.close()
+        self._pool.close()
         self._file.close()
 
     def __enter__(self) -> Writers:
@@ -125,7 +125,7 @@ class Writers:
         self._file.check_unchanged()
         last, positions = [text[-1] for text in texts], [len(text) - 1 for text in texts]
         self._step.prepare_each(np.array(last, np.int64), np.array(positions, np.int64))
-        if not self._team.run(self._table, self._step.words):
+        if not self._pool.run(self._table, self._step.words):
             raise EdgeGemmaError("cancelled")
 
     def _record(
@@ -146,4 +146,4 @@ class Writers:
         self._logits = np.zeros((count, config.vocab_size), np.float32)
         self._table[words_of(self._table, logits)] = self._logits.ctypes.data
         self._step = Step(program.ropes, count, threads, scratch_bytes(config, count))
-        self._team = Team(threads)
+        self._pool = ThreadPool(threads)

@@ -1,4 +1,4 @@
-"""How a team's threads share an operation that falls into independent pieces. Knows no operation."""
+"""How a pool's threads share an operation that falls into independent pieces. Knows no operation."""
 
 from __future__ import annotations
 

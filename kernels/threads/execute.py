@@ -1,4 +1,4 @@
-"""Walk a program's table, and the life of a team around it: what its threads do in compiled code.
+"""Walk a program's table, and the life of a pool around it: what its threads do in compiled code.
 
 A job is a program, its length and a step, numbered; every thread notes the number of the last job it is done with.
 Knows no operation, and nothing of how a thread sleeps: that is `threads`.
@@ -13,12 +13,14 @@ from ..operations import (
     FEW,
     FEW_ROWS,
     MANY,
-    MEMBER_ASLEEP,
-    MEMBER_DONE,
-    MEMBER_JOB,
-    MEMBER_WAKE,
-    MEMBER_WORDS,
     ONE,
+    POOL_LOST,
+    POOL_OPERATIONS,
+    POOL_PROGRAM,
+    POOL_SIZE,
+    POOL_STEP,
+    POOL_TICKS,
+    POOL_WORDS,
     ROW_WORDS,
     STEP_ARRIVED,
     STEP_CANCEL,
@@ -27,13 +29,11 @@ from ..operations import (
     STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
-    TEAM_LOST,
-    TEAM_OPERATIONS,
-    TEAM_PROGRAM,
-    TEAM_SIZE,
-    TEAM_STEP,
-    TEAM_TICKS,
-    TEAM_WORDS,
+    WORKER_ASLEEP,
+    WORKER_DONE,
+    WORKER_JOB,
+    WORKER_WAKE,
+    WORKER_WORDS,
 )
 from ..simd.atomics import call_kernel, fetch_add, give_way, read_shared, word, write_shared
 from ..simd.clock import ticks
@@ -60,7 +60,7 @@ def look_again(looks: Any, since: Any) -> Any:
 
 @inlined
 def meet(step: Any) -> Any:
-    """Wait for all threads of the team. The last one reads the cancel flag, so all agree: 1 means leave."""
+    """Wait for all threads of the pool. The last one reads the cancel flag, so all agree: 1 means leave."""
     generation = read_shared(step, STEP_GENERATION)
     if fetch_add(step, STEP_ARRIVED, 1) + 1 == word(step, STEP_THREADS):
         write_shared(step, STEP_ARRIVED, 0)
@@ -88,72 +88,72 @@ def execute(program: Any, operations: Any, step: Any, thread: Any) -> None:
 
 
 @inlined
-def member(team: Any, thread: Any) -> Any:
+def worker(pool: Any, thread: Any) -> Any:
     """The words of one thread."""
-    return team + 8 * (TEAM_WORDS + MEMBER_WORDS * thread)
+    return pool + 8 * (POOL_WORDS + WORKER_WORDS * thread)
 
 
 @inlined
-def work(team: Any, thread: Any, job: Any) -> None:
+def work(pool: Any, thread: Any, job: Any) -> None:
     """Do the thread's part of the present job, in a float mode that does not depend on whose thread it is."""
     mode = swap_float_mode(PLAIN)
-    execute(word(team, TEAM_PROGRAM), word(team, TEAM_OPERATIONS), word(team, TEAM_STEP), thread)
+    execute(word(pool, POOL_PROGRAM), word(pool, POOL_OPERATIONS), word(pool, POOL_STEP), thread)
     swap_float_mode(mode)
-    write_shared(member(team, thread), MEMBER_DONE, job)
+    write_shared(worker(pool, thread), WORKER_DONE, job)
 
 
 @inlined
 def await_job(mine: Any, done: Any) -> Any:
     """The number of a job that is not `done`, or `done` if none comes for a while."""
     for look in range(LOOKS):
-        if read_shared(mine, MEMBER_JOB) != done:
+        if read_shared(mine, WORKER_JOB) != done:
             break
         if look > SPINS:
             give_way()
-    return read_shared(mine, MEMBER_JOB)
+    return read_shared(mine, WORKER_JOB)
 
 
-def post(team: Any, job: Any, _: Any) -> None:
+def post(pool: Any, job: Any, _: Any) -> None:
     """Give job number `job` to all who take part, and note who sleeps and has to be woken. Can be repeated."""
-    for thread in range(1, word(team, TEAM_SIZE)):
-        one = member(team, thread)
-        write_shared(one, MEMBER_JOB, job)
-        write_shared(one, MEMBER_WAKE, read_shared(one, MEMBER_ASLEEP))
+    for thread in range(1, word(pool, POOL_SIZE)):
+        one = worker(pool, thread)
+        write_shared(one, WORKER_JOB, job)
+        write_shared(one, WORKER_WAKE, read_shared(one, WORKER_ASLEEP))
 
 
-def lead(team: Any, job: Any, _: Any) -> None:
+def lead(pool: Any, job: Any, _: Any) -> None:
     """Thread 0's part of job number `job`, and the wait for all others. Can be repeated: then all are done.
 
     Who waits for the job may see that all are done before this returns, and begin the next one: the step is not touched
     any more, and the number of threads is read before.
     """
-    if read_shared(member(team, 0), MEMBER_DONE) >= job:
+    if read_shared(worker(pool, 0), WORKER_DONE) >= job:
         return
-    size, start = word(team, TEAM_SIZE), ticks()
-    work(team, 0, job)
+    size, start = word(pool, POOL_SIZE), ticks()
+    work(pool, 0, job)
     looks, since = 0, 0
     for thread in range(1, size):
-        while read_shared(member(team, thread), MEMBER_DONE) < job:
+        while read_shared(worker(pool, thread), WORKER_DONE) < job:
             looks, since = look_again(looks, since)
     end = ticks()
-    write_shared(team, TEAM_LOST, end - since if since != 0 else 0)
-    write_shared(team, TEAM_TICKS, end - start)
+    write_shared(pool, POOL_LOST, end - since if since != 0 else 0)
+    write_shared(pool, POOL_TICKS, end - start)
 
 
-def serve(team: Any, thread: Any, _: Any) -> None:
+def serve(pool: Any, thread: Any, _: Any) -> None:
     """Do jobs as they come, until none came for a while: then the thread counts as asleep."""
-    mine = member(team, thread)
-    write_shared(mine, MEMBER_ASLEEP, 0)
-    done = read_shared(mine, MEMBER_DONE)
+    mine = worker(pool, thread)
+    write_shared(mine, WORKER_ASLEEP, 0)
+    done = read_shared(mine, WORKER_DONE)
     while True:
         job = await_job(mine, done)
         if job == done:
-            write_shared(mine, MEMBER_ASLEEP, 1)
-            job = read_shared(mine, MEMBER_JOB)  # given before it could be seen that this thread sleeps
+            write_shared(mine, WORKER_ASLEEP, 1)
+            job = read_shared(mine, WORKER_JOB)  # given before it could be seen that this thread sleeps
             if job == done:
                 return
-            write_shared(mine, MEMBER_ASLEEP, 0)
-        work(team, thread, job)
+            write_shared(mine, WORKER_ASLEEP, 0)
+        work(pool, thread, job)
         done = job
 
 

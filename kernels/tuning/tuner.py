@@ -25,7 +25,7 @@ from .. import operations as ops
 from ..jit.library import Progress, shared
 from ..layout import LANES, LINE, activation_bytes
 from ..operations import Kernel
-from ..threads.team import Team
+from ..threads.pool import ThreadPool
 from .choices import Tuning, is_enabled, load, save
 from .strategies import CONTENDERS, class_of, default
 
@@ -157,15 +157,15 @@ def measure(
     memory = _filled(_buffer_bytes())
     for trial in trials:
         trial.prepare(addresses[trial.kernel], memory)
-    with closing(Team(threads)) as team:
+    with closing(ThreadPool(threads)) as pool:
         step = _step()
         for trial in trials:
-            trial.run(team, step)
+            trial.run(pool, step)
         wall, used, rounds = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() < wall + seconds or rounds < LEAST_ROUNDS // 2:
             turn = rounds % len(trials)
             for trial in trials[turn:] + trials[:turn]:
-                trial.rates.append(trial.run(team, step))
+                trial.rates.append(trial.run(pool, step))
             rounds += 1
         received = (time.process_time() - used) / (threads * (time.perf_counter() - wall))
     measurements = [
@@ -197,10 +197,10 @@ class _Trial:
         )
         self._bytes = rows * self.matrix.row_bytes
 
-    def run(self, team: Team, step: NDArray[np.int64]) -> float:
+    def run(self, pool: ThreadPool, step: NDArray[np.int64]) -> float:
         """Bytes per second of one pass."""
         start = time.perf_counter()
-        team.run(self._table, step)
+        pool.run(self._table, step)
         return self._bytes / (time.perf_counter() - start)
 
 

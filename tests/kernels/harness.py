@@ -1,4 +1,4 @@
-"""Run kernels as a model does: a program's table, a step, a team of threads. Knows no kernel."""
+"""Run kernels as a model does: a program's table, a step, a pool of threads. Knows no kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.layout import QUERY_ROWS
 from edge_gemma.kernels.operations import NOTHING, Kernel, Operation
-from edge_gemma.kernels.threads.team import Team
+from edge_gemma.kernels.threads.pool import ThreadPool
 
 Array = NDArray[Any]
 
@@ -57,8 +57,8 @@ _INT8 = ("q", "q_stride", "zero", "q_out", "q_out_stride")
 
 
 @cache
-def team(threads: int) -> Team:
-    return Team(threads)
+def pool(threads: int) -> ThreadPool:
+    return ThreadPool(threads)
 
 
 def _kernel(name: str) -> Kernel:
@@ -89,7 +89,7 @@ def run(rows: list[Row], step: Step, threads: int = 1) -> None:
         words[ops.BARRIER] = 1
         words[list(r.operation.slots)] = [_word(value) for value in r.arguments.values()]
     words, kept = _step_words(step, threads)
-    assert team(threads).run(table, words)
+    assert pool(threads).run(table, words)
     assert (kept[ops.STEP_SCRATCH][threads * step.scratch_bytes :] == 0xFF).all(), "written behind the scratch memory"
 
 

@@ -14,8 +14,8 @@ from edge_gemma.kernels.jit import library, workers
 from edge_gemma.kernels.jit.workers import Compilation
 from edge_gemma.kernels.native_threads import start_thread
 from edge_gemma.kernels.operations import Kernel
-from edge_gemma.kernels.threads.team import Team
-from tests.kernels.threads.test_team import FEW, MANY, Adding
+from edge_gemma.kernels.threads.pool import ThreadPool
+from tests.kernels.threads.test_pool import FEW, MANY, Adding
 
 real_start = threading.Thread.start
 
@@ -63,15 +63,15 @@ def test_a_thread_that_appears_too_late_does_nothing(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("start", [as_a_greenlet, never])
-def test_a_team_of_one_needs_no_thread(start: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_of_one_needs_no_thread(start: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start)
     monkeypatch.setattr(native_threads, "PATIENCE", 0.1)
-    team = Team(1)
+    pool = ThreadPool(1)
     for rows in (FEW, MANY):
         program = Adding(rows)
-        assert team.run(program.table, program.step)
+        assert pool.run(program.table, program.step)
         assert (program.y == 3).all()
-    team.close()
+    pool.close()
 
 
 @pytest.mark.parametrize("started", range(3))
@@ -89,7 +89,7 @@ def test_a_thread_that_cannot_be_started_leaves_none(started: int, monkeypatch: 
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     with pytest.raises(ThreadError, match=r"the system starts no more threads.*use fewer"):
-        Team(3)
+        ThreadPool(3)
     assert count == started + 1 and present() == before
 
 
@@ -105,41 +105,41 @@ def test_an_interrupted_start_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Team(3)
+        ThreadPool(3)
     end = time.monotonic() + 30
     while present() != before and time.monotonic() < end:
         time.sleep(0.01)
     assert present() == before
 
 
-def test_a_closed_team_refuses_programs() -> None:
+def test_a_closed_pool_refuses_programs() -> None:
     """Its threads would be waited for, and never come."""
-    team, program = Team(2), Adding(FEW)
-    team.close()
+    pool, program = ThreadPool(2), Adding(FEW)
+    pool.close()
     with pytest.raises(EdgeGemmaError, match="the model is closed"):
-        team.run(program.table, program.step)
+        pool.run(program.table, program.step)
 
 
 def test_closing_waits_for_a_program_that_runs() -> None:
     """As when the process ends while a thread of the host generates."""
     for delay in (0.0, 0.0005, 0.002, 0.005) * 3:
-        team, program = Team(3), Adding(FEW, operations=200)
+        pool, program = ThreadPool(3), Adding(FEW, operations=200)
         errors: list[str] = []
 
-        def use(team: Team = team, program: Adding = program, errors: list[str] = errors) -> None:
+        def use(pool: ThreadPool = pool, program: Adding = program, errors: list[str] = errors) -> None:
             try:
                 while True:
-                    team.run(program.table, program.step)
+                    pool.run(program.table, program.step)
             except EdgeGemmaError as error:
                 errors.append(str(error))
 
         thread = threading.Thread(target=use, daemon=True)
         thread.start()
         time.sleep(delay)
-        team.close()
+        pool.close()
         thread.join(timeout=60)
         assert errors == ["the model is closed"]
-        assert not any(member.is_alive() for member in team._threads)
+        assert not any(worker.is_alive() for worker in pool._threads)
 
 
 def test_kernels_are_compiled_without_workers_where_threads_are_none(

@@ -1,11 +1,11 @@
-"""A model of the protocol between a team's threads, to be run through all interleavings.
+"""A model of the protocol between a pool's threads, to be run through all interleavings.
 
 The compiled half is `kernels/threads/execute.py` itself: its functions are made generators that yield where they call
 `word`, `read_shared`, `write_shared`, `fetch_add` or `call_kernel`, in their order. Two things are left out: how long a
 thread looks before it gives way (`look_again`), and how often before it sleeps (LOOKS is 0). A look in vain changes
 nothing, so a thread that has yet to look stands for one that has looked any number of times.
 
-The Python half, `Model`, follows `kernels/threads/team.py` line by line; the lines stand beside it, and are compared.
+The Python half, `Model`, follows `kernels/threads/pool.py` line by line; the lines stand beside it, and are compared.
 A `point` is a place between two lines where Python may raise KeyboardInterrupt in the caller; compiled code has none.
 
 What must hold, beside that all come to an end: see `_call_kernel`, `_step_word` and `_end`.
@@ -28,9 +28,9 @@ Words = dict[Any, Any]
 ROOT = Path(__file__).parents[3]
 SOURCE = (ROOT / "kernels" / "threads" / "execute.py").read_text(encoding="utf-8")
 VALUES, EFFECTS = {"word", "read_shared", "fetch_add"}, {"write_shared", "call_kernel"}
-NO_ACCESS = {"member", "look_again", "nothing", "kernels"}
+NO_ACCESS = {"worker", "look_again", "nothing", "kernels"}
 TABLES, STEPS, APART = 10**6, 10**7, 10**4
-"""Addresses of the tables and steps of jobs; the team's words begin at 0."""
+"""Addresses of the tables and steps of jobs; the pool's words begin at 0."""
 INTERRUPT = KeyboardInterrupt()
 INTERRUPTIBLE = ("point",), ("get", "done")
 STEP_WORDS = ops.STEP_ARRIVED, ops.STEP_GENERATION, ops.STEP_CANCEL, ops.STEP_STOPPED
@@ -69,7 +69,7 @@ class _Accesses(ast.NodeTransformer):
 def compiled_half(source: str = SOURCE) -> SimpleNamespace:
     """The functions of `execute`, as generators."""
     functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    functions = [function for function in functions if function.name not in NO_ACCESS - {"member"}]
+    functions = [function for function in functions if function.name not in NO_ACCESS - {"worker"}]
     accesses = _Accesses({function.name for function in functions} - NO_ACCESS)
     for function in functions:
         function.decorator_list = []
@@ -82,7 +82,7 @@ def compiled_half(source: str = SOURCE) -> SimpleNamespace:
 
 
 class Model:
-    """A team of `size` that does `jobs` and is closed, by the caller or at any time by another thread.
+    """A pool of `size` that does `jobs` and is closed, by the caller or at any time by another thread.
 
     `cancels` times somebody sets a step's cancel flag, and `interrupts` exceptions break into the caller, at any time.
     """
@@ -100,8 +100,8 @@ class Model:
         self._cancels, self._closed_by_another = cancels, closed_by_another
         code = compiled_half(source)
         self._post, self._lead, self._serve = code.post, code.lead, code.serve
-        words: dict[Any, Any] = {8 * i: 0 for i in range(ops.TEAM_WORDS + ops.MEMBER_WORDS * size)}
-        words |= {self._member(thread) + 8 * ops.MEMBER_ASLEEP: 1 for thread in range(size)}
+        words: dict[Any, Any] = {8 * i: 0 for i in range(ops.POOL_WORDS + ops.WORKER_WORDS * size)}
+        words |= {self._worker(thread) + 8 * ops.WORKER_ASLEEP: 1 for thread in range(size)}
         words |= {("step", word): 0 for word in STEP_WORDS}
         words |= {("jobs", thread): () for thread in range(size)} | {"done": (), "lock": 0, "closed": 0}
         words |= {"running": 0, "progress": (0,) * size, "interrupts": interrupts}
@@ -117,15 +117,15 @@ class Model:
         return Explorer(self._programs(), self._perform, self._local).explore(self._start)
 
     def _programs(self) -> dict[str, Program]:
-        programs: dict[str, Program] = {"caller": self.caller, "deputy": lambda: self.deputy(0)}
-        programs |= {f"member {i}": lambda i=i: self.member(i) for i in range(1, self.size)}  # type: ignore[misc]
+        programs: dict[str, Program] = {"caller": self.caller, "leader": lambda: self.leader(0)}
+        programs |= {f"worker {i}": lambda i=i: self.worker(i) for i in range(1, self.size)}  # type: ignore[misc]
         programs |= {f"cancel {i}": self.canceller for i in range(self._cancels)}
         return programs | ({"closer": self.close} if self._closed_by_another else {})
 
     # What the threads do
 
     def caller(self) -> Steps:
-        """A program after the other, whatever becomes of it, and the end of the team."""
+        """A program after the other, whatever becomes of it, and the end of the pool."""
         for job in range(1, len(self.jobs) + 1):
             with contextlib.suppress(KeyboardInterrupt):
                 yield from self.run(job)
@@ -136,7 +136,7 @@ class Model:
         yield ("cancel",)
 
     def run(self, job: int) -> Steps:
-        """As `Team.run`."""
+        """As `ThreadPool.run`."""
         yield ("acquire",)
         closed = yield ("is_closed",)
         try:
@@ -148,7 +148,7 @@ class Model:
         yield ("release",)
 
     def run_locked(self, job: int) -> Steps:
-        """As `Team._run`. From `begin` to `end` what it tells the team stays, and the table and step may be used."""
+        """As `ThreadPool._run`. From `begin` to `end` its words stay, and table and step may be used."""
         yield "begin", job
         try:
             yield ("point",)
@@ -160,12 +160,12 @@ class Model:
         yield "end", job
 
     def do(self, job: int) -> Steps:
-        members = self.jobs[job - 1].threads  # members = self._members[: self._words[TEAM_SIZE]]
+        workers = self.jobs[job - 1].threads  # workers = self._workers[: self._words[POOL_SIZE]]
         yield ("point",)
         yield from self._post(0, job, 0)  # self._post(self._job)
         yield ("point",)
-        for thread in range(1, members):  # for thread in np.flatnonzero(members[1:, MEMBER_WAKE]) + 1:
-            wake = yield "read_shared", self._member(thread), ops.MEMBER_WAKE
+        for thread in range(1, workers):  # for thread in np.flatnonzero(workers[1:, WORKER_WAKE]) + 1:
+            wake = yield "read_shared", self._worker(thread), ops.WORKER_WAKE
             if wake:
                 yield "put", ("jobs", thread), job  # self._jobs[thread].put(self._job)
             yield ("point",)
@@ -174,15 +174,15 @@ class Model:
             yield ("point",)
             return  # return
         yield "put", ("jobs", 0), job  # self._jobs[0].put(self._job)
-        while (yield from self.some_are_not_done(members, job)):  # while members[:, MEMBER_DONE].min() < self._job:
+        while (yield from self.some_are_not_done(workers, job)):  # while workers[:, WORKER_DONE].min() < self._job:
             yield ("point",)
             yield "get", "done"  # self._done.get()
             yield ("point",)
 
-    def some_are_not_done(self, members: int, job: int) -> Steps:
+    def some_are_not_done(self, workers: int, job: int) -> Steps:
         """The minimum, word by word."""
-        for thread in range(members):
-            done = yield "read_shared", self._member(thread), ops.MEMBER_DONE
+        for thread in range(workers):
+            done = yield "read_shared", self._worker(thread), ops.WORKER_DONE
             if done < job:
                 return True
         return False
@@ -196,17 +196,17 @@ class Model:
             except KeyboardInterrupt:  # except BaseException:
                 continue  # continue
 
-    def deputy(self, number: int) -> Steps:
+    def leader(self, number: int) -> Steps:
         while job := (yield "get", ("jobs", number)):  # while job := self._jobs[number].get():
             yield from self._lead(0, job, 0)  # self._lead(job)
             yield "put", "done", 1  # self._done.put(None)
 
-    def member(self, number: int) -> Steps:
+    def worker(self, number: int) -> Steps:
         while (yield "get", ("jobs", number)):  # while self._jobs[number].get():
             yield from self._serve(0, number, 0)  # self._serve(number)
 
     def close(self) -> Steps:
-        """As `Team.close`, up to where it waits for the threads to end."""
+        """As `ThreadPool.close`, up to where it waits for the threads to end."""
         yield ("close",)
         yield ("acquire",)
         for thread in range(self.size):
@@ -218,10 +218,10 @@ class Model:
     def _local(self, request: Request) -> bool:
         """Beside points: reads of what stays while a job runs, notes of times, and what only the caller uses.
 
-        Who reads a table or the team's words uses the step next, or ends a job; and that is checked.
+        Who reads a table or the pool's words uses the step next, or ends a job; and that is checked.
         """
-        own = {self._member(thread) + 8 * ops.MEMBER_WAKE for thread in range(self.size)}
-        own |= {8 * ops.TEAM_LOST, 8 * ops.TEAM_TICKS}
+        own = {self._worker(thread) + 8 * ops.WORKER_WAKE for thread in range(self.size)}
+        own |= {8 * ops.POOL_LOST, 8 * ops.POOL_TICKS}
         is_own = request[0] in ("write_shared", "read_shared") and request[1] + 8 * request[2] in own
         return is_own or request[0] in ("word", "point")
 
@@ -235,11 +235,11 @@ class Model:
         return outcomes
 
     @staticmethod
-    def _member(thread: int) -> int:
-        return 8 * (ops.TEAM_WORDS + ops.MEMBER_WORDS * thread)
+    def _worker(thread: int) -> int:
+        return 8 * (ops.POOL_WORDS + ops.WORKER_WORDS * thread)
 
     def _key(self, words: Words, base: int, index: int) -> Any:
-        """Of a word of the team or of a step. A step is used while its job runs: after that it may be freed."""
+        """Of a word of the pool or of a step. A step is used while its job runs: after that it may be freed."""
         if base < TABLES:
             return base + 8 * index
         if (base - STEPS) // APART != words["running"]:
@@ -254,7 +254,7 @@ class Model:
         if base >= TABLES:
             return int(index == ops.BARRIER)
         told = job.threads, TABLES + APART * number, job.operations, STEPS + APART * number
-        return told[index]  # TEAM_SIZE, TEAM_PROGRAM, TEAM_OPERATIONS, TEAM_STEP
+        return told[index]  # POOL_SIZE, POOL_PROGRAM, POOL_OPERATIONS, POOL_STEP
 
     def _read_shared(self, words: Words, base: int, index: int) -> int:
         return int(words[self._key(words, base, index)])

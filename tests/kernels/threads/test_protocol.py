@@ -1,4 +1,4 @@
-"""The protocol of a team's threads holds whatever the order in which they run, and the model finds what would break it.
+"""The protocol of a pool's threads holds whatever the order in which they run, and the model finds what would break it.
 
 `protocol_model` says what is modelled, `interleavings` how it is explored.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.threads.team import Team
+from edge_gemma.kernels.threads.pool import ThreadPool
 from tests.kernels.threads.interleavings import Explorer, Memory, Request, ViolationError
 from tests.kernels.threads.protocol_model import SOURCE, Job, Model, Steps
 
@@ -76,12 +76,12 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
 
 FAULTS: dict[str, tuple[Change, str, dict[str, Any]]] = {
     "asleep is said after the last look": (
-        moved("write_shared(mine, MEMBER_ASLEEP, 1)", after="job = read_shared(mine, MEMBER_JOB)"),
+        moved("write_shared(mine, WORKER_ASLEEP, 1)", after="job = read_shared(mine, WORKER_JOB)"),
         STUCK,
         {},
     ),
     "who sleeps is looked up before the job is given": (
-        moved("write_shared(one, MEMBER_JOB, job)", after="write_shared(one, MEMBER_WAKE"),
+        moved("write_shared(one, WORKER_JOB, job)", after="write_shared(one, WORKER_WAKE"),
         STUCK,
         {},
     ),
@@ -124,23 +124,23 @@ FAULTS: dict[str, tuple[Change, str, dict[str, Any]]] = {
         {},
     ),
     "the leader does not wait for the others": (
-        replaced("while read_shared(member(team, thread), MEMBER_DONE) < job:", "while False:"),
+        replaced("while read_shared(worker(pool, thread), WORKER_DONE) < job:", "while False:"),
         ENDED,
         {},
     ),
     "done is said before the work": (
-        replaced("mode = swap_float_mode(PLAIN)", "mode = write_shared(member(team, thread), MEMBER_DONE, job)"),
+        replaced("mode = swap_float_mode(PLAIN)", "mode = write_shared(worker(pool, thread), WORKER_DONE, job)"),
         f"{OVER}|{ENDED}",
         {},
     ),
     "a job that is done is led again": (
-        replaced("if read_shared(member(team, 0), MEMBER_DONE) >= job:", "if False:"),
+        replaced("if read_shared(worker(pool, 0), WORKER_DONE) >= job:", "if False:"),
         f"{NOT_ONCE}|{STUCK}",
         {"interrupts": 1},
     ),
     "a thread forgets which job it has done": (replaced("        done = job\n", ""), f"{NOT_ONCE}|{OVER}", {}),
     "a thread that leaves a job counts what it is given": (
-        replaced("done = read_shared(mine, MEMBER_DONE)", "done = read_shared(mine, MEMBER_JOB)"),
+        replaced("done = read_shared(mine, WORKER_DONE)", "done = read_shared(mine, WORKER_JOB)"),
         STUCK,
         {},
     ),
@@ -157,7 +157,7 @@ def test_a_fault_of_the_compiled_code_is_found(fault: str) -> None:
 class WakingWhoSleptBefore(Model):
     def do(self, job: int) -> Steps:
         for thread in range(1, self.jobs[job - 1].threads):
-            wake = yield "read_shared", self._member(thread), ops.MEMBER_WAKE
+            wake = yield "read_shared", self._worker(thread), ops.WORKER_WAKE
             if wake:
                 yield "put", ("jobs", thread), job
         yield from self._post(0, job, 0)
@@ -189,7 +189,7 @@ class ClosingDuringAJob(Model):
 
 
 class TrustingANote(Model):
-    """Waits for the deputy to say that it is done; it may have said so of a job before."""
+    """Waits for the leader to say that it is done; it may have said so of a job before."""
 
     def do(self, job: int) -> Steps:
         yield from self._post(0, job, 0)
@@ -218,10 +218,10 @@ def test_a_fault_of_the_python_code_is_found(model: Model, message: str) -> None
 @pytest.mark.parametrize(
     ("real", "modelled"),
     [
-        (Team._do, Model.do),
-        (Team._abandon, Model.abandon),
-        (Team._deputy, Model.deputy),
-        (Team._member, Model.member),
+        (ThreadPool._do, Model.do),
+        (ThreadPool._abandon, Model.abandon),
+        (ThreadPool._leader, Model.leader),
+        (ThreadPool._worker, Model.worker),
     ],
 )
 def test_the_model_was_written_from_these_lines(real: Callable[..., Any], modelled: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""A team of threads that runs programs. Knows no operation.
+"""A pool of threads that runs programs. Knows no operation.
 
 The caller's own thread takes part in a step of a few rows: nobody has to be woken to hear of its end. The others look
 for another job for about two milliseconds, and then sleep. A longer step has a thread of its own in the caller's place,
@@ -26,10 +26,11 @@ from ..native_threads import start_thread
 from ..operations import (
     COUNTER,
     FEW_ROWS,
-    MEMBER_ASLEEP,
-    MEMBER_DONE,
-    MEMBER_WAKE,
-    MEMBER_WORDS,
+    POOL_LOST,
+    POOL_SIZE,
+    POOL_STEP,
+    POOL_TICKS,
+    POOL_WORDS,
     ROW_WORDS,
     STEP_ARRIVED,
     STEP_CANCEL,
@@ -37,18 +38,17 @@ from ..operations import (
     STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
-    TEAM_LOST,
-    TEAM_SIZE,
-    TEAM_STEP,
-    TEAM_TICKS,
-    TEAM_WORDS,
+    WORKER_ASLEEP,
+    WORKER_DONE,
+    WORKER_WAKE,
+    WORKER_WORDS,
     Kernel,
 )
 from .active_threads import ActiveThreads
 
 LINE = 64
 KERNELS = [Kernel("threads.execute", name) for name in ("post", "lead", "serve")]
-"""What a team runs beside its programs: to be loaded with these, so that all are compiled together."""
+"""What a pool runs beside its programs: to be loaded with these, so that all are compiled together."""
 
 # Numba's native convention: status f(result*, exception**, int64, int64, int64)
 _PROTOTYPE = ctypes.CFUNCTYPE(
@@ -56,7 +56,7 @@ _PROTOTYPE = ctypes.CFUNCTYPE(
 )
 
 
-class Team:
+class ThreadPool:
     """`size` threads, the caller's among them; fewer take part while they hold each other up (`ActiveThreads`).
 
     Not reentrant: one program at a time.
@@ -69,7 +69,7 @@ class Team:
         """By rows of a step, many being one kind as its time is in proportion, and length of a program."""
         self._process = os.getpid()
         self._job = 0
-        self._words, self._members = _words(size)
+        self._words, self._workers = _words(size)
         addresses = shared().load(KERNELS)
         self._post, self._lead, self._serve = (self._bound(addresses[kernel]) for kernel in KERNELS)
         self._done: SimpleQueue[None] = SimpleQueue()
@@ -86,14 +86,14 @@ class Team:
     def _start(self) -> None:
         try:
             for i in range(self.size):
-                work = partial(self._member if i else self._deputy, i)
+                work = partial(self._worker if i else self._leader, i)
                 self._threads.append(start_thread(work, f"edge-gemma-{i}"))
         except ThreadError:
             if self.size > 1:
                 raise
 
     def _bound(self, address: int) -> Callable[[int], None]:
-        """A function of `execute`, on this team."""
+        """A function of `execute`, on this pool."""
         function = _PROTOTYPE(address)
         result, exception = (ctypes.byref(ctypes.c_int64()) for _ in range(2))
         return lambda number: function(result, exception, self._words.ctypes.data, number, 0)
@@ -101,7 +101,7 @@ class Team:
     def run(self, table: NDArray[np.int64], step: NDArray[np.int64]) -> bool:
         """Run the rows of `table`, int64 (operations, ROW_WORDS), on `step`. False if it was cancelled.
 
-        Raises ForkError in a forked child, whose threads do not exist, and EdgeGemmaError in a team that is closed.
+        Raises ForkError in a forked child, whose threads do not exist, and EdgeGemmaError in a pool that is closed.
         """
         if os.getpid() != self._process:
             raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
@@ -118,7 +118,7 @@ class Team:
         leading = few or not self._threads
         active = self._active[min(rows, FEW_ROWS + 1), len(table)]
         step[[STEP_THREADS, STEP_ARRIVED, STEP_STOPPED, STEP_LOST]] = active.size, 0, 0, 0
-        self._words[: TEAM_STEP + 1] = active.size, table.ctypes.data, len(table), step.ctypes.data
+        self._words[: POOL_STEP + 1] = active.size, table.ctypes.data, len(table), step.ctypes.data
         self._job += 1
         start = time.monotonic()
         try:
@@ -128,21 +128,21 @@ class Team:
             raise
         if step[STEP_STOPPED]:
             return False
-        lost = step[STEP_LOST] + self._words[TEAM_LOST]
-        active.note(start, time.monotonic(), 1 if few else rows, lost / max(1, self._words[TEAM_TICKS]))
+        lost = step[STEP_LOST] + self._words[POOL_LOST]
+        active.note(start, time.monotonic(), 1 if few else rows, lost / max(1, self._words[POOL_TICKS]))
         return True
 
     def _do(self, taking_part: bool) -> None:
         """Do the present job; returns when all threads are done. Can be repeated after an exception at any point."""
-        members = self._members[: self._words[TEAM_SIZE]]
+        workers = self._workers[: self._words[POOL_SIZE]]
         self._post(self._job)
-        for thread in np.flatnonzero(members[1:, MEMBER_WAKE]) + 1:
+        for thread in np.flatnonzero(workers[1:, WORKER_WAKE]) + 1:
             self._jobs[thread].put(self._job)
         if taking_part:
             self._lead(self._job)
             return
         self._jobs[0].put(self._job)
-        while members[:, MEMBER_DONE].min() < self._job:
+        while workers[:, WORKER_DONE].min() < self._job:
             self._done.get()
 
     def _abandon(self, taking_part: bool, step: NDArray[np.int64]) -> None:
@@ -154,13 +154,13 @@ class Team:
             except BaseException:  # another Ctrl-C; the first one is raised soon
                 continue
 
-    def _deputy(self, number: int) -> None:
+    def _leader(self, number: int) -> None:
         """Leads in the caller's place."""
         while job := self._jobs[number].get():
             self._lead(job)
             self._done.put(None)
 
-    def _member(self, number: int) -> None:
+    def _worker(self, number: int) -> None:
         while self._jobs[number].get():
             self._serve(number)
 
@@ -178,11 +178,11 @@ class Team:
 
 
 def _words(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What a team of `size` and its compiled code share: all words, and (size, MEMBER_WORDS) of the threads, asleep."""
-    count = TEAM_WORDS + MEMBER_WORDS * size
+    """What a pool of `size` and its compiled code share: all words, and (size, WORKER_WORDS) of the threads, asleep."""
+    count = POOL_WORDS + WORKER_WORDS * size
     memory = np.zeros(count + LINE // 8, np.int64)
     words = memory[-memory.ctypes.data % LINE // 8 :][:count]
-    words[TEAM_SIZE] = size
-    members = words[TEAM_WORDS:].reshape(size, MEMBER_WORDS)
-    members[:, MEMBER_ASLEEP] = 1
-    return words, members
+    words[POOL_SIZE] = size
+    workers = words[POOL_WORDS:].reshape(size, WORKER_WORDS)
+    workers[:, WORKER_ASLEEP] = 1
+    return words, workers

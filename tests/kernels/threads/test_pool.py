@@ -1,4 +1,4 @@
-"""A team runs each program once, whoever sleeps or looks for work, and is whole again after an interruption."""
+"""A pool runs each program once, whoever sleeps or looks for work, and is whole again after an interruption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import ADD, Kernel
-from edge_gemma.kernels.threads.team import Team
+from edge_gemma.kernels.threads.pool import ThreadPool
 from tests.kernels.harness import aligned
 
 COLUMNS = 64
@@ -37,47 +37,47 @@ class Adding:
 
 
 @pytest.fixture(params=[1, 2, 5])
-def team(request: pytest.FixtureRequest):
-    team = Team(request.param)
-    yield team
-    team.close()
+def pool(request: pytest.FixtureRequest):
+    pool = ThreadPool(request.param)
+    yield pool
+    pool.close()
 
 
-def test_every_program_is_run_once_whether_threads_sleep_or_look_for_work(team: Team):
+def test_every_program_is_run_once_whether_threads_sleep_or_look_for_work(pool: ThreadPool):
     programs = Adding(FEW), Adding(MANY)
     for i in range(300):
-        assert team.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
+        assert pool.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
         if i % 50 < 5:
             time.sleep(0.001 * (i % 50))  # around the time after which threads go to sleep
     assert (programs[0].y == 3 * 257).all()
     assert (programs[1].y == 3 * 43).all()
 
 
-def test_who_does_not_take_part_stays_out(team: Team):
+def test_who_does_not_take_part_stays_out(pool: ThreadPool):
     """Whether threads look for work or sleep when they are left out, and when they are called again."""
     random = np.random.default_rng(0)
     programs = Adding(FEW), Adding(MANY)
     for i in range(600):
-        for active in team._active.values():
-            active.size = int(random.integers(1, team.size + 1))
-        assert team.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
+        for active in pool._active.values():
+            active.size = int(random.integers(1, pool.size + 1))
+        assert pool.run(programs[i % 7 == 0].table, programs[i % 7 == 0].step)
         if i % 100 < 5:
             time.sleep(0.001 * (i % 100))
     assert (programs[0].y == 3 * 514).all()
     assert (programs[1].y == 3 * 86).all()
 
 
-def test_waiting_for_others_is_noted(team: Team):
+def test_waiting_for_others_is_noted(pool: ThreadPool):
     program = Adding(FEW, operations=1000)
-    assert team.run(program.table, program.step)
-    last, ticks = team._words[[ops.TEAM_LOST, ops.TEAM_TICKS]]
+    assert pool.run(program.table, program.step)
+    last, ticks = pool._words[[ops.POOL_LOST, ops.POOL_TICKS]]
     assert ticks > 0
-    assert 0 <= program.step[ops.STEP_LOST] + last <= ticks * team.size
+    assert 0 <= program.step[ops.STEP_LOST] + last <= ticks * pool.size
 
 
-def test_a_team_without_work_takes_no_processor_time(team: Team):
+def test_a_pool_without_work_takes_no_processor_time(pool: ThreadPool):
     program = Adding(FEW)
-    team.run(program.table, program.step)
+    pool.run(program.table, program.step)
     time.sleep(0.1)
     before = time.process_time()
     time.sleep(0.3)
@@ -85,13 +85,13 @@ def test_a_team_without_work_takes_no_processor_time(team: Team):
 
 
 @pytest.mark.parametrize("rows", [FEW, MANY])
-def test_a_cancelled_program_says_so_and_the_next_one_runs(team: Team, rows: int):
+def test_a_cancelled_program_says_so_and_the_next_one_runs(pool: ThreadPool, rows: int):
     program = Adding(rows)
     program.step[ops.STEP_CANCEL] = 1
-    assert not team.run(program.table, program.step)
+    assert not pool.run(program.table, program.step)
     assert (program.y == 0).all()
     program.step[ops.STEP_CANCEL] = 0
-    assert team.run(program.table, program.step)
+    assert pool.run(program.table, program.step)
     assert (program.y == 3).all()
 
 
@@ -101,7 +101,7 @@ class InterruptionError(Exception):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a timer that interrupts")
 @pytest.mark.parametrize("rows", [FEW, MANY])
-def test_an_exception_at_any_point_leaves_a_team_that_works(team: Team, rows: int):
+def test_an_exception_at_any_point_leaves_a_pool_that_works(pool: ThreadPool, rows: int):
     def interrupt(_signal: int, _frame: object) -> None:
         raise InterruptionError
 
@@ -113,16 +113,16 @@ def test_an_exception_at_any_point_leaves_a_team_that_works(team: Team, rows: in
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + i))
                 for _ in range(50):
-                    team.run(program.table, program.step)
+                    pool.run(program.table, program.step)
                     program.step[ops.STEP_CANCEL] = 0
             except InterruptionError:
                 interrupted += 1
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            for active in team._active.values():
-                active.size = 1 + i % team.size
+            for active in pool._active.values():
+                active.size = 1 + i % pool.size
             whole = Adding(rows)
-            assert team.run(whole.table, whole.step)
+            assert pool.run(whole.table, whole.step)
             assert (whole.y == 3).all()
             assert (program.y <= 50 * 20).all()
     finally:
@@ -132,15 +132,15 @@ def test_an_exception_at_any_point_leaves_a_team_that_works(team: Team, rows: in
 
 def test_a_signal_is_heard_during_a_long_step():
     """The thread that leads is not the caller's: a handler runs, and may cancel."""
-    team, program = Team(2), Adding(MANY, operations=200_000)
+    pool, program = ThreadPool(2), Adding(MANY, operations=200_000)
     timer = threading.Timer(0.02, program.step.__setitem__, (ops.STEP_CANCEL, 1))
     timer.start()
-    assert not team.run(program.table, program.step)
-    team.close()
+    assert not pool.run(program.table, program.step)
+    pool.close()
     timer.join()
 
 
-def test_closing_ends_the_threads_and_may_be_repeated(team: Team):
-    team.close()
-    team.close()
-    assert not any(thread.is_alive() for thread in team._threads)
+def test_closing_ends_the_threads_and_may_be_repeated(pool: ThreadPool):
+    pool.close()
+    pool.close()
+    assert not any(thread.is_alive() for thread in pool._threads)
