@@ -6,8 +6,8 @@ Knows no Numba and no model: recording a program needs neither. A program is a t
       0     1     2      3         4                                                24
 
 `one`, `few` and `many` are the addresses of the kernels for a step of 1, of 2..FEW_ROWS, and of more rows;
-`barrier` says that all threads meet before the operation, and `counter` hands out its pieces of work (alone on its
-cache line).
+`barrier` says that all threads wait for each other before the operation, and `counter` hands out its work items (alone
+on its cache line).
 A step is described by `STEP_WORDS` words; those that threads write while others read have cache lines of their own.
 """
 
@@ -35,7 +35,7 @@ STEP_ARRIVED = 24  # threads waiting at the barrier
 STEP_GENERATION = 32  # barriers passed
 STEP_CANCEL = 40  # set from outside: stop at the next barrier
 STEP_STOPPED = 48  # set by the last thread at a barrier: all leave
-STEP_LOST = 56  # ticks that threads have waited at barriers, beyond what a meeting takes
+STEP_LOST = 56  # ticks that threads have waited at barriers, beyond what a barrier takes
 
 POOL_WORDS = 8  # what is said to a pool, then WORKER_WORDS for each thread, on cache lines of their own
 POOL_SIZE = 0  # threads that take part in the present job

@@ -2,7 +2,7 @@
 
 Each method names one operation on the rows of a step and appends it to the table; the shapes in comments use T for
 the rows. Buffers are named by `out` and may be written again under the same name. What an operation reads and writes
-decides where all threads have to meet.
+decides where there is a barrier.
 """
 
 from __future__ import annotations

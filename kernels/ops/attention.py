@@ -35,7 +35,7 @@ from ..operations import (
     STEP_SEQUENCES,
     STEP_TILES,
 )
-from ..simd.atomics import real, take, word
+from ..simd.atomics import claim, real, word
 from ..simd.decorators import inlined
 from ..simd.transcendental import exp
 from ..simd.vocabulary import LANES, first_lane, fma, load, load_scalar, splat, store, store_scalar
@@ -167,7 +167,7 @@ def make_attend(kind: str) -> Any:
         states = queries + QUERY_ROWS * QUERY_HEADS * record
         partial = states + QUERY_ROWS * QUERY_HEADS * record
         s = partial + QUERIES * record
-        piece = take(op, 1)
+        piece = claim(op, 1)
         while piece < word(step, STEP_N_TILES) * kv_heads * parts:
             tile, kv_head, part = piece // (kv_heads * parts), piece // parts % kv_heads, piece % parts
             row, rows = word(word(step, STEP_TILES), 2 * tile), word(word(step, STEP_TILES), 2 * tile + 1)
@@ -187,7 +187,7 @@ def make_attend(kind: str) -> Any:
                     for i in range(count):
                         _fold(states + (j + i) * record, partial + i * record, head_dim)
             _scatter(op, row, rows * heads, head, heads, states, record)
-            piece = take(op, 1)
+            piece = claim(op, 1)
 
     return attend
 
@@ -214,7 +214,7 @@ def make_attend_one(kind: str) -> Any:
         low = max(0, position - window + 1)
         spans = position // SPAN - low // SPAN + 1
         caches = word(word(step, STEP_SEQUENCES), 0) * word(op, SEQUENCE_BYTES)
-        piece, following = take(op, 1), take(op, 1)
+        piece, following = claim(op, 1), claim(op, 1)
         while piece < spans * kv_heads:
             number, kv_head = piece // kv_heads, piece % kv_heads
             start = (low // SPAN + number) * SPAN
@@ -227,7 +227,7 @@ def make_attend_one(kind: str) -> Any:
                 word(op, K_CACHE) + at, word(op, V_CACHE) + at, word(op, K_CACHE) + after, head_dim, cap, s, results,
                 (capacity // SPAN + 1) * (_V + 4 * head_dim),
             )  # fmt: skip
-            piece, following = following, take(op, 1)
+            piece, following = following, claim(op, 1)
 
     return attend_one
 
@@ -239,13 +239,13 @@ def merge(op: Any, step: Any, thread: Any) -> None:
     position = word(word(step, STEP_POSITIONS), 0)
     spans = position // SPAN - max(0, position - word(op, WINDOW) + 1) // SPAN + 1
     state = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
-    head = take(op, 1)
+    head = claim(op, 1)
     while head < word(op, HEADS):
         _reset(state)
         for number in range(spans):
             _fold(state, _record_of(word(op, PARTIAL), head, number, word(op, CAPACITY), head_dim), head_dim)
         _finish(state, head_dim, head, word(op, Y), word(op, Q), word(op, ZERO))
-        head = take(op, 1)
+        head = claim(op, 1)
 
 
 def kernels() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..layout import GATED_TILES, LINE, PANEL, PANELS, S0, S1, STRETCH, VECTOR, Z0, Z1, D, S, Z
 from ..operations import GATED, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
-from ..simd.atomics import take, word
+from ..simd.atomics import claim, word
 from ..simd.decorators import inlined
 from ..simd.transcendental import gelu
 from ..simd.vocabulary import (
@@ -222,10 +222,10 @@ def make_matmul(fmt: IntFormat) -> Any:
         tokens, x, x_stride = word(step, STEP_ROWS), word(op, _X), word(op, _X_STRIDE)
         panel = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
         sums, sums_bytes = panel + SUMS, tokens * PANEL * VECTOR
-        claim, matrices = (CLAIM, 1) if word(op, _UP) == 0 else (GATED_TILES, 2)
-        tile, following = take(op, claim), take(op, claim)
+        grain, matrices = (CLAIM, 1) if word(op, _UP) == 0 else (GATED_TILES, 2)
+        tile, following = claim(op, grain), claim(op, grain)
         while LANES * tile < rows:
-            panels = (min(claim, (rows + LANES - 1) // LANES - tile) + PANEL - 1) // PANEL * matrices
+            panels = (min(grain, (rows + LANES - 1) // LANES - tile) + PANEL - 1) // PANEL * matrices
             for at in range(sums, sums + panels * sums_bytes, VECTOR):
                 store(at, splat(0.0))
             steps = panels * ((blocks + BLOCKS_OF_STRETCH - 1) // BLOCKS_OF_STRETCH)
@@ -240,7 +240,7 @@ def make_matmul(fmt: IntFormat) -> Any:
                 partial = sums + p * sums_bytes
                 stretch(panel, count, x + first * LINE, x_stride, tokens, partial, ahead, row_bytes)
             _write(op, sums, sums_bytes, tokens, tile, panels)
-            tile, following = following, take(op, claim)
+            tile, following = following, claim(op, grain)
 
     return matmul
 

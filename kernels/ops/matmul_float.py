@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..operations import MATMUL, STEP_ROWS
-from ..simd.atomics import take, word
+from ..simd.atomics import claim, word
 from ..simd.decorators import inlined
 from ..simd.vocabulary import FLOAT_LOADS, LANES, load, store_sums, tile_fma, zeros
 
@@ -70,7 +70,7 @@ def make_matmul_float(load_floats: Any, size: int) -> Any:
 
     def matmul_float(op: Any, step: Any, _thread: Any) -> None:
         rows, row_bytes, tokens = word(op, _ROWS), word(op, _ROW_BYTES), word(step, STEP_ROWS)
-        first = take(op, GRAIN)
+        first = claim(op, GRAIN)
         while first < rows:
             row, end = first, min(first + GRAIN, rows)
             while row + ROWS <= end:
@@ -79,7 +79,7 @@ def make_matmul_float(load_floats: Any, size: int) -> Any:
             while row < end:
                 all_tokens(last_whole, last_single, word(op, _W) + row * row_bytes, row_bytes, op, tokens, row)
                 row += 1
-            first = take(op, GRAIN)
+            first = claim(op, GRAIN)
 
     return matmul_float
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..layout import LINE, S0, S1, VECTOR, Z0, Z1, D, S, Z
 from ..operations import MATMUL, NEXT, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_THREADS
-from ..simd.atomics import take, word
+from ..simd.atomics import claim, word
 from ..simd.decorators import inlined
 from ..simd.vocabulary import LANES, broadcast, broadcast_int, dots, fma, load, prefetches, splat, store, to_float
 from ..tuning.strategies import STRATEGIES, Prefetch
@@ -130,13 +130,13 @@ def _make_stream(tile: Any, tiles_at_once: int = 1) -> Any:
         grain = max(1, GRAIN_BYTES // (N * LANES * row_bytes)) * N
         t, end = thread * own, (thread + 1) * own
         if own == 0:
-            t = take(op, grain)
+            t = claim(op, grain)
             end = t + grain
         while t < tiles:
             row, second = min(LANES * t, rows - LANES), min(LANES * (t + N - 1), rows - LANES)
             t += N
             if t == end:
-                t = own * threads + take(op, grain)
+                t = own * threads + claim(op, grain)
                 end = t + grain
             ahead = _tile_at(word(op, _W), row_bytes, rows, t) if t < tiles else _next_stretch(op, step, thread)
             tile(op, step, thread, row, second, ahead)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..operations import STEP_THREADS
-from ..simd.atomics import take, word
+from ..simd.atomics import claim, word
 
 CLAIMS = 8
 """Claims in a thread's equal share, where there are pieces enough. By what larger claims won, one costs 0.1 to 0.2 us,
@@ -18,10 +18,10 @@ def in_pieces(count: Any, each: Any) -> Any:
     def kernel(op: Any, step: Any, thread: Any) -> None:
         pieces = count(op, step)
         grain = max(1, pieces // (CLAIMS * word(step, STEP_THREADS)))
-        first = take(op, grain)
+        first = claim(op, grain)
         while first < pieces:
             for piece in range(first, min(first + grain, pieces)):
                 each(op, step, thread, piece)
-            first = take(op, grain)
+            first = claim(op, grain)
 
     return kernel

@@ -91,7 +91,7 @@ def call_kernel(_typing: Any, function: Any, row: Any, step: Any, thread: Any) -
 
 
 @intrinsic
-def give_way(_typing: Any) -> Any:
+def yield_cpu(_typing: Any) -> Any:
     """Let another thread have this processor (`sched_yield`, on Windows `SwitchToThread`)."""
     name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
@@ -104,6 +104,6 @@ def give_way(_typing: Any) -> Any:
 
 
 @inlined
-def take(row: Any, amount: Any) -> Any:
-    """Claim the next `amount` pieces of an operation's work; the number of the first."""
+def claim(row: Any, amount: Any) -> Any:
+    """The next `amount` work items of an operation are this thread's; the number of the first."""
     return fetch_add(row, COUNTER, amount)

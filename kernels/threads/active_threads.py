@@ -1,8 +1,8 @@
 """How many threads of a pool take part, so that programs on the same cores slow it down by little more than they take.
 
-All threads meet some hundred times a step. When one's core is given to another program for some milliseconds, all wait
-for it; and so a thread for each core is slower, where not all are free, than one for each that is. Which number
-is best is measured while steps are run. Results do not depend on it, so it may change from step to step.
+There are some hundred barriers in a step. When a thread's core is given to another program for some milliseconds, all
+wait for it; so a thread for each core is slower, where not all are free, than one for each that is. Which number is
+best is measured while steps are run. Results do not depend on it, so it may change from step to step.
 
 Knows no thread and no clock: it is told what each step took and lost.
 """

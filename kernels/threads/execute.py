@@ -35,31 +35,31 @@ from ..operations import (
     WORKER_WAKE,
     WORKER_WORDS,
 )
-from ..simd.atomics import call_kernel, fetch_add, give_way, read_shared, word, write_shared
+from ..simd.atomics import call_kernel, fetch_add, read_shared, word, write_shared, yield_cpu
 from ..simd.clock import ticks
 from ..simd.decorators import inlined
 from ..simd.float_mode import PLAIN, swap_float_mode
 
 SPINS = 4000
-"""Looks before giving way to other threads: some tens of microseconds."""
+"""Looks before a thread yields its CPU between two: some tens of microseconds."""
 
 LOOKS = SPINS + 5000
-"""Looks for another job before sleeping: about 2 ms, as those that give way take 0.4 us. Sampling a token and handing
-it to the caller takes 0.8 ms, and being woken 0.1 to 0.3 ms."""
+"""Looks for another job before sleeping: about 2 ms, as those that yield the CPU take 0.4 us. Sampling a token and
+handing it to the caller takes 0.8 ms, and being woken 0.1 to 0.3 ms."""
 
 
 @inlined
-def look_again(looks: Any, since: Any) -> Any:
+def backoff(looks: Any, since: Any) -> Any:
     """Between two looks at what another thread will write: how many there were, and when they began to take long."""
     if looks == SPINS:
         since = ticks()
     if looks >= SPINS:
-        give_way()
+        yield_cpu()
     return looks + 1, since
 
 
 @inlined
-def meet(step: Any) -> Any:
+def barrier(step: Any) -> Any:
     """Wait for all threads of the pool. The last one reads the cancel flag, so all agree: 1 means leave."""
     generation = read_shared(step, STEP_GENERATION)
     if fetch_add(step, STEP_ARRIVED, 1) + 1 == word(step, STEP_THREADS):
@@ -69,7 +69,7 @@ def meet(step: Any) -> Any:
     else:
         looks, since = 0, 0
         while read_shared(step, STEP_GENERATION) == generation:
-            looks, since = look_again(looks, since)
+            looks, since = backoff(looks, since)
         if since != 0:
             fetch_add(step, STEP_LOST, ticks() - since)
     return read_shared(step, STEP_STOPPED)
@@ -82,7 +82,7 @@ def execute(program: Any, operations: Any, step: Any, thread: Any) -> None:
     which = ONE if rows == 1 else FEW if rows <= FEW_ROWS else MANY
     for i in range(operations):
         row = program + i * (8 * ROW_WORDS)
-        if word(row, BARRIER) != 0 and meet(step) != 0:
+        if word(row, BARRIER) != 0 and barrier(step) != 0:
             return
         call_kernel(word(row, which), row, step, thread)
 
@@ -109,7 +109,7 @@ def await_job(mine: Any, done: Any) -> Any:
         if read_shared(mine, WORKER_JOB) != done:
             break
         if look > SPINS:
-            give_way()
+            yield_cpu()
     return read_shared(mine, WORKER_JOB)
 
 
@@ -134,7 +134,7 @@ def lead(pool: Any, job: Any, _: Any) -> None:
     looks, since = 0, 0
     for thread in range(1, size):
         while read_shared(worker(pool, thread), WORKER_DONE) < job:
-            looks, since = look_again(looks, since)
+            looks, since = backoff(looks, since)
     end = ticks()
     write_shared(pool, POOL_LOST, end - since if since != 0 else 0)
     write_shared(pool, POOL_TICKS, end - start)

@@ -2,7 +2,7 @@
 
 The compiled half is `kernels/threads/execute.py` itself: its functions are made generators that yield where they call
 `word`, `read_shared`, `write_shared`, `fetch_add` or `call_kernel`, in their order. Two things are left out: how long a
-thread looks before it gives way (`look_again`), and how often before it sleeps (LOOKS is 0). A look in vain changes
+thread looks before it yields its CPU (`backoff`), and how often before it sleeps (LOOKS is 0). A look in vain changes
 nothing, so a thread that has yet to look stands for one that has looked any number of times.
 
 The Python half, `Model`, follows `kernels/threads/pool.py` line by line; the lines stand beside it, and are compared.
@@ -28,7 +28,7 @@ Words = dict[Any, Any]
 ROOT = Path(__file__).parents[3]
 SOURCE = (ROOT / "kernels" / "threads" / "execute.py").read_text(encoding="utf-8")
 VALUES, EFFECTS = {"word", "read_shared", "fetch_add"}, {"write_shared", "call_kernel"}
-NO_ACCESS = {"worker", "look_again", "nothing", "kernels"}
+NO_ACCESS = {"worker", "backoff", "nothing", "kernels"}
 TABLES, STEPS, APART = 10**6, 10**7, 10**4
 """Addresses of the tables and steps of jobs; the pool's words begin at 0."""
 INTERRUPT = KeyboardInterrupt()
@@ -76,7 +76,7 @@ def compiled_half(source: str = SOURCE) -> SimpleNamespace:
         accesses.visit(function)
     module = ast.Module([ast.parse("from __future__ import annotations").body[0], *functions], [])
     names: dict[str, Any] = dict(vars(ops)) | {"PLAIN": 0, "SPINS": 1, "LOOKS": 0}
-    names |= {"ticks": lambda: 0, "look_again": lambda *looks: looks, "swap_float_mode": lambda mode: mode}
+    names |= {"ticks": lambda: 0, "backoff": lambda *looks: looks, "swap_float_mode": lambda mode: mode}
     exec(compile(ast.fix_missing_locations(module), "execute", "exec"), names)
     return SimpleNamespace(**names)
 
