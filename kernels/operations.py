@@ -94,8 +94,8 @@ NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y 
 QUANTIZE = _operation("quantize", "x x_stride columns zero q q_stride")
 MATMUL = _operation("matmul", "weights row_bytes rows columns x x_stride y y_stride")
 NEXT = 21, 22, 23
-"""Words of a product's row, after its arguments: weights, row_bytes and rows of the next one, which it asks memory for
-when it has no more of its own. 0 rows: none follows."""
+"""Words of a product's row, after its arguments: weights, row_bytes and rows of the next one, which it prefetches when
+it has no more of its own. 0 rows: none follows."""
 ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
 APPEND = _operation("append", "k v stride heads head_dim k_cache v_cache sequence_bytes head_bytes capacity")
 ATTEND = _operation(

@@ -197,7 +197,7 @@ def make_matmul(fmt: IntFormat) -> Any:
     unpack, product, product_one = make_unpack(fmt), make_product(fmt, TOKENS), make_product(fmt, 1)
 
     @inlined
-    def ask(ahead: Any, row_bytes: Any, first: Any, end: Any) -> None:
+    def prefetch(ahead: Any, row_bytes: Any, first: Any, end: Any) -> None:
         """Prefetch rows first..end of the next panel's stretch."""
         for row in range(first, end):
             for line in range(0, STRETCH_BYTES + 63, 64):
@@ -207,10 +207,10 @@ def make_matmul(fmt: IntFormat) -> Any:
     def stretch(
         panel: Any, blocks: Any, x: Any, stride: Any, tokens: Any, sums: Any, ahead: Any, row_bytes: Any
     ) -> None:
-        """The panel with all rows of X, asking for the next one meanwhile."""
+        """The panel with all rows of X; prefetches the next one meanwhile."""
         t = 0
         while t + TOKENS <= tokens:
-            ask(ahead, row_bytes, t * PANEL_ROWS // tokens, (t + TOKENS) * PANEL_ROWS // tokens)
+            prefetch(ahead, row_bytes, t * PANEL_ROWS // tokens, (t + TOKENS) * PANEL_ROWS // tokens)
             product(panel, blocks, x + t * stride, stride, sums + t * PANEL * VECTOR)
             t += TOKENS
         while t < tokens:

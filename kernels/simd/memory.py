@@ -101,7 +101,7 @@ _PREFETCH = {
 }
 
 
-def _ask(builder: Any, address: Any, offsets: tuple[int, ...], level: int) -> None:
+def _emit_prefetches(builder: Any, address: Any, offsets: tuple[int, ...], level: int) -> None:
     """As assembly, because LLVM's own operation counts as a write, so that loads before and after it are not shared.
 
     As one statement, because LLVM schedules the code around each: with 80 statements in a loop of Q4_K it left 124
@@ -117,19 +117,19 @@ def _ask(builder: Any, address: Any, offsets: tuple[int, ...], level: int) -> No
 
 
 def prefetches(*offsets: int, level: int) -> Any:
-    """Declare an operation: ask for the cache lines at address + each of `offsets`, for reading, into the cache of
+    """Declare an operation: prefetch the cache lines at address + each of `offsets`, for reading, into the cache of
     `level` 1, 2 or 3. Offsets are multiples of 8. Never faults.
     """
 
     def emit(builder: Any, address: Any) -> None:
-        _ask(builder, address, offsets, level)
+        _emit_prefetches(builder, address, offsets, level)
 
     emit.__name__ = "prefetches"
     return operation(types.void, types.intp)(emit)
 
 
 prefetch_far = prefetches(0, level=2)
-"""Ask for the cache line at an address, for reading, into the second-level cache. Never faults."""
+"""Prefetch the cache line at an address, for reading, into the second-level cache. Never faults."""
 
 
 # ---- one row of a matrix per lane ----------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Ways of a decoding product to ask for the weights that it reads next. All give the same bits; the clock may choose.
+"""Ways of a decoding product to prefetch the weights that it reads next. All give the same bits; the clock may choose.
 
-A product of one row, or of a few, reads a matrix tile by tile, and asks for the next tile while it reads this one. Into
-which cache is best depends on the size of a tile beside the first-level cache, and on how many missing lines a core
-keeps track of there. Zen 4 (32 KB, 24 lines; GB/s of one thread, Q4_0 in tiles of 16 rows): into the first level 12,
-into the second 23 to 26, where a plain pass reads 26; tiles of 8 short rows, which fit, 24 and 18.
+A product of one row, or of a few, reads a matrix tile by tile, and prefetches the next tile while it reads this one.
+Into which cache is best depends on the size of a tile beside the first-level cache, and on how many missing lines a
+core keeps track of there. Zen 4 (32 KB, 24 lines; GB/s of one thread, Q4_0 in tiles of 16 rows): into the first level
+12, into the second 23 to 26, where a plain pass reads 26; tiles of 8 short rows, which fit, 24 and 18.
 
 So matrices fall into classes, by whether two tiles fit the first-level cache, and by kind of block: what a 256-block
 takes to unpack is spread differently over its bytes. Knows no Numba, no file and no clock.
@@ -22,9 +22,9 @@ from ..layout import LANES, LINE
 
 @dataclass(frozen=True)
 class Prefetch:
-    """Into which cache lines are asked for, 1, 2 or 3, and how many 32-blocks later once more.
+    """Into which cache lines are prefetched, 1, 2 or 3, and how many 32-blocks later the prefetch is reissued.
 
-    Where requests outrun memory some seem to be dropped: asking again, when most have come, gets these.
+    Where requests outrun memory some seem to be dropped: a second one, when most lines have come, gets these.
     """
 
     level: int
