@@ -1,6 +1,8 @@
 """Memory words shared by threads, raw words of a program's row, and the call of a kernel by address.
 
-Knows no kernel. Addresses are integers; all atomic operations are sequentially consistent.
+Knows no kernel. Addresses are integers, of memory that is readable, or writable where it is written, and aligned to 8
+bytes. All atomic operations are sequentially consistent; `word` and `real` are plain loads, of what no thread writes
+meanwhile.
 """
 
 from __future__ import annotations

@@ -1,7 +1,36 @@
 """Walk a program's table, and the life of a pool around it: what its threads do in compiled code.
 
 A job is a program, its length and a step, numbered; every thread notes the number of the last job it is done with.
-Knows no operation, and nothing of how a thread sleeps: that is `threads`.
+Knows no operation, and nothing of how a thread sleeps: that is `pool`.
+
+The life of job j, where W are the words of thread t. Thread 0 is the caller's own, or one that leads in its place:
+
+    caller               the pool's words = threads, program, its length, step
+    post                 for each t > 0:  W.job = j;  W.wake = W.asleep
+    caller               wakes those whose W.wake is set
+    lead, t = 0          if W.done >= j: return
+    serve, t > 0         W.asleep = 0;  wait for W.job != W.done
+    both                 for each row of the program:
+                             if it has a barrier, wait for all there; leave if it is cancelled
+                             kernel(row, step, t)
+                         W.done = j
+    lead                 wait for W.done >= j of all threads
+    serve                no job for 2 ms:  W.asleep = 1;  if W.job == W.done: return, and sleep
+
+Nobody sleeps through a job: `post` writes `job` and then reads `asleep`, `serve` writes `asleep` and then reads `job`.
+All these are sequentially consistent, so at least one sees what the other wrote. If both do, a wake-up is left over,
+for which `serve` finds no job. tests/kernels/threads/test_protocol.py runs all this in every order.
+
+What the caller owes:
+
+* The pool's words are aligned to 8 bytes (a cache line, so as not to be slow), zero at first but for `asleep`, which is
+  1, and stay until each thread has returned from its last `serve` or `lead`.
+* Numbers of jobs rise from 1. A job is posted when all that took part in the one before are done with it.
+* The table has its counters at 0. The step has STEP_THREADS as in the pool's words, STEP_ARRIVED and STEP_STOPPED 0.
+* From `post` until each W.done >= j, the table, the step, and all memory that the rows name stay readable, and writable
+  where an operation writes; nobody else writes there, save STEP_CANCEL, at any time. Afterwards no thread touches them.
+  So an exception must not get past a job: it is cancelled, posted again (who fell asleep since has to be woken), and
+  waited for.
 """
 
 from __future__ import annotations
@@ -60,7 +89,11 @@ def backoff(looks: Any, since: Any) -> Any:
 
 @inlined
 def barrier(step: Any) -> Any:
-    """Wait for all threads of the pool. The last one reads the cancel flag, so all agree: 1 means leave."""
+    """Wait for all threads of the job. The last one reads the cancel flag, so all agree: 1 means leave.
+
+    The generation is read before arriving: after that the last may have raised it. It is raised when the rest is
+    written: who sees it may arrive at the next barrier at once. STEP_STOPPED stays until all have arrived there.
+    """
     generation = read_shared(step, STEP_GENERATION)
     if fetch_add(step, STEP_ARRIVED, 1) + 1 == word(step, STEP_THREADS):
         write_shared(step, STEP_ARRIVED, 0)
@@ -77,7 +110,10 @@ def barrier(step: Any) -> Any:
 
 @inlined
 def execute(program: Any, operations: Any, step: Any, thread: Any) -> None:
-    """Run the rows of the table at `program`, to the end or to the barrier at which all leave."""
+    """Run the rows of the table at `program`, to the end or to the barrier at which all leave.
+
+    `operations` rows of ROW_WORDS words, whose kernels' addresses are valid; `thread` is below STEP_THREADS.
+    """
     rows = word(step, STEP_ROWS)
     which = ONE if rows == 1 else FEW if rows <= FEW_ROWS else MANY
     for i in range(operations):
@@ -95,7 +131,10 @@ def worker(pool: Any, thread: Any) -> Any:
 
 @inlined
 def work(pool: Any, thread: Any, job: Any) -> None:
-    """Do the thread's part of the present job, in a float mode that does not depend on whose thread it is."""
+    """Do the thread's part of the present job, in a float mode that does not depend on whose thread it is.
+
+    The table and the step may be freed as soon as the last thread has said that it is done.
+    """
     mode = swap_float_mode(PLAIN)
     execute(word(pool, POOL_PROGRAM), word(pool, POOL_OPERATIONS), word(pool, POOL_STEP), thread)
     swap_float_mode(mode)

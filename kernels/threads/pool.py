@@ -3,6 +3,9 @@
 The caller's own thread takes part in a step of a few rows: nobody has to be woken to hear of its end. The others look
 for another job for about two milliseconds, and then sleep. A longer step has a thread of its own in the caller's place,
 which sleeps interruptibly: a signal or another thread can cancel it at its next barrier.
+
+`execute` tells the life of a job. The caller of `run` owes what is said there of the memory that the table names: it
+stays, and nobody else writes to it, until `run` returns or raises. `run` keeps the table and the step meanwhile.
 """
 
 from __future__ import annotations
