@@ -13,7 +13,10 @@ A step is described by `STEP_WORDS` words; those that threads write while others
 
 from __future__ import annotations
 
+from collections import namedtuple
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 ROW_WORDS = 32
 ONE, FEW, MANY, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 3, 4, 24
@@ -71,10 +74,11 @@ class Operation:
     name: str
     arguments: tuple[str, ...]
 
-    @property
-    def slots(self) -> tuple[int, ...]:
-        """The word of each argument in a program's row."""
-        return tuple(range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(self.arguments)))
+    @cached_property
+    def slots(self) -> Any:
+        """The word of each argument in a program's row, by name: a tuple, and in a kernel constants."""
+        slots = namedtuple(self.name, self.arguments)  # type: ignore[misc]
+        return slots(*range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(self.arguments)))
 
 
 NOTHING = Kernel("threads.execute", "nothing")
