@@ -18,20 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import arguments
-from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine.generate import FinishReason, Generation, Timings, Usage
-from edge_gemma.engine.memory_plan import MemoryPlan, default_chunk, require_budget
-from edge_gemma.engine.runner import ChunkProgress, Engine
+from edge_gemma.engine.memory_plan import MemoryPlan
+from edge_gemma.engine.runner import ChunkProgress, Engine, Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.turns import Turn, Turns
 from edge_gemma.errors import Cancelled
-from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models.config import GemmaConfig
-from edge_gemma.models.weights import Weights
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
 
-DEFAULT_CONTEXT = 8192
 MAX_THREADS = 256
 Prompt = str | Sequence[int]
 
@@ -114,31 +109,17 @@ class Gemma:
         arguments.choice("kv_type", kv_type, ("f16", "f32"))
         arguments.choice("load", load, ("map", "copy"))
         arguments.callback("progress", progress)
-        self._file = GgufFile.open(path, load=load)
+        runner = Runner(
+            path, context=context, threads=threads, chunk=chunk, kv_type=kv_type, load=load, progress=progress
+        )
         try:
-            self.config = GemmaConfig.from_gguf(self._file)
-            weights = Weights.bind(self._file, self.config)
-            self.context = context or min(self.config.context_length, DEFAULT_CONTEXT)
-            self.threads = threads or default_threads()
-            rows = chunk or default_chunk(self.config)
-            budget = available_memory()
-            self.plan: MemoryPlan = require_budget(
-                self.config, weights, self.context, budget, chunk=rows, kv_type=kv_type, threads=self.threads
-            )
-            self.tokenizer = Tokenizer.from_gguf(self._file)
-            self._engine = Engine(
-                self._file,
-                self.config,
-                weights,
-                context=self.context,
-                chunk=rows,
-                threads=self.threads,
-                kv_type=kv_type,
-                progress=progress,
-            )
+            self.tokenizer = Tokenizer.from_gguf(runner.file)
+            self._engine = Engine(runner)
         except BaseException:
-            self._file.close()
+            runner.close()
             raise
+        self.config, self.context, self.threads = runner.config, runner.context, runner.threads
+        self.plan: MemoryPlan = runner.plan
         self._turns = Turns(self._engine)
         self._release = weakref.finalize(self, self._engine.close)
 
@@ -221,7 +202,6 @@ class Gemma:
         """
         self._turns.close()
         self._release()
-        self._file.close()
 
     def __enter__(self) -> Self:
         return self

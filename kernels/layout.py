@@ -86,7 +86,21 @@ QUERY_HEADS = 2
 QUERIES = 16
 """Queries of a tile that meet a span together."""
 SPAN = 256
-"""Keys of one partial result, aligned to positions; part of the definition of attention's result."""
+"""Keys of one partial result, aligned to positions; part of the definition of attention's result. A page holds the keys
+and values of one span and layer:
+
+    | keys of head 0 | keys of head 1 | ... | values of head 0 | values of head 1 | ... |
+"""
+
+
+def page_bytes(kv_heads: int, head_dim: int, element_bytes: int) -> int:
+    """Keys and values of SPAN positions of one layer."""
+    return 2 * kv_heads * SPAN * head_dim * element_bytes
+
+
+def most_spans(positions: int) -> int:
+    """Spans that so many neighbouring positions can touch, wherever they begin."""
+    return (positions + SPAN - 2) // SPAN + 1
 
 
 def record_bytes(head_dim: int) -> int:
@@ -104,6 +118,6 @@ def attention_scratch(head_dim: int, group: int) -> int:
     return max(tile, group * 4 * SPAN)
 
 
-def partial_bytes(heads: int, head_dim: int, capacity: int) -> int:
-    """Partial results of one row over a cache of `capacity` positions."""
-    return heads * (capacity // SPAN + 1) * record_bytes(head_dim)
+def partial_bytes(heads: int, head_dim: int, spans: int) -> int:
+    """Partial results of one row over `spans` spans."""
+    return heads * spans * record_bytes(head_dim)

@@ -27,7 +27,7 @@ STEP_ROWS = 0  # rows of this step
 STEP_THREADS = 1
 STEP_TOKENS = 2  # address: int64 token id of each row
 STEP_POSITIONS = 3  # address: int64 position of each row in its sequence
-STEP_SEQUENCES = 4  # address: int64 sequence of each row
+STEP_TABLES = 4  # address: int64 of each row, the address of its sequence's table, as drawn in ops.attention
 STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most layout.QUERY_ROWS
 STEP_N_TILES = 6
 STEP_SCRATCH = 9  # address: scratch memory of thread 0
@@ -101,15 +101,17 @@ NEXT = 21, 22, 23
 """Words of a product's row, after its arguments: weights, row_bytes and rows of the next one, which it prefetches when
 it has no more of its own. 0 rows: none follows."""
 ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
-APPEND = _operation("append", "k v stride heads head_dim k_cache v_cache sequence_bytes head_bytes capacity")
+# layer: the number of the layer's row in a sequence's table of pages; head_bytes: of the keys of a head in a page
+APPEND = _operation("append", "k v stride heads head_dim layer head_bytes")
+# partial: where `attend_one` leaves the results of at most `spans` spans of each head, for `merge`
 ATTEND = _operation(
     "attend",
-    "q q_stride y y_stride heads kv_heads head_dim k_cache v_cache sequence_bytes head_bytes"
-    " capacity window softcap partial q_out q_out_stride zero",
+    "q q_stride y y_stride heads kv_heads head_dim layer head_bytes window softcap partial spans"
+    " q_out q_out_stride zero",
 )
 NO_WINDOW = 2**40
 """The window of attention over all keys."""
-MERGE = _operation("merge", "y heads head_dim window capacity partial q zero")
+MERGE = _operation("merge", "y heads head_dim window partial spans q zero")
 GATED = _operation("gated", " ".join(MATMUL.arguments) + " up q q_stride zero")
 """y = gelu(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there."""
 GATE = _operation("gate", "gate up stride columns y y_stride q q_stride zero")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
-from edge_gemma.graph.cache import LayerCache, plan_layers
+from edge_gemma.graph.cache import cache_bytes, layer_caches
 from edge_gemma.graph.program import Program
 from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
 from edge_gemma.models.config import GemmaConfig
@@ -18,6 +18,7 @@ from edge_gemma.models.weights import Weights
 
 KvType: TypeAlias = Literal["f16", "f32"]
 
+DEFAULT_CONTEXT = 8192
 DEFAULT_CHUNK = 256
 PAGE = 4096
 BUFFER_LIMIT = 64 * 2**20
@@ -48,24 +49,23 @@ def memory_plan(
     threads: int = 1,
     sequences: int = 1,
 ) -> MemoryPlan:
-    """The plan for `sequences` of `context` positions.
+    """The plan for `sequences` of `context` positions, each at its largest: its pages come as it grows.
 
     Raises ContextOverflowError outside 1..the model's trained context.
     """
     if not 1 <= context <= config.context_length:
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
-    layers = plan_layers(config.states, context, chunk, kv_type)
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in weights.tensors()),
-        kv_cache=sequences * sum(2 * layer.sequence_bytes for layer in layers),
-        buffers=buffer_bytes(config, weights, layers, chunk, kv_type) + threads * scratch_bytes(config, chunk),
+        kv_cache=sequences * cache_bytes(config.states, context, chunk, kv_type),
+        buffers=buffer_bytes(config, weights, context, chunk, kv_type) + threads * scratch_bytes(config, chunk),
     )
 
 
-def buffer_bytes(config: GemmaConfig, weights: Weights, layers: list[LayerCache], chunk: int, kv_type: KvType) -> int:
+def buffer_bytes(config: GemmaConfig, weights: Weights, context: int, chunk: int, kv_type: KvType) -> int:
     """What the operations of `chunk` rows work in: known exactly, from recording them without memory."""
     program = Program(chunk, lambda _tensor: 0, kv_type, allocate=False)
-    x = record(program, config, weights, layers)
+    x = record(program, config, weights, layer_caches(config.states, context, kv_type))
     record_logits(program, config, weights, x, program.outside("logits", config.vocab_size, 0))
     return program.buffer_bytes()
 

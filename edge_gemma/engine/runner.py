@@ -1,19 +1,24 @@
-"""A model ready to run: weights in the mapping, recorded program, cache, threads. Knows no text and no sampling."""
+"""`Runner`: a model ready to run, with weights in the mapping, recorded program, cache and threads.
+
+The only place that opens one. Knows no text and no sampling, and not what the rows of a step are for.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.engine.memory_plan import scratch_bytes
+from edge_gemma.cores import available_memory, default_threads
+from edge_gemma.engine.memory_plan import DEFAULT_CONTEXT, KvType, default_chunk, require_budget, scratch_bytes
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.cache import KVCache
-from edge_gemma.graph.program import Program, words_of
-from edge_gemma.graph.step import Step
+from edge_gemma.graph.cache import LayerCache, PagePool, PageTable, layer_caches
+from edge_gemma.graph.program import Program, Recorded, words_of
+from edge_gemma.graph.step import Rows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import Kernel
@@ -30,6 +35,7 @@ HEAD_STEP = 32
 
 Progress = Callable[[int, int, str], None]
 ChunkProgress = Callable[[int, int], None]
+Logits = NDArray[np.float32]
 
 
 def require_head_step(file: GgufFile, config: GemmaConfig) -> None:
@@ -44,151 +50,300 @@ def product_matrices(weights: Weights) -> list[Matrix]:
     return [Matrix(t.format.name, t.row_bytes, t.nbytes) for t in weights.tensors() if not t.format.is_float]
 
 
-class Engine:
-    """Runs steps of one sequence, from an empty cache at position 0. One call at a time.
+class Runner:
+    """Runs steps whose rows may belong to several sequences. One thread at a time, but for `cancel` and `close`.
 
-    context: positions the cache holds; chunk: most rows of a step; kv_type: the cache's elements.
-    `progress(done, total, name)` reports kernels being compiled, on the first run on a machine.
+    file, config, weights: what was opened; threads: that take part at most; chunk: most rows of a step; context: most
+    positions of a sequence; kv_type: the cache's elements; plan: the memory of all that; pool: of the cache's pages.
     """
 
     def __init__(
         self,
-        file: GgufFile,
-        config: GemmaConfig,
-        weights: Weights,
+        path: str | os.PathLike[str],
         *,
-        context: int,
-        chunk: int,
-        threads: int,
-        kv_type: Literal["f16", "f32"],
+        context: int | None = None,
+        threads: int | None = None,
+        chunk: int | None = None,
+        kv_type: KvType = "f16",
+        load: Literal["map", "copy"] = "map",
+        sequences: int = 1,
+        cache_limit: int | None = None,
+        default_context: int = DEFAULT_CONTEXT,
+        observe: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        require_head_step(file, config)
-        self.config, self.context, self.chunk, self.threads = config, context, chunk, threads
-        self.position = 0
-        self.sequence = 0
-        """Another number for each sequence: whoever went away from one can see whether it is still there."""
-        self._unwanted: Callable[[], bool] = lambda: False
-        self._file = file
-        self._cache = KVCache(config.states, context, chunk, kv_type)
-        tune_once(product_matrices(weights), threads, self._planned(weights, kv_type), progress)
-        program = Program(chunk, lambda tensor: file.data(tensor).ctypes.data, kv_type, choices=tuned_choices())
-        self._x = record(program, config, weights, self._cache.layers)
-        self._body = len(program)
+        """Open the model at `path`.
+
+        context: by default what the model was trained for, at most `default_context`. sequences: so many of the whole
+        context are planned for, and must fit the memory there is. cache_limit: bytes of pages in use; by default what
+        is planned. observe: have each step write statistics, see `squares`; there are no logits then.
+        `progress(done, total, name)` reports kernels being compiled, on the first run on a machine.
+
+        Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, ThreadError, OSError.
+        """
+        self.file = GgufFile.open(path, load=load)
+        try:
+            self.config = GemmaConfig.from_gguf(self.file)
+            self.weights = Weights.bind(self.file, self.config)
+            require_head_step(self.file, self.config)
+            self.context = context or min(self.config.context_length, default_context)
+            self.threads, self.chunk = threads or default_threads(), chunk or default_chunk(self.config)
+            self.kv_type = kv_type
+            self.plan = require_budget(
+                self.config,
+                self.weights,
+                self.context,
+                available_memory(),
+                chunk=self.chunk,
+                kv_type=kv_type,
+                threads=self.threads,
+                sequences=sequences,
+            )
+            limit = self.plan.kv_cache if cache_limit is None else cache_limit
+            self.pool = PagePool(self.config.states, kv_type, limit)
+            tune_once(product_matrices(self.weights), self.threads, self._planned(), progress)
+            self._record(observe, progress)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _planned(self) -> Iterator[Kernel]:
+        """The kernels that are needed anyway. They are recorded only if somebody asks, 5 ms."""
+        planned = Program(self.chunk, lambda _: 0, self.kv_type, choices=tuned_choices(), allocate=False)
+        record(planned, self.config, self.weights, self._caches())
+        yield from (*planned.kernels(), *KERNELS)
+
+    def _caches(self) -> list[LayerCache]:
+        return layer_caches(self.config.states, self.context, self.kv_type)
+
+    def _record(self, observe: bool, progress: Progress | None) -> None:
+        """Program, step and threads. The product with the vocabulary has its input observed, if so, and is left out."""
+        config, weights, file = self.config, self.weights, self.file
+        program = Program(
+            self.chunk,
+            lambda tensor: file.data(tensor).ctypes.data,
+            self.kv_type,
+            choices=tuned_choices(),
+            observe=observe,
+        )
+        self._x = record(program, config, weights, self._caches())
+        if observe:
+            h = program.rms_norm(self._x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))
+            program.observe(h, weights.output)
+        self._observing, self._body = observe, len(program)
         last = program.outside(self._x.name, self._x.columns, self._x.stride)
         logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
-        record_logits(program, config, weights, last, logits)
+        if not observe:
+            record_logits(program, config, weights, last, logits)
         self._program = program
         self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
-        self._step = Step(program.ropes, chunk, threads, scratch_bytes(config, chunk))
-        self._pool = ThreadPool(threads)
+        self._step = Step(program.ropes, self.chunk, self.threads, scratch_bytes(config, self.chunk))
+        self._logits = np.empty((0, config.vocab_size), np.float32)
+        self._threads = ThreadPool(self.threads)
 
-    def _planned(self, weights: Weights, kv_type: str) -> Iterator[Kernel]:
-        """The kernels that are needed anyway. They are recorded only if somebody asks, 5 ms."""
-        planned = Program(self.chunk, lambda _: 0, kv_type, choices=tuned_choices(), allocate=False)
-        record(planned, self.config, weights, self._cache.layers)
-        yield from (*planned.kernels(), *KERNELS)
+    @property
+    def squares(self) -> dict[str, NDArray[np.float32]]:
+        """Of each matrix, by name: the sum of squares of each of its input's columns, over the rows of the last step.
+
+        Float32 (columns,), written by every step; only with `observe`.
+        """
+        return self._program.squares
+
+    @property
+    def recorded(self) -> list[Recorded]:
+        """What each row of the program is."""
+        return self._program.recorded
+
+    def new_table(self) -> PageTable:
+        """A sequence that begins, of `context` positions at most."""
+        return self.pool.new_table(self.context)
 
     def close(self) -> None:
-        """End the threads. The engine must not be used afterwards."""
-        self._pool.close()
+        """End the threads, when a step that runs has ended, and let go of file and cache. Idempotent."""
+        self._threads.close()
+        self.pool.close()
+        self.file.close()
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Sequence[Rows], out: Logits | None = None) -> Logits:
+        """One step of all rows of `batch`, at most `chunk`, each table once. Their tables are that much longer then.
+
+        Logits, float32 (sum of `wanted`, V), in the order of the batch, are written to `out`, or to memory that the
+        next step uses again.
+
+        Raises ValueError and ContextOverflowError for what is wrong with the batch, MemoryBudgetError where there are
+        no pages or no room for the logits, and Cancelled: then the tables keep their length. ModelChangedError where
+        the file was changed; ForkError in a forked child; EdgeGemmaError where the runner is closed.
+        """
+        rows = self._check(batch)
+        wanted = sum(part.wanted for part in batch)
+        logits = self._room_for(wanted) if out is None else self._checked_out(out, wanted)
+        self.file.check_unchanged()
+        self.pool.reserve([(part.table, part.table.length + len(part.tokens)) for part in batch])
+        self._step.prepare(batch)
+        if wanted == rows:
+            self._point_head(0, logits)
+            self._execute(self._table)
+        else:
+            self._execute(self._table[: self._body])
+            if wanted:
+                self._point_head(rows - wanted, logits)
+                self._step.words[ops.STEP_ROWS] = wanted
+                self._execute(self._table[self._body :])
+        for part in batch:
+            part.table.advance(part.table.length + len(part.tokens))
+        return logits
 
     def cancel(self) -> None:
-        """Make a running `prefill`, `decode` or `logits` raise Cancelled soon. From any thread.
+        """End the running step at its next barrier, or the next step before it begins: `run` raises Cancelled. From
+        any thread, and from a signal's handler.
 
-        The cache then holds what was there before the step.
+        No cancel is lost: it stays until a step has raised Cancelled, or until `ready`. So what a caller no longer
+        wants is noted first, and looked at after Cancelled, and after `ready`; a step that is still wanted is then
+        run again.
         """
         self._step.cancelled = True
 
-    def ready(self, unwanted: Callable[[], bool]) -> None:
-        """Forget a cancel that came too late. Steps raise Cancelled, too, before which `unwanted` says so."""
+    def ready(self) -> None:
+        """Forget earlier cancels."""
         self._step.cancelled = False
-        self._unwanted = unwanted
 
-    def reset(self) -> None:
-        """Begin another sequence."""
-        self.position = 0
-        self.sequence += 1
+    def _execute(self, table: NDArray[np.int64]) -> None:
+        try:
+            done = self._threads.run(table, self._step.words)
+        except BaseException:
+            self.ready()  # so the pool ends a program that an exception broke into
+            raise
+        if not done:
+            self.ready()
+            raise Cancelled
 
-    def prefill(self, tokens: Sequence[int], progress: ChunkProgress | None = None) -> NDArray[np.float32]:
-        """Append `tokens`, chunk by chunk; the last one's logits, (V,)."""
-        ids = self._begin(tokens)
-        for start in range(0, len(ids), self.chunk):
-            if progress:
-                progress(start, len(ids))
-            part = ids[start : start + self.chunk]
-            self._run(part, self._table[: self._body])
-        logits = self._new_logits(1).reshape(-1)
-        self._head(len(part) - 1, logits)
-        if progress:
-            progress(len(ids), len(ids))
-        return logits
+    def _point_head(self, row: int, logits: Logits) -> None:
+        """Have the logits' operations read from row `row` of the last layer's output on, and write to `logits`."""
+        self._table[self._words_of_last] = self._x.address + row * self._x.stride
+        self._table[self._words_of_logits] = logits.ctypes.data
 
-    def decode(self, token: int) -> NDArray[np.float32]:
-        """Append one token; its logits, (V,)."""
-        logits = self._new_logits(1).reshape(-1)
-        self._point_head(0, logits)
-        self._run(self._begin([token]), self._table)
-        return logits
+    # ---- checks --------------------------------------------------------------------------------------------------
 
-    def logits(self, tokens: Sequence[int], chunk: int | None = None) -> NDArray[np.float32]:
-        """Append `tokens`; the logits of each, (T, V)."""
-        ids, size = self._begin(tokens), chunk or self.chunk
-        if not 1 <= size <= self.chunk:
-            raise ValueError(f"chunk: {size} is outside 1..{self.chunk}, the model's chunk")
-        logits = self._new_logits(len(ids))
-        for start in range(0, len(ids), size):
-            self._point_head(0, logits[start:])
-            self._run(ids[start : start + size], self._table)
-        return logits
-
-    def check(self, tokens: Sequence[int], name: str = "tokens") -> NDArray[np.int64]:
-        """The ids as an array, if a sequence may begin with them. Raises ValueError, ContextOverflowError."""
-        return self._checked(tokens, 0, name)
-
-    def _checked(self, tokens: Sequence[int], position: int, name: str = "tokens") -> NDArray[np.int64]:
+    def check_tokens(self, tokens: Sequence[int] | NDArray[np.int64], name: str = "tokens") -> NDArray[np.int64]:
+        """The ids as an array, int64 (T,). Raises ValueError."""
         ids = np.asarray(tokens)
         if not len(ids) or ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise ValueError(f"{name}: there must be at least one token, and all must be integers")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise ValueError(f"{name}: ids must be in 0..{self.config.vocab_size - 1}")
-        if position + len(ids) > self.context:
-            count = position + len(ids)
+        return ids.astype(np.int64, copy=False)
+
+    def check_context(self, count: int, name: str = "tokens") -> None:
+        """Raise ContextOverflowError where a sequence of `count` positions is too long."""
+        if count > self.context:
             raise ContextOverflowError(
                 f"{name}: {count} tokens do not fit the context of {self.context}; open with a larger one"
             )
-        return ids.astype(np.int64)
 
-    def _begin(self, tokens: Sequence[int]) -> NDArray[np.int64]:
-        ids = self._checked(tokens, self.position)
-        self._file.check_unchanged()
-        return ids
+    def _check(self, batch: Sequence[Rows]) -> int:
+        """The number of rows. Raises ValueError, ContextOverflowError."""
+        for part in batch:
+            self.check_tokens(part.tokens)
+            if part.table.pool is not self.pool or part.table.released:
+                raise ValueError("a table is of another model, or was released")
+            most = 0 if self._observing else len(part.tokens)
+            if not 0 <= part.wanted <= most:
+                raise ValueError(f"wanted: {part.wanted} is outside 0..{most}, the tokens that there are logits after")
+            self.check_context(part.table.length + len(part.tokens))
+        rows = sum(len(part.tokens) for part in batch)
+        if not 1 <= rows <= self.chunk:
+            raise ValueError(f"a step of {rows} rows is outside 1..{self.chunk}, the model's chunk")
+        if len({id(part.table) for part in batch}) < len(batch):
+            raise ValueError("a table is twice in a step")
+        return rows
 
-    def _new_logits(self, rows: int) -> NDArray[np.float32]:
-        """Memory for logits of `rows` positions, (rows, V). Raises MemoryBudgetError."""
+    def _room_for(self, rows: int) -> Logits:
+        """Memory for logits of `rows` positions, which steps share."""
+        if rows > len(self._logits):
+            self._logits = self.new_logits(rows)
+        return self._logits[:rows]
+
+    def _checked_out(self, out: Logits, rows: int) -> Logits:
+        shape = rows, self.config.vocab_size
+        if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out: must be contiguous float32 of shape {shape}, got {out.dtype} {out.shape}")
+        return out
+
+    def new_logits(self, rows: int) -> Logits:
+        """Memory for logits of `rows` positions, (rows, V), for `run`. Raises MemoryBudgetError."""
         what, size = f"logits for {rows} positions", 4 * rows * self.config.vocab_size
         advice = "ask for fewer at a time (logits_chunks)" if rows > 1 else "close other programs or models"
         require_memory(what, size, advice)
         with memory_for(what, size, advice):
             return np.empty((rows, self.config.vocab_size), np.float32)
 
-    def _run(self, ids: NDArray[np.int64], table: NDArray[np.int64]) -> None:
-        self._step.prepare(ids, self.position)
-        self._execute(table)
-        self.position += len(ids)
 
-    def _head(self, row: int, logits: NDArray[np.float32]) -> None:
-        """Logits of one row of the last step."""
-        self._point_head(row, logits)
-        self._step.words[ops.STEP_ROWS] = 1
-        self._execute(self._table[self._body :])
+class Engine:
+    """A runner with one sequence, which grows call by call. One call at a time."""
 
-    def _point_head(self, row: int, logits: NDArray[np.float32]) -> None:
-        """Have the logits' operations read from row `row` of the last layer's output on, and write to `logits`."""
-        self._table[self._words_of_last] = self._x.address + row * self._x.stride
-        self._table[self._words_of_logits] = logits.ctypes.data
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.config = runner, runner.config
+        self.context, self.chunk, self.threads = runner.context, runner.chunk, runner.threads
+        self.cancel, self.close = runner.cancel, runner.close
+        self.sequence = 0
+        """Another number for each sequence: whoever went away from one can see whether it is still there."""
+        self._table = runner.new_table()
+        self._unwanted: Callable[[], bool] = lambda: False
 
-    def _execute(self, table: NDArray[np.int64]) -> None:
-        if self._unwanted() or not self._pool.run(table, self._step.words):
+    def ready(self, unwanted: Callable[[], bool]) -> None:
+        """Forget a cancel that came too late. Steps raise Cancelled, too, before which `unwanted` says so."""
+        self.runner.ready()
+        self._unwanted = unwanted
+
+    def reset(self) -> None:
+        """Begin another sequence."""
+        self._table.truncate(0)
+        self.sequence += 1
+
+    def prefill(self, tokens: Sequence[int], progress: ChunkProgress | None = None) -> Logits:
+        """Append `tokens`, chunk by chunk; the last one's logits, (V,)."""
+        ids, logits = self._begin(tokens), self.runner.new_logits(1)
+        for start in range(0, len(ids), self.chunk):
+            if progress:
+                progress(start, len(ids))
+            part = ids[start : start + self.chunk]
+            is_last = start + len(part) == len(ids)
+            self._run(part, logits if is_last else logits[:0])
+        if progress:
+            progress(len(ids), len(ids))
+        return logits.reshape(-1)
+
+    def decode(self, token: int) -> Logits:
+        """Append one token; its logits, (V,)."""
+        logits = self.runner.new_logits(1)
+        self._run(self._begin([token]), logits)
+        return logits.reshape(-1)
+
+    def logits(self, tokens: Sequence[int], chunk: int | None = None) -> Logits:
+        """Append `tokens`; the logits of each, (T, V)."""
+        ids, size = self._begin(tokens), chunk or self.chunk
+        if not 1 <= size <= self.chunk:
+            raise ValueError(f"chunk: {size} is outside 1..{self.chunk}, the model's chunk")
+        logits = self.runner.new_logits(len(ids))
+        for start in range(0, len(ids), size):
+            self._run(ids[start : start + size], logits[start : start + size])
+        return logits
+
+    def check(self, tokens: Sequence[int], name: str = "tokens") -> NDArray[np.int64]:
+        """The ids as an array, if a sequence may begin with them. Raises ValueError, ContextOverflowError."""
+        ids = self.runner.check_tokens(tokens, name)
+        self.runner.check_context(len(ids), name)
+        return ids
+
+    def _begin(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+        ids = self.runner.check_tokens(tokens)
+        self.runner.check_context(self._table.length + len(ids))
+        return ids
+
+    def _run(self, ids: NDArray[np.int64], out: Logits) -> None:
+        if self._unwanted():
             raise Cancelled
+        self.runner.run([Rows(self._table, ids, len(out))], out)

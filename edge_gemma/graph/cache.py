@@ -1,104 +1,303 @@
-"""The key-value cache: how many positions each layer keeps, and the memory for them. Knows no attention maths."""
+"""The key-value cache: for each sequence a table of pages, which sequences may share. Knows no attention maths.
+
+A page holds the keys and values of SPAN positions of one layer (`layout.SPAN`). A sequence has pages for the positions
+that are there, and in a layer with a window only for those that a later row can still see. No bit of a result depends
+on where a page lies, or who shares it.
+"""
 
 from __future__ import annotations
 
-import mmap
-import sys
+import ctypes
+import weakref
+from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.errors import EdgeGemmaError, MemoryBudgetError
+from edge_gemma.graph.page_memory import PageMemory
 from edge_gemma.graph.states import AttentionState
-from edge_gemma.memory import memory_for
+from edge_gemma.kernels.layout import LANES, SPAN, most_spans, page_bytes
 
-CAPACITY_STEP = 256
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
 
 
-def layer_capacity(state: AttentionState, context: int, chunk: int) -> int:
-    """Positions that a layer keeps for `context` tokens fed at most `chunk` at a time.
+def spans_of(positions: int) -> int:
+    """Spans of the first `positions` positions."""
+    return -(-positions // SPAN)
 
-    A global layer keeps all of them. A local one keeps a ring: its window, and the chunk being written. Both are
-    rounded up to CAPACITY_STEP.
-    """
-    needed = context if state.window is None else min(context, state.window + chunk)
-    return -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+
+def most_pages(state: AttentionState, context: int, rows: int) -> int:
+    """Pages that a layer of one sequence needs at most, for `context` positions of which a step writes `rows`."""
+    if state.window is None:
+        return spans_of(context)
+    return min(spans_of(context), most_spans(state.window - 1 + rows))
+
+
+def cache_bytes(states: Sequence[AttentionState], context: int, rows: int, kv_type: str) -> int:
+    """Bytes of all pages that one sequence needs at most."""
+    return sum(most_pages(state, context, rows) * _page_bytes(state, kv_type) for state in states)
+
+
+def _page_bytes(state: AttentionState, kv_type: str) -> int:
+    return page_bytes(state.kv_heads, state.head_dim, ELEMENT_BYTES[kv_type])
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer, by address; the arrangement inside a head is the attention kernels' business.
-
-    | sequence 0: head 0, head 1, ... | sequence 1 ... |, keys and values apart; position p has slot p mod capacity.
-    """
+    """What a program has to know of the pages of one layer. `spans`: those that a row sees at most."""
 
     name: str
-    capacity: int
+    layer: int
     heads: int
     head_dim: int
     element_bytes: int
-    keys: int = 0
-    values: int = 0
+    spans: int
 
     @property
     def head_bytes(self) -> int:
-        """From one head to the next."""
-        return self.capacity * self.head_dim * self.element_bytes
-
-    @property
-    def sequence_bytes(self) -> int:
-        """From one sequence to the next."""
-        return self.heads * self.head_bytes
+        """Keys of a head in a page."""
+        return SPAN * self.head_dim * self.element_bytes
 
 
-def plan_layers(states: Sequence[AttentionState], context: int, chunk: int, kv_type: str) -> list[LayerCache]:
-    """The cache of each layer, without memory."""
+def layer_caches(states: Sequence[AttentionState], context: int, kv_type: str) -> list[LayerCache]:
+    """Of each layer, for sequences of at most `context` positions."""
     return [
         LayerCache(
             name=f"cache of layer {i}",
-            capacity=layer_capacity(state, context, chunk),
+            layer=i,
             heads=state.kv_heads,
             head_dim=state.head_dim,
             element_bytes=ELEMENT_BYTES[kv_type],
+            spans=most_pages(state, context, 1),
         )
         for i, state in enumerate(states)
     ]
 
 
-def zeroed(size: int) -> NDArray[np.uint8]:
-    """Memory that becomes resident as it is written, a small page at a time.
+class PagePool:
+    """Memory for the pages of all sequences of a model, each page counted by the tables that hold it.
 
-    With huge pages, as NumPy asks for, the first token would make nearly all of it resident: it writes a little for
-    each head. Reading is as fast without them, since attention asks for what it reads next.
+    One thread at a time may use a pool and its tables, but any may drop the last reference to a table.
     """
-    if sys.platform != "linux":
-        return np.zeros(size, np.uint8)
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages knows no such advice
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+
+    def __init__(self, states: Sequence[AttentionState], kv_type: str, limit_bytes: int | None = None) -> None:
+        """`limit_bytes` of pages in use; None: what the system has."""
+        self.states, self.limit_bytes = tuple(states), limit_bytes
+        self._advice = "open with a smaller context or fewer sequences" + (
+            ', or kv_type="f16"' if kv_type == "f32" else ""
+        )
+        sizes = [_page_bytes(state, kv_type) for state in states]
+        what = f"pages of the {kv_type} key-value cache"
+        memories = {size: PageMemory(size, what, self._advice) for size in sizes}
+        self.layers = [memories[size] for size in sizes]
+        """The memory of each layer's pages; one size of page has one memory."""
+        self._memories = list(memories.values())
+        self._dropped: deque[NDArray[np.int64]] = deque()
+        self._closed = False
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Of pages that somebody holds."""
+        self.collect()
+        return sum(memory.in_use for memory in self._memories)
+
+    @property
+    def bytes_taken(self) -> int:
+        """Taken from the system: of pages in use and free ones. What was never written is not resident."""
+        return sum(memory.taken for memory in self._memories)
+
+    def new_table(self, context: int) -> PageTable:
+        """A sequence of no position yet, and of `context` at most."""
+        self.check_open()
+        return PageTable(self, context)
+
+    def reserve(self, wanted: Sequence[tuple[PageTable, int]]) -> None:
+        """`PageTable.reserve` for several, all or nothing. Raises MemoryBudgetError, and then changes nothing."""
+        self.check_open()
+        missing = [(table, *place) for table, end in wanted for place in table.missing(end)]
+        if missing:
+            self._require(Counter(layer for _, layer, _ in missing))
+            for table, layer, span in missing:
+                table.put(layer, span, self.layers[layer].take())
+        for table, end in wanted:
+            table.reserved = max(table.reserved, end)
+
+    def _require(self, layers: Counter[int]) -> None:
+        """See to it that there are so many free pages for each layer."""
+        self.collect()
+        size = sum(count * self.layers[layer].page_bytes for layer, count in layers.items())
+        if self.limit_bytes is not None and (used := self.bytes_in_use) + size > self.limit_bytes:
+            raise MemoryBudgetError(
+                f"pages of the key-value cache: {size} bytes more are needed, {used} of {self.limit_bytes} are in use; "
+                + self._advice
+            )
+        for memory in self._memories:
+            memory.require(sum(count for layer, count in layers.items() if self.layers[layer] is memory))
+
+    def drop_later(self, pages: NDArray[np.int64]) -> None:
+        """Let go of the pages of a table, (layers, spans), the next time the pool is used. From any thread, and in the
+        midst of anything, as garbage is collected there."""
+        self._dropped.append(pages)
+
+    def collect(self) -> None:
+        """Let go of the pages of tables that were dropped."""
+        while self._dropped and not self._closed:
+            pages = self._dropped.popleft()
+            for layer, span in np.argwhere(pages).tolist():
+                self.layers[layer].drop(int(pages[layer, span]))
+
+    def close(self) -> None:
+        """Give all memory back to the system. Idempotent. No program may run, and tables take no page any more."""
+        self._closed = True
+        for memory in self._memories:
+            memory.close()
+
+    def check_open(self) -> None:
+        """Raise EdgeGemmaError after `close`."""
+        if self._closed:
+            raise EdgeGemmaError("the model is closed")
 
 
-class KVCache:
-    """A `LayerCache` for each layer, with memory for `sequences`: zeroed, and not resident until it is written."""
+class PageTable:
+    """The pages of one sequence: its first `length` positions are there. `context`: the most there can be.
 
-    def __init__(
-        self, states: Sequence[AttentionState], context: int, chunk: int, kv_type: str, sequences: int = 1
-    ) -> None:
-        """Raises MemoryBudgetError."""
-        self._memory: list[NDArray[np.uint8]] = []
-        layers = plan_layers(states, context, chunk, kv_type)
-        what = f"the {kv_type} key-value cache of a context of {context}"
-        advice = "open with a smaller context" + (' or kv_type="f16"' if kv_type == "f32" else "")
-        with memory_for(what, sequences * sum(2 * layer.sequence_bytes for layer in layers), advice):
-            self.layers = [self._with_memory(layer, sequences * layer.sequence_bytes) for layer in layers]
+    It holds its pages until it is released or dropped.
+    """
 
-    def _with_memory(self, layer: LayerCache, size: int) -> LayerCache:
-        return replace(layer, keys=self._allocate(size), values=self._allocate(size))
+    def __init__(self, pool: PagePool, context: int) -> None:
+        self.pool, self.context = pool, context
+        self.length = 0
+        self.reserved = 0
+        """Positions up to here have pages that may be written."""
+        self._pages = np.zeros((len(pool.states), spans_of(context)), np.int64)  # addresses; 0: none
+        self._rows = self._pages.ctypes.data + self._pages.strides[0] * np.arange(len(pool.states))
+        self._first = [0] * len(pool.states)  # spans before it were given back
+        self._next_leaves = self._leaves_next()
+        self._finalizer = weakref.finalize(self, pool.drop_later, self._pages)
+        self._finalizer.atexit = False
 
-    def _allocate(self, size: int) -> int:
-        self._memory.append(zeroed(size))
-        return self._memory[-1].ctypes.data
+    @property
+    def address(self) -> int:
+        """The table for the kernels: for each layer, the address of its pages' addresses. As long as this lives."""
+        return self._rows.ctypes.data
+
+    @property
+    def bytes(self) -> int:
+        """Of the pages it refers to, shared ones too."""
+        counts = np.count_nonzero(self._pages, axis=1).tolist()
+        return sum(count * memory.page_bytes for count, memory in zip(counts, self.pool.layers, strict=True))
+
+    @property
+    def released(self) -> bool:
+        """Whether it has let go of its pages for good."""
+        return not self._finalizer.alive
+
+    # ---- growing -------------------------------------------------------------------------------------------------
+
+    def reserve(self, end: int) -> None:
+        """Have pages for positions length..end-1 that only this table holds: a shared one is copied first.
+
+        Raises MemoryBudgetError, and then changes nothing.
+        """
+        self.pool.reserve([(self, end)])
+
+    def missing(self, end: int) -> list[tuple[int, int]]:
+        """Layer and span of each page that `reserve` has to get."""
+        if end <= self.reserved:
+            return []
+        assert end <= self.context and not self.released
+        spans = range(self.length // SPAN, spans_of(end))
+        return [(layer, span) for span in spans for layer in range(len(self._first)) if not self._is_own(layer, span)]
+
+    def _is_own(self, layer: int, span: int) -> bool:
+        page = int(self._pages[layer, span])
+        return page != 0 and not self.pool.layers[layer].is_shared(page)
+
+    def put(self, layer: int, span: int, page: int) -> None:
+        """Take `page` in place of the one that is there, with what is written in that; for the pool."""
+        shared = int(self._pages[layer, span])
+        if shared:
+            self._copy(layer, shared, page)
+            self.pool.layers[layer].drop(shared)
+        self._pages[layer, span] = page
+
+    def _copy(self, layer: int, source: int, target: int) -> None:
+        """The written positions of the last page: they come first in a head's keys, and in its values."""
+        state, written = self.pool.states[layer], -(-(self.length % SPAN) // LANES) * LANES
+        head_bytes = self.pool.layers[layer].page_bytes // (2 * state.kv_heads)
+        for at in range(0, 2 * state.kv_heads * head_bytes, head_bytes):
+            ctypes.memmove(target + at, source + at, head_bytes * written // SPAN)
+
+    def advance(self, end: int) -> None:
+        """Positions up to `end` are there now. Pages of windowed layers that no later row can see are given back."""
+        assert self.length <= end <= self.reserved
+        self.length = end
+        if end >= self._next_leaves:
+            self._leave()
+
+    def _leave(self) -> None:
+        for layer in range(len(self._first)):
+            low = self._low(layer, self.length)
+            self._drop(layer, range(self._first[layer], low))
+            self._first[layer] = low
+        self._next_leaves = self._leaves_next()
+
+    def _low(self, layer: int, length: int) -> int:
+        """The first span that rows from position `length` on can see."""
+        window = self.pool.states[layer].window
+        return 0 if window is None else max(0, length - window + 1) // SPAN
+
+    def _leaves_next(self) -> int:
+        """The length at which another page leaves a window."""
+        windows = [(state.window, first) for state, first in zip(self.pool.states, self._first, strict=True)]
+        ends = [(first + 1) * SPAN + window - 1 for window, first in windows if window is not None]
+        return min(ends, default=self.context + 1)
+
+    def _drop(self, layer: int, spans: range) -> None:
+        pages = self._pages[layer, spans.start : spans.stop]
+        for page in pages[pages != 0].tolist():
+            self.pool.layers[layer].drop(page)
+        pages[:] = 0
+
+    # ---- going back, sharing, letting go -------------------------------------------------------------------------
+
+    def can_truncate(self, length: int) -> bool:
+        """Whether the sequence can go on from `length`: windowed layers may have given back what it would see."""
+        if not 0 <= length <= self.length:
+            return False
+        return length == 0 or all(self._low(layer, length) >= first for layer, first in enumerate(self._first))
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on. Raises ValueError where the sequence cannot go on from there."""
+        self.pool.check_open()
+        if not self.can_truncate(length):
+            raise ValueError(f"cannot go back to {length} of {self.length} positions")
+        spans = spans_of(length)
+        for layer, first in enumerate(self._first):
+            self._drop(layer, range(spans, self._pages.shape[1]))
+            self._first[layer] = min(first, spans)
+        self.length = self.reserved = length
+        self._next_leaves = self._leaves_next()
+
+    def fork(self) -> PageTable:
+        """Another sequence that begins with this one's positions. Its pages are shared until one of the two writes."""
+        self.pool.collect()
+        other, spans = self.pool.new_table(self.context), spans_of(self.length)
+        for layer, memory in enumerate(self.pool.layers):
+            for page in filter(None, self._pages[layer, :spans].tolist()):
+                memory.share(page)
+        other._pages[:, :spans] = self._pages[:, :spans]
+        other._first[:] = self._first
+        other._next_leaves = self._next_leaves
+        other.length = other.reserved = self.reserved = self.length
+        return other
+
+    def release(self) -> None:
+        """Let go of all pages; no position is there any more, and none can be. Idempotent."""
+        self._finalizer()
+        self.pool.collect()
+        self._pages[:] = 0
+        self.length = self.reserved = 0

@@ -287,8 +287,7 @@ class Program:
             Kernel("ops.attention", f"append_{self.kv_type}"),
             (k.name, v.name),
             (cache.name,),
-            *(k.address, v.address, k.stride, cache.heads, cache.head_dim, cache.keys, cache.values),
-            *(cache.sequence_bytes, cache.head_bytes, cache.capacity),
+            *(k.address, v.address, k.stride, cache.heads, cache.head_dim, cache.layer, cache.head_bytes),
         )
 
     def attend(
@@ -298,16 +297,15 @@ class Program:
         window = window or ops.NO_WINDOW
         a = self._forms(out, q.columns, takers)
         heads, head_dim = q.columns // cache.head_dim, cache.head_dim
-        spans = f"spans of {cache.capacity}"
-        partial = self._room(spans, partial_bytes(heads, head_dim, cache.capacity))
+        spans = f"results of {cache.spans} spans"
+        partial = self._room(spans, partial_bytes(heads, head_dim, cache.spans))
         self._emit(
             ops.ATTEND,
             Kernel("ops.attention", f"attend_one_{self.kv_type}"),
             (q.name, cache.name),
             (*a.names, spans),
-            *(q.address, q.stride, a.y.address, a.y.stride, heads, cache.heads, head_dim, cache.keys, cache.values),
-            *(cache.sequence_bytes, cache.head_bytes, cache.capacity, window, _real(softcap or 0.0), partial),
-            *a.int8,
+            *(q.address, q.stride, a.y.address, a.y.stride, heads, cache.heads, head_dim),
+            *(cache.layer, cache.head_bytes, window, _real(softcap or 0.0), partial, cache.spans, *a.int8),
             many=Kernel("ops.attention", f"attend_{self.kv_type}"),
         )
         self._emit(
@@ -315,7 +313,7 @@ class Program:
             Kernel("ops.attention", "merge"),
             (spans,),
             a.names,
-            *(a.y.address, heads, head_dim, window, cache.capacity, partial, a.int8[0], a.int8[2]),
+            *(a.y.address, heads, head_dim, window, partial, cache.spans, a.int8[0], a.int8[2]),
             many=ops.NOTHING,
         )
         return self._keep(a)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.graph.cache import PageTable
 from edge_gemma.graph.program import aligned_bytes
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
@@ -17,14 +18,36 @@ from edge_gemma.kernels.layout import QUERY_ROWS
 
 @dataclass(frozen=True)
 class Rows:
-    """The next rows of a sequence: `tokens`, int64 (T,), at positions table.length, table.length + 1, ...
+    """The next `tokens`, int64 (T,), of one sequence, from position `table.length` on.
 
-    The logits of the last `wanted` of them are wanted.
+    Logits are wanted after the last `wanted` of them.
     """
 
-    table: Any
+    table: PageTable
     tokens: NDArray[np.int64]
-    wanted: int
+    wanted: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens start..end-1 of `rows`, neighbours in a step."""
+
+    rows: Rows
+    start: int
+    end: int
+
+
+def pieces_of(batch: Sequence[Rows]) -> list[Piece]:
+    """All rows whose logits are not wanted, then those whose are, which so are one run; each in the batch's order.
+
+    A piece is as long as it can be: a tile's rows share the loads of their keys.
+    """
+    split = [(rows, len(rows.tokens) - rows.wanted) for rows in batch]
+    first = [Piece(rows, 0, middle) for rows, middle in split if middle]
+    then = [Piece(rows, middle, len(rows.tokens)) for rows, middle in split if rows.wanted]
+    if first and then and first[-1].rows is then[0].rows:
+        return [*first[:-1], Piece(then[0].rows, 0, then[0].end), *then[1:]]
+    return first + then
 
 
 class Step:
@@ -32,43 +55,38 @@ class Step:
 
     def __init__(self, ropes: Sequence[Rope], max_rows: int, threads: int, scratch_bytes: int) -> None:
         self.words = np.frombuffer(aligned_bytes(8 * ops.STEP_WORDS), np.int64)
-        self._tokens, self._positions, self._sequences = (np.zeros(max_rows, np.int64) for _ in range(3))
+        self._tokens, self._positions, self._tables = (np.zeros(max_rows, np.int64) for _ in range(3))
         self._tiles = np.zeros((max_rows, 2), np.int64)
         self._angles = [Angles(rope, max_rows) for rope in ropes]
         self._scratch = aligned_bytes(threads * scratch_bytes)
-        for word, array in (
-            (ops.STEP_TOKENS, self._tokens),
-            (ops.STEP_POSITIONS, self._positions),
-            (ops.STEP_SEQUENCES, self._sequences),
-            (ops.STEP_TILES, self._tiles),
-            *((ops.STEP_ANGLES + i, angles.table) for i, angles in enumerate(self._angles)),
-            (ops.STEP_SCRATCH, self._scratch),
-        ):
+        arrays: dict[int, NDArray[Any]] = {
+            ops.STEP_TOKENS: self._tokens,
+            ops.STEP_POSITIONS: self._positions,
+            ops.STEP_TABLES: self._tables,
+            ops.STEP_TILES: self._tiles,
+            ops.STEP_SCRATCH: self._scratch,
+        }
+        arrays |= {ops.STEP_ANGLES + i: angles.table for i, angles in enumerate(self._angles)}
+        for word, array in arrays.items():
             self.words[word] = array.ctypes.data
         self.words[ops.STEP_SCRATCH_BYTES] = scratch_bytes
         self.scratch_bytes = self._scratch.nbytes
 
-    def prepare(self, tokens: NDArray[np.int64], position: int) -> None:
-        """Rows of one sequence, `tokens` (T,), at positions position, position + 1, ..."""
-        rows = len(tokens)
-        self._sequences[:rows] = 0
-        self._fill(tokens, np.arange(position, position + rows), np.arange(0, rows, QUERY_ROWS))
-
-    def prepare_each(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
-        """A row of each sequence 0, 1, ...: its token and its position, both (T,)."""
-        sequences = np.arange(len(tokens))
-        self._sequences[: len(tokens)] = sequences
-        self._fill(tokens, positions, sequences)
-
-    def _fill(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
-        """`starts`: the first rows of the tiles, each of neighbours in one sequence."""
-        rows = len(tokens)
-        self._tokens[:rows], self._positions[:rows] = tokens, positions
-        self._tiles[: len(starts), 0] = starts
-        self._tiles[: len(starts), 1] = np.diff(starts, append=rows)
-        self.words[ops.STEP_ROWS], self.words[ops.STEP_N_TILES] = rows, len(starts)
+    def prepare(self, batch: Sequence[Rows]) -> None:
+        """The rows of `batch`, at most `max_rows`, as `pieces_of` orders them. The tables must live until it is run."""
+        row, tiles = 0, []
+        for piece in pieces_of(batch):
+            end = row + piece.end - piece.start
+            table = piece.rows.table
+            self._tokens[row:end] = piece.rows.tokens[piece.start : piece.end]
+            self._positions[row:end] = np.arange(table.length + piece.start, table.length + piece.end)
+            self._tables[row:end] = table.address
+            tiles += [(first, min(QUERY_ROWS, end - first)) for first in range(row, end, QUERY_ROWS)]
+            row = end
+        self._tiles[: len(tiles)] = tiles
+        self.words[ops.STEP_ROWS], self.words[ops.STEP_N_TILES] = row, len(tiles)
         for angles in self._angles:
-            angles.fill(positions)
+            angles.fill(self._positions[:row])
 
     @property
     def cancelled(self) -> bool:

@@ -17,21 +17,22 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_gemma import __version__
-from edge_gemma.cores import available_memory, default_threads
+from edge_gemma.cores import default_threads
 from edge_gemma.engine.generate import Generation
-from edge_gemma.engine.memory_plan import KvType, default_chunk, require_budget
+from edge_gemma.engine.memory_plan import KvType
+from edge_gemma.engine.runner import Engine
 from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.engine.sampler import Logits, Sampler, SamplingParams
-from edge_gemma.gguf.file import GgufFile
+from edge_gemma.graph.cache import PageTable
+from edge_gemma.graph.step import Rows
 from edge_gemma.kernels import isa
 from edge_gemma.measure.info import describe
 from edge_gemma.measure.profile_parts import Part, gather, part
 from edge_gemma.measure.speed import cpu_info
-from edge_gemma.measure.timestamps import Run, StampedEngine
-from edge_gemma.models.config import GemmaConfig
-from edge_gemma.models.weights import Weights
+from edge_gemma.measure.timestamps import Run, StampedRunner
 from edge_gemma.text.detokenizer import Detokenizer
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
@@ -111,18 +112,19 @@ def profile(
     _check(n_prompt, n_gen, n_depth, repeats)
     count = threads or default_threads()
     tell = notice or (lambda _text: None)
-    with _open(path, n_depth + 1 + max(n_prompt, n_gen), count, kv_type, kernel_progress) as (engine, tokenizer):
-        rows = min(n_prompt, engine.chunk)
-        ids = np.random.default_rng(SEED).integers(0, engine.config.vocab_size, n_depth + rows + 1).tolist()
+    with _open(path, n_depth + 1 + max(n_prompt, n_gen), count, kv_type, kernel_progress) as (runner, tokenizer):
+        rows = min(n_prompt, runner.chunk)
+        ids = np.random.default_rng(SEED).integers(0, runner.config.vocab_size, n_depth + rows + 1)
         tell(f"{n_depth} tokens of context, and generation of {n_gen}")
-        outside = _outside(engine, tokenizer, ids[: max(n_depth, 1)], n_gen)
+        outside = _outside(runner, tokenizer, ids[: max(n_depth, 1)].tolist(), n_gen) if n_gen else None
+        before = _read(runner, ids[:n_depth])
         decode = prefill = None
         if n_gen:
             tell("a decode step")
-            decode = _step(engine, "decode", ids[n_depth : n_depth + 1], n_depth, repeats)
+            decode = _step(runner, "decode", ids[n_depth : n_depth + 1], before, repeats)
         if n_prompt:
             tell(f"a chunk of {rows} tokens")
-            prefill = _step(engine, "prefill", ids[n_depth : n_depth + rows], n_depth, repeats)
+            prefill = _step(runner, "prefill", ids[n_depth : n_depth + rows], before, repeats)
     about = _about(path, n_depth=n_depth, n_threads=count, repetitions=repeats, type_k=kv_type, type_v=kv_type)
     return Profile(about, decode, outside, prefill)
 
@@ -173,50 +175,49 @@ def _check(n_prompt: int, n_gen: int, n_depth: int, repeats: int) -> None:
 @contextmanager
 def _open(
     path: str | os.PathLike[str], context: int, threads: int, kv_type: KvType, progress: KernelProgress | None
-) -> Iterator[tuple[StampedEngine, Tokenizer]]:
+) -> Iterator[tuple[StampedRunner, Tokenizer]]:
     if not 1 <= threads <= 256:
         raise ValueError(f"-t: {threads} is outside 1..256")
-    with GgufFile.open(path) as file:
-        config = GemmaConfig.from_gguf(file)
-        weights, chunk = Weights.bind(file, config), default_chunk(config)
-        budget = available_memory()
-        require_budget(config, weights, context, budget, chunk=chunk, kv_type=kv_type, threads=threads)
-        engine = StampedEngine(
-            file, config, weights, context=context, chunk=chunk, threads=threads, kv_type=kv_type, progress=progress
-        )
-        try:
-            yield engine, Tokenizer.from_gguf(file)
-        finally:
-            engine.close()
+    runner = StampedRunner(path, context=context, threads=threads, kv_type=kv_type, sequences=2, progress=progress)
+    try:
+        yield runner, Tokenizer.from_gguf(runner.file)
+    finally:
+        runner.close()
 
 
 # ---- inside the program ------------------------------------------------------------------------------------------
 
 
-def _step(engine: StampedEngine, kind: Kind, ids: Sequence[int], position: int, repeats: int) -> StepProfile:
-    """One step of `ids`, again and again at `position`, whole and operation by operation by turns."""
+def _read(runner: StampedRunner, ids: NDArray[np.int64]) -> PageTable:
+    """A sequence of `ids`."""
+    table = runner.new_table()
+    for start in range(0, len(ids), runner.chunk):
+        runner.run([Rows(table, ids[start : start + runner.chunk])])
+    return table
+
+
+def _step(runner: StampedRunner, kind: Kind, ids: NDArray[np.int64], before: PageTable, repeats: int) -> StepProfile:
+    """One step of `ids`, again and again after `before`, whole and operation by operation by turns."""
     stamped, whole = [], []
     for _ in range(repeats + 1):
-        stamped.append(_run(engine, kind, ids, position, every=True))
-        whole.append(_run(engine, kind, ids, position, every=False))
-    us = engine.nanoseconds_per_tick() / 1e3
+        stamped.append(_run(runner, kind, ids, before, every=True))
+        whole.append(_run(runner, kind, ids, before, every=False))
+    us = runner.nanoseconds_per_tick() / 1e3
     times = us * np.array([np.diff(run.ticks) for run in stamped[1:]])  # (repeats, rows of the table)
     middle, best = np.median(times, axis=0), times.min(axis=0)
-    rows = zip(engine.recorded, engine.arguments, middle.tolist(), best.tolist(), strict=False)
-    parts = [part(*row, len(ids), position) for row in rows if row[0].takes_part(len(ids))]
+    rows = zip(runner.recorded, runner.arguments, middle.tolist(), best.tolist(), strict=False)
+    parts = [part(*row, len(ids), before.length) for row in rows if row[0].takes_part(len(ids))]
     whole_us = us * statistics.median(run.total for run in whole[1:])
-    return StepProfile(kind, len(ids), position, gather(parts), whole_us)
+    return StepProfile(kind, len(ids), before.length, gather(parts), whole_us)
 
 
-def _run(engine: StampedEngine, kind: Kind, ids: Sequence[int], position: int, *, every: bool) -> Run:
-    """The run of one step: of a prompt's chunk its layers, without the logits of the last row."""
-    engine.every, engine.position, before = every, position, len(engine.runs)
-    if kind == "prefill":
-        engine.prefill(ids)
-    else:
-        engine.decode(ids[0])
-    engine.every = False
-    return engine.runs[before]
+def _run(runner: StampedRunner, kind: Kind, ids: NDArray[np.int64], before: PageTable, *, every: bool) -> Run:
+    """The run of one step: of a prompt's chunk its layers, without logits."""
+    runner.every, table = every, before.fork()
+    runner.run([Rows(table, ids, 1 if kind == "decode" else 0)])
+    table.release()
+    runner.every = False
+    return runner.runs[-1]
 
 
 # ---- outside the program -----------------------------------------------------------------------------------------
@@ -236,19 +237,15 @@ class _TimedSampler(Sampler):
         return token
 
 
-def _outside(engine: StampedEngine, tokenizer: Tokenizer, prompt: list[int], steps: int) -> Outside | None:
-    """Stream `steps` tokens after `prompt` as `Gemma` does; the engine is left after them."""
-    engine.reset()
-    if not steps:
-        engine.prefill(prompt)
-        return None
+def _outside(runner: StampedRunner, tokenizer: Tokenizer, prompt: list[int], steps: int) -> Outside:
+    """Stream `steps` tokens after `prompt` as `Gemma` does."""
     tokenizer.eog_ids = frozenset()  # the answer must not end before it is long enough
     sampler = _TimedSampler(SamplingParams(seed=SEED))
-    generation = Generation(engine, tokenizer, prompt, steps + 1, sampler)
+    generation = Generation(Engine(runner), tokenizer, prompt, steps + 1, sampler)
     for _ in generation:
         pass
-    ns = engine.nanoseconds_per_tick()
-    runs = engine.runs[-steps:]
+    ns = runner.nanoseconds_per_tick()
+    runs = runner.runs[-steps:]
     between = [b[0] - a[1] for a, b in zip(sampler.times, sampler.times[1:], strict=False)]
     rest = [gap - (run.ended - run.begun) - run.arranging for gap, run in zip(between, runs, strict=True)]
     detokenizing = _detokenizing(tokenizer, generation.token_ids)

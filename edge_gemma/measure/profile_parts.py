@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from edge_gemma.graph.program import Recorded
 from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.layout import SPAN
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def part(row: Recorded, arguments: dict[str, int], us: float, best_us: float, ro
         )
     if row.operation is ops.ATTEND:
         window, head_dim = arguments["window"], arguments["head_dim"]
-        key_bytes = arguments["head_bytes"] // arguments["capacity"]
+        key_bytes = arguments["head_bytes"] // SPAN
         keys = min(position + rows, window + rows - 1)
         seen = sum(min(p + 1, window) for p in range(position, position + rows))
         return replace(

@@ -12,22 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge_gemma.cores import available_memory, default_threads
-from edge_gemma.engine.memory_plan import require_budget, scratch_bytes
-from edge_gemma.engine.runner import require_head_step
+from edge_gemma.engine.runner import Progress, Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
-from edge_gemma.errors import EdgeGemmaError
-from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.cache import KVCache
-from edge_gemma.graph.program import Program, words_of
-from edge_gemma.graph.step import Step
-from edge_gemma.kernels.jit.library import shared
+from edge_gemma.graph.step import Rows
 from edge_gemma.kernels.operations import FEW_ROWS
-from edge_gemma.kernels.threads.pool import KERNELS, ThreadPool
-from edge_gemma.kernels.tuning.choices import tuned_choices
-from edge_gemma.models.config import GemmaConfig
-from edge_gemma.models.gemma import record, record_logits
-from edge_gemma.models.weights import Weights
 from edge_gemma.text.tokenizer import Tokenizer
 
 WRITERS = FEW_ROWS
@@ -49,7 +37,7 @@ def own_texts(
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    kernel_progress: Callable[[int, int, str], None] | None = None,
+    kernel_progress: Progress | None = None,
 ) -> list[Text]:
     """Texts of `tokens` tokens together, as ids: BOS and what the model at `path` continues it with.
 
@@ -75,75 +63,44 @@ class Writers:
         path: str | os.PathLike[str],
         count: int,
         threads: int | None = None,
-        kernel_progress: Callable[[int, int, str], None] | None = None,
+        kernel_progress: Progress | None = None,
     ) -> None:
         """Arguments and errors as for `own_texts`."""
-        self._file = GgufFile.open(path)
+        self._runner = Runner(
+            path, threads=threads, chunk=count, sequences=count, default_context=LENGTH, progress=kernel_progress
+        )
         try:
-            config = GemmaConfig.from_gguf(self._file)
-            weights = Weights.bind(self._file, config)
-            require_head_step(self._file, config)
-            self._tokenizer = Tokenizer.from_gguf(self._file)
-            self._length, threads = min(LENGTH, config.context_length), threads or default_threads()
-            budget = available_memory()
-            require_budget(config, weights, self._length, budget, chunk=count, threads=threads, sequences=count)
-            self._record(config, weights, count, threads, kernel_progress)
+            self._tokenizer = Tokenizer.from_gguf(self._runner.file)
         except BaseException:
-            self._file.close()
+            self._runner.close()
             raise
+        self._tables = [self._runner.new_table() for _ in range(count)]
 
     def write(self, tokens: int, seed: int, progress: Callable[[int, int], None] | None = None) -> list[Text]:
         """See `own_texts`. `progress(done, tokens)` follows every step."""
-        samplers = [Sampler(replace(VARIED, seed=seed + i)) for i in range(len(self._logits))]
+        samplers = [Sampler(replace(VARIED, seed=seed + i)) for i in range(len(self._tables))]
         texts, ended = [[self._tokenizer.bos_id] for _ in samplers], []
         for done in range(0, tokens, len(samplers)):
             if progress:
                 progress(done, tokens)
-            self._run(texts)
+            last = (np.array(text[-1:], np.int64) for text in texts)
+            logits = self._runner.run([Rows(table, ids, 1) for table, ids in zip(self._tables, last, strict=True)])
             for i, (text, sampler) in enumerate(zip(texts, samplers, strict=True)):
-                text.append(sampler.sample(self._logits[i]))
-                if text[-1] in self._tokenizer.eog_ids or len(text) > self._length:
-                    ended.append(text[: self._length])
+                text.append(sampler.sample(logits[i]))
+                if text[-1] in self._tokenizer.eog_ids or len(text) > self._runner.context:
+                    ended.append(text[: self._runner.context])
                     texts[i] = [self._tokenizer.bos_id]
+                    self._tables[i].truncate(0)
         if progress:
             progress(tokens, tokens)
         return [*ended, *(text for text in texts if len(text) > 1)]
 
     def close(self) -> None:
         """End the threads and let go of the file."""
-        self._pool.close()
-        self._file.close()
+        self._runner.close()
 
     def __enter__(self) -> Writers:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-    def _run(self, texts: list[Text]) -> None:
-        """The last token of each text into the cache; the logits after it."""
-        self._file.check_unchanged()
-        last, positions = [text[-1] for text in texts], [len(text) - 1 for text in texts]
-        self._step.prepare_each(np.array(last, np.int64), np.array(positions, np.int64))
-        if not self._pool.run(self._table, self._step.words):
-            raise EdgeGemmaError("cancelled")
-
-    def _record(
-        self,
-        config: GemmaConfig,
-        weights: Weights,
-        count: int,
-        threads: int,
-        kernel_progress: Callable[[int, int, str], None] | None,
-    ) -> None:
-        self._cache = KVCache(config.states, self._length, count, "f16", count)
-        program = Program(count, lambda tensor: self._file.data(tensor).ctypes.data, "f16", choices=tuned_choices())
-        x = record(program, config, weights, self._cache.layers)
-        logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
-        record_logits(program, config, weights, x, logits)
-        self._program = program
-        self._table = program.table(shared().load([*program.kernels(), *KERNELS], kernel_progress))
-        self._logits = np.zeros((count, config.vocab_size), np.float32)
-        self._table[words_of(self._table, logits)] = self._logits.ctypes.data
-        self._step = Step(program.ropes, count, threads, scratch_bytes(config, count))
-        self._pool = ThreadPool(threads)

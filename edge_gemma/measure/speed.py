@@ -20,15 +20,13 @@ from typing import Any
 import numpy as np
 
 from edge_gemma import __version__
-from edge_gemma.cores import available_memory, default_threads
-from edge_gemma.engine.memory_plan import KvType, default_chunk, require_budget
-from edge_gemma.engine.runner import Engine
+from edge_gemma.cores import default_threads
+from edge_gemma.engine.memory_plan import KvType
+from edge_gemma.engine.runner import Engine, Runner
 from edge_gemma.engine.runner import Progress as KernelProgress
-from edge_gemma.gguf.file import GgufFile
 from edge_gemma.kernels import isa
 from edge_gemma.measure.info import describe
 from edge_gemma.models.config import GemmaConfig
-from edge_gemma.models.weights import Weights
 
 SEED = 0
 LIMIT = 2**22
@@ -185,16 +183,8 @@ def open_engine(
     """The model in `path`, ready for steps, with the chunk that `Gemma` takes; closed at the end. Raises as `Gemma`."""
     if not 1 <= threads <= 256:
         raise ValueError(f"-t: {threads} is outside 1..256")
-    with GgufFile.open(path) as file:
-        config = GemmaConfig.from_gguf(file)
-        weights = Weights.bind(file, config)
-        chunk = default_chunk(config)
-        budget = available_memory()
-        require_budget(config, weights, context, budget, chunk=chunk, kv_type=kv_type, threads=threads)
-        engine = Engine(
-            file, config, weights, context=context, chunk=chunk, threads=threads, kv_type=kv_type, progress=progress
-        )
-        try:
-            yield engine
-        finally:
-            engine.close()
+    runner = Runner(path, context=context, threads=threads, kv_type=kv_type, progress=progress)
+    try:
+        yield Engine(runner)
+    finally:
+        runner.close()

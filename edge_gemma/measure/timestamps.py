@@ -1,4 +1,4 @@
-"""An engine that knows when it was where in a program. Knows no operation's meaning, and judges no time.
+"""A runner that knows when it was where in a program. Knows no operation's meaning, and judges no time.
 
 The table of a program runs with a row put before, between and after its own that notes the processor's counter: around
 the whole, or around each operation. Every stamp is a meeting of all threads, some 0.1 us, so an operation's time ends
@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.engine.runner import Engine
-from edge_gemma.graph.program import Recorded
+from edge_gemma.engine.runner import Runner
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.operations import BARRIER, FIRST_ARGUMENT, MANY, ONE, ROW_WORDS, Kernel
 
@@ -42,19 +41,14 @@ class Run:
         return int(self.ticks[-1] - self.ticks[0])
 
 
-class StampedEngine(Engine):
-    """An engine that keeps a `Run` for each program it has run. `every`: stamp each operation, not only the ends."""
+class StampedRunner(Runner):
+    """A runner that keeps a `Run` for each program it has run. `every`: stamp each operation, not only the ends."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.every = False
         self.runs: list[Run] = []
         self._stamp = shared().load([STAMP])[STAMP]
-
-    @property
-    def recorded(self) -> list[Recorded]:
-        """What each row of the program is."""
-        return self._program.recorded
 
     @property
     def arguments(self) -> list[dict[str, int]]:

@@ -8,10 +8,16 @@ and the partial results (m, l, o) are folded in order of spans, y = o / l. So it
 nor which other queries share its loads: masked keys have weight exactly 0. A tile of several rows folds as it goes
 (`attend`); a single row spreads its spans over the threads and folds afterwards (`attend_one`, then `merge`).
 
-Cache of one layer, sequence and key-value head (C slots, a multiple of SPAN; position p has slot p mod C):
+The keys and values of a span lie in a page, wherever that is. The step has for each row its sequence's table:
 
-    K: [C / LANES][head_dim][LANES]   lane = key: a score is a chain of fma over the head, no sum across lanes
-    V: [C][head_dim]                  lane = dimension
+    table: [layer] -> address of pages: [span] -> address of a page: | K of each key-value head | V of each head |
+
+    K: [SPAN / LANES][head_dim][LANES]   lane = key: a score is a chain of fma over the head, no sum across lanes
+    V: [SPAN][head_dim]                  lane = dimension
+
+What the caller owes, until all threads are done with the operation: every span that a row sees, and that a row is
+written to, has a page, aligned to a cache line, which nobody else writes; spans that no row sees may have none. A slot
+may hold anything until it is written. Rows of q, k, v, y are float32, aligned to vectors, as are the results of spans.
 
 Partial results rest in records, drawn in `layout`.
 """
@@ -32,7 +38,7 @@ from ..operations import (
     STEP_ROWS,
     STEP_SCRATCH,
     STEP_SCRATCH_BYTES,
-    STEP_SEQUENCES,
+    STEP_TABLES,
     STEP_TILES,
 )
 from ..simd.atomics import claim, real, word
@@ -46,32 +52,37 @@ from .work_sharing import in_pieces
 _APPEND, _ATTEND, _MERGE = APPEND.slots, ATTEND.slots, MERGE.slots
 _V = VECTOR
 
-# ---- writing the cache -------------------------------------------------------------------------------------------
+# ---- pages -------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def _pages(step: Any, row: Any, layer: Any) -> Any:
+    """The addresses of the pages that a row's sequence has in a layer, by span."""
+    return word(word(word(step, STEP_TABLES), row), layer)
 
 
 def make_append(kind: str) -> Any:
-    """Rows of keys and values into the cache, at their positions."""
+    """Rows of keys and values into the pages of their positions."""
     _, store_values, scatter_values, SIZE = CACHE_TYPES[kind]
-    K, V, STRIDE, HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES, CAPACITY = _APPEND
 
     @inlined
     def groups(op: Any, step: Any) -> Any:
-        return (word(step, STEP_ROWS) + LANES - 1) // LANES * word(op, HEADS)
+        return (word(step, STEP_ROWS) + LANES - 1) // LANES * word(op, _APPEND.heads)
 
     @inlined
     def append(op: Any, step: Any, _thread: Any, piece: Any) -> None:
         """One head of LANES rows: their keys lie in the same cache lines, which threads should not share."""
-        size, head = word(op, HEAD_DIM), piece % word(op, HEADS)
-        first = piece // word(op, HEADS) * LANES
+        heads, size, head_bytes = word(op, _APPEND.heads), word(op, _APPEND.head_dim), word(op, _APPEND.head_bytes)
+        first, head = piece // heads * LANES, piece % heads
         for row in range(first, min(first + LANES, word(step, STEP_ROWS))):
-            slot = word(word(step, STEP_POSITIONS), row) % word(op, CAPACITY)
-            start = word(word(step, STEP_SEQUENCES), row) * word(op, SEQUENCE_BYTES) + head * word(op, HEAD_BYTES)
-            keys = word(op, K_CACHE) + start + SIZE * (slot // LANES * LANES * size + slot % LANES)
-            values = word(op, V_CACHE) + start + SIZE * size * slot
-            source = row * word(op, STRIDE) + 4 * size * head
+            position = word(word(step, STEP_POSITIONS), row)
+            page, slot = word(_pages(step, row, word(op, _APPEND.layer)), position // SPAN), position % SPAN
+            keys = page + head * head_bytes + SIZE * (slot // LANES * LANES * size + slot % LANES)
+            values = page + (heads + head) * head_bytes + SIZE * size * slot
+            source = row * word(op, _APPEND.stride) + 4 * size * head
             for d in range(0, size, LANES):
-                scatter_values(keys + SIZE * LANES * d, SIZE * LANES, load(word(op, K) + source + 4 * d))
-                store_values(values + SIZE * d, load(word(op, V) + source + 4 * d))
+                scatter_values(keys + SIZE * LANES * d, SIZE * LANES, load(word(op, _APPEND.k) + source + 4 * d))
+                store_values(values + SIZE * d, load(word(op, _APPEND.v) + source + 4 * d))
 
     return in_pieces(groups, append)
 
@@ -132,10 +143,9 @@ def _gather(op: Any, row: Any, count: Any, head: Any, heads: Any, queries: Any, 
 
     Rows lie a power of two apart: read where they are, they would all want the same few lines of the cache.
     """
-    Q, Q_STRIDE, _, _, _, _, HEAD_DIM, _, _, _, _, _, _, _, _, _, _, _ = _ATTEND
-    size = 4 * word(op, HEAD_DIM)
+    size = 4 * word(op, _ATTEND.head_dim)
     for j in range(count):
-        source = word(op, Q) + (row + j // heads) * word(op, Q_STRIDE) + size * (head + j % heads)
+        source = word(op, _ATTEND.q) + (row + j // heads) * word(op, _ATTEND.q_stride) + size * (head + j % heads)
         for d in range(0, size, _V):
             store(queries + j * record + d, load(source + d))
         _reset(states + j * record)
@@ -144,24 +154,31 @@ def _gather(op: Any, row: Any, count: Any, head: Any, heads: Any, queries: Any, 
 @inlined
 def _scatter(op: Any, row: Any, count: Any, head: Any, heads: Any, states: Any, record: Any) -> None:
     """The results of `_gather`'s queries to their rows."""
-    _, _, Y, Y_STRIDE, _, _, HEAD_DIM, _, _, _, _, _, _, _, _, OUT, OUT_STRIDE, ZERO = _ATTEND
     for j in range(count):
-        y = _row_of(word(op, Y), word(op, Y_STRIDE), row + j // heads)
-        out = _row_of(word(op, OUT), word(op, OUT_STRIDE), row + j // heads)
-        _finish(states + j * record, word(op, HEAD_DIM), head + j % heads, y, out, word(op, ZERO))
+        y = _row_of(word(op, _ATTEND.y), word(op, _ATTEND.y_stride), row + j // heads)
+        out = _row_of(word(op, _ATTEND.q_out), word(op, _ATTEND.q_out_stride), row + j // heads)
+        _finish(
+            states + j * record, word(op, _ATTEND.head_dim), head + j % heads, y, out, word(op, _ATTEND.zero)
+        )  # fmt: skip
 
 
 def make_attend(kind: str) -> Any:
-    """Several rows: a tile of rows, and up to QUERY_HEADS of the heads that share keys, is a piece of work."""
-    span, SIZE = make_span(kind, (TILE, 2, 1))
+    """Several rows: a tile of rows, and up to QUERY_HEADS of the heads that share keys, is a piece of work.
+
+    for each piece claimed:
+        gather the tile's queries
+        for each span that a row of the tile sees, in order:
+            for each QUERIES of the queries: their partial results over the span, folded into their states
+        scatter o / l of each state
+    """
+    span = make_span(kind, (TILE, 2, 1))
 
     def attend(op: Any, step: Any, thread: Any) -> None:
-        (
-            _, _, _, _, HEADS, KV_HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES,
-            CAPACITY, WINDOW, SOFTCAP, _, _, _, _,
-        ) = _ATTEND  # fmt: skip
-        kv_heads, head_dim, window, cap = word(op, KV_HEADS), word(op, HEAD_DIM), word(op, WINDOW), real(op, SOFTCAP)
-        group, record = word(op, HEADS) // kv_heads, _V + 4 * head_dim
+        kv_heads, head_dim, head_bytes = (
+            word(op, _ATTEND.kv_heads), word(op, _ATTEND.head_dim), word(op, _ATTEND.head_bytes),
+        )  # fmt: skip
+        window, cap = word(op, _ATTEND.window), real(op, _ATTEND.softcap)
+        group, record = word(op, _ATTEND.heads) // kv_heads, _V + 4 * head_dim
         parts = (group + QUERY_HEADS - 1) // QUERY_HEADS
         queries = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
         states = queries + QUERY_ROWS * QUERY_HEADS * record
@@ -174,15 +191,15 @@ def make_attend(kind: str) -> Any:
             head, heads = kv_head * group + part * QUERY_HEADS, min(QUERY_HEADS, group - part * QUERY_HEADS)
             position = word(word(step, STEP_POSITIONS), row)
             _gather(op, row, rows * heads, head, heads, queries, states, record)
-            cache = word(word(step, STEP_SEQUENCES), row) * word(op, SEQUENCE_BYTES) + kv_head * word(op, HEAD_BYTES)
-            for start in range(max(0, position - window + 1) // SPAN * SPAN, position + rows, SPAN):
-                k = word(op, K_CACHE) + cache + SIZE * head_dim * (start % word(op, CAPACITY))
-                v = word(op, V_CACHE) + cache + SIZE * head_dim * (start % word(op, CAPACITY))
+            pages, last = _pages(step, row, word(op, _ATTEND.layer)), (position + rows - 1) // SPAN
+            for number in range(max(0, position - window + 1) // SPAN, last + 1):
+                k = word(pages, number) + kv_head * head_bytes
+                after = word(pages, min(number + 1, last)) + kv_head * head_bytes
                 for j in range(0, rows * heads, QUERIES):
                     count = min(QUERIES, rows * heads - j)
                     span(
-                        queries + j * record, record, count, heads, position + j // heads, start, window,
-                        k, v, k + SIZE * head_dim * SPAN, head_dim, cap, s, partial, record,
+                        queries + j * record, record, count, heads, position + j // heads, number * SPAN, window,
+                        k, k + kv_heads * head_bytes, after, head_dim, cap, s, partial, record,
                     )  # fmt: skip
                     for i in range(count):
                         _fold(states + (j + i) * record, partial + i * record, head_dim)
@@ -193,39 +210,37 @@ def make_attend(kind: str) -> Any:
 
 
 @inlined
-def _record_of(partial: Any, head: Any, number: Any, capacity: Any, head_dim: Any) -> Any:
-    """The record of a head's span `number`, counted from the first span it sees."""
-    return partial + (head * (capacity // SPAN + 1) + number) * (_V + 4 * head_dim)
+def _record_of(partial: Any, head: Any, number: Any, spans: Any, head_dim: Any) -> Any:
+    """The record of a head's span `number`, counted from the first span it sees; of a head there are `spans`."""
+    return partial + (head * spans + number) * (_V + 4 * head_dim)
 
 
 def make_attend_one(kind: str) -> Any:
-    """One row: every span of every key-value head is a piece of work. `merge` folds them."""
-    span, SIZE = make_span(kind, (4, 2, 1))
+    """One row: every span of every key-value head is a piece of work. `merge` folds them.
+
+    While a thread works on a piece, it asks for the keys of the one that it has claimed after it.
+    """
+    span = make_span(kind, (4, 2, 1))
 
     def attend_one(op: Any, step: Any, thread: Any) -> None:
-        (
-            Q, _, _, _, HEADS, KV_HEADS, HEAD_DIM, K_CACHE, V_CACHE, SEQUENCE_BYTES, HEAD_BYTES,
-            CAPACITY, WINDOW, SOFTCAP, PARTIAL, _, _, _,
-        ) = _ATTEND  # fmt: skip
-        kv_heads, head_dim, window, cap = word(op, KV_HEADS), word(op, HEAD_DIM), word(op, WINDOW), real(op, SOFTCAP)
-        group, capacity = word(op, HEADS) // kv_heads, word(op, CAPACITY)
+        kv_heads, head_dim, head_bytes = (
+            word(op, _ATTEND.kv_heads), word(op, _ATTEND.head_dim), word(op, _ATTEND.head_bytes),
+        )  # fmt: skip
+        window, cap, record = word(op, _ATTEND.window), real(op, _ATTEND.softcap), _V + 4 * head_dim
+        group, most = word(op, _ATTEND.heads) // kv_heads, word(op, _ATTEND.spans)
         s = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
-        position = word(word(step, STEP_POSITIONS), 0)
-        low = max(0, position - window + 1)
-        spans = position // SPAN - low // SPAN + 1
-        caches = word(word(step, STEP_SEQUENCES), 0) * word(op, SEQUENCE_BYTES)
+        position, pages = word(word(step, STEP_POSITIONS), 0), _pages(step, 0, word(op, _ATTEND.layer))
+        first = max(0, position - window + 1) // SPAN
+        pieces = (position // SPAN - first + 1) * kv_heads
         piece, following = claim(op, 1), claim(op, 1)
-        while piece < spans * kv_heads:
-            number, kv_head = piece // kv_heads, piece % kv_heads
-            start = (low // SPAN + number) * SPAN
-            at = caches + kv_head * word(op, HEAD_BYTES) + SIZE * head_dim * (start % capacity)
-            next_start = (low // SPAN + following // kv_heads) * SPAN
-            after = caches + following % kv_heads * word(op, HEAD_BYTES) + SIZE * head_dim * (next_start % capacity)
-            results = _record_of(word(op, PARTIAL), kv_head * group, number, capacity, head_dim)
+        while piece < pieces:
+            number, kv_head, near = piece // kv_heads, piece % kv_heads, min(following, pieces - 1)
+            k = word(pages, first + number) + kv_head * head_bytes
+            after = word(pages, first + near // kv_heads) + near % kv_heads * head_bytes
             span(
-                word(op, Q) + 4 * head_dim * group * kv_head, 4 * head_dim, group, group, position, start, window,
-                word(op, K_CACHE) + at, word(op, V_CACHE) + at, word(op, K_CACHE) + after, head_dim, cap, s, results,
-                (capacity // SPAN + 1) * (_V + 4 * head_dim),
+                word(op, _ATTEND.q) + 4 * head_dim * group * kv_head, 4 * head_dim, group, group, position,
+                (first + number) * SPAN, window, k, k + kv_heads * head_bytes, after, head_dim, cap, s,
+                _record_of(word(op, _ATTEND.partial), kv_head * group, number, most, head_dim), most * record,
             )  # fmt: skip
             piece, following = following, claim(op, 1)
 
@@ -234,17 +249,16 @@ def make_attend_one(kind: str) -> Any:
 
 def merge(op: Any, step: Any, thread: Any) -> None:
     """Fold the records of `attend_one` in order of spans."""
-    Y, HEADS, HEAD_DIM, WINDOW, CAPACITY, PARTIAL, Q, ZERO = _MERGE
-    head_dim = word(op, HEAD_DIM)
+    head_dim, partial, most = word(op, _MERGE.head_dim), word(op, _MERGE.partial), word(op, _MERGE.spans)
     position = word(word(step, STEP_POSITIONS), 0)
-    spans = position // SPAN - max(0, position - word(op, WINDOW) + 1) // SPAN + 1
+    spans = position // SPAN - max(0, position - word(op, _MERGE.window) + 1) // SPAN + 1
     state = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
     head = claim(op, 1)
-    while head < word(op, HEADS):
+    while head < word(op, _MERGE.heads):
         _reset(state)
         for number in range(spans):
-            _fold(state, _record_of(word(op, PARTIAL), head, number, word(op, CAPACITY), head_dim), head_dim)
-        _finish(state, head_dim, head, word(op, Y), word(op, Q), word(op, ZERO))
+            _fold(state, _record_of(partial, head, number, most, head_dim), head_dim)
+        _finish(state, head_dim, head, word(op, _MERGE.y), word(op, _MERGE.q), word(op, _MERGE.zero))
         head = claim(op, 1)
 
 

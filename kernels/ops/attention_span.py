@@ -1,4 +1,4 @@
-"""The partial results of some queries over one span of keys. Knows no operation, thread or ring.
+"""The partial results of some queries over one span of keys. Knows no operation, thread or page table.
 
 Both products are register tiles that run over a block of keys that the first-level cache holds, for one group of
 queries after another; between them the scores rest in scratch memory, SPAN of a query side by side. Bits depend on
@@ -228,4 +228,4 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
             add_values(0, count, last, heads, key, s, v, ahead, head_dim, records + VECTOR, record)
             add_rest(0, count, last, heads, key, s, v, ahead, head_dim, records + VECTOR, record)
 
-    return span, SIZE
+    return span

@@ -5,10 +5,12 @@ is part of each definition; it depends on LANES where a kernel adds across lanes
 unless the instruction set has none (`generic`): then it rounds twice, as the kernels do there.
 
     T rows of activations   R rows of weights   B blocks of 32 columns   H heads   K key-value heads   D head's size
-    S sequences   C slots of a cache
+    P pages
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -187,17 +189,27 @@ def softcap(x: Floats, cap: float) -> Floats:
 
 # ---- attention ---------------------------------------------------------------------------------------------------
 
-Cache = NDArray[np.float16] | Floats
+Pages = NDArray[np.float16] | Floats
+"""(P, 2, K, SPAN * D): keys and values of a span each, all heads of one layer, as drawn in `ops.attention`."""
+Table = Sequence[int]
+"""The page of each span of a sequence."""
 Partial = tuple[Floats, Floats, Floats]  # maximum (H,), sum of weights (H,), weighted sum of values (H, D)
 
 
-def append(k: Floats, v: Floats, k_cache: Cache, v_cache: Cache, sequences: list[int], positions: list[int]) -> None:
-    """Rows (T, K, D) into k_cache (S, K, C / LANES, D, LANES) and v_cache (S, K, C, D), rounded to their type."""
-    capacity = v_cache.shape[2]
-    for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
-        block, lane = divmod(position % capacity, LANES)
-        k_cache[sequence, :, block, :, lane] = k[row]
-        v_cache[sequence, :, position % capacity] = v[row]
+def keys_and_values(pages: Pages) -> tuple[Pages, Pages]:
+    """Views of them: keys (P, K, SPAN / LANES, D, LANES), values (P, K, SPAN, D)."""
+    size = pages.shape[-1] // SPAN
+    keys, values = pages[:, 0], pages[:, 1]
+    return keys.reshape(*keys.shape[:2], -1, size, LANES), values.reshape(*values.shape[:2], SPAN, size)
+
+
+def append(k: Floats, v: Floats, pages: Pages, tables: Sequence[Table], positions: Sequence[int]) -> None:
+    """Rows (T, K, D), rounded to the pages' type; `tables`: of each row."""
+    keys, values = keys_and_values(pages)
+    for row, (table, position) in enumerate(zip(tables, positions, strict=True)):
+        page, slot = table[position // SPAN], position % SPAN
+        keys[page, :, slot // LANES, :, slot % LANES] = k[row]
+        values[page, :, slot] = v[row]
 
 
 def _span(q: Floats, keys: Floats, values: Floats, visible: NDArray[np.bool_], cap: float) -> Partial:
@@ -229,26 +241,22 @@ def _fold(state: Partial | None, partial: Partial) -> Partial:
     )
 
 
-def _attend_row(q: Floats, k: Cache, v: Cache, position: int, window: int, cap: float) -> Floats:
-    """(H, D) of one row, over one sequence's (K, C / LANES, D, LANES) and (K, C, D)."""
-    capacity, low, state = v.shape[1], max(0, position - window + 1), None
-    for start in range(low // SPAN * SPAN, position + 1, SPAN):
-        at = start % capacity
-        keys = k[:, at // LANES : (at + SPAN) // LANES].swapaxes(2, 3).reshape(len(k), SPAN, -1)
-        keys, values = (np.repeat(a.astype(f32), len(q) // len(k), axis=0) for a in (keys, v[:, at : at + SPAN]))
-        numbers = np.arange(start, start + SPAN)
+def _attend_row(q: Floats, pages: Pages, table: Table, position: int, window: int, cap: float) -> Floats:
+    """(H, D) of one row."""
+    low, state, group = max(0, position - window + 1), None, len(q) // pages.shape[2]
+    k, v = keys_and_values(pages)
+    for number in range(low // SPAN, position // SPAN + 1):
+        page, numbers = table[number], np.arange(number * SPAN, (number + 1) * SPAN)
+        keys = k[page].swapaxes(2, 3).reshape(v[page].shape)
+        keys, values = (np.repeat(a.astype(f32), group, axis=0) for a in (keys, v[page]))
         state = _fold(state, _span(q, keys, values, (numbers >= low) & (numbers <= position), cap))
     assert state is not None
     return state[2] / state[1][:, None]
 
 
 def attend(
-    q: Floats, k_cache: Cache, v_cache: Cache, sequences: list[int], positions: list[int], window: int, cap: float
+    q: Floats, pages: Pages, tables: Sequence[Table], positions: Sequence[int], window: int, cap: float
 ) -> Floats:
-    """(T, H, D): span by span from position 0, folded in order. No soft-cap if cap is 0."""
-    return np.stack(
-        [
-            _attend_row(q[row], k_cache[sequence], v_cache[sequence], position, window, cap)
-            for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True))
-        ]
-    )
+    """(T, H, D), `tables` of each row: span by span from position 0, folded in order. No soft-cap if cap is 0."""
+    rows = zip(q, tables, positions, strict=True)
+    return np.stack([_attend_row(row, pages, table, position, window, cap) for row, table, position in rows])

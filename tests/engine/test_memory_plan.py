@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from edge_gemma import Gemma
-from edge_gemma.engine.memory_plan import memory_plan
-from edge_gemma.models.weights import Weights
+from edge_gemma.engine.memory_plan import KvType, memory_plan
+from edge_gemma.engine.runner import Runner
+from edge_gemma.graph.step import Rows
 from tests.conftest import TinyGguf
 
 
@@ -16,14 +17,22 @@ from tests.conftest import TinyGguf
 )
 @pytest.mark.parametrize(("context", "chunk"), [(64, 8), (1000, 64)])
 def test_buffers_and_cache_are_as_planned(
-    tiny_gguf: TinyGguf, case: str, format: str, kv_type: str, context: int, chunk: int
+    tiny_gguf: TinyGguf, case: str, format: str, kv_type: KvType, context: int, chunk: int
 ) -> None:
-    with Gemma(tiny_gguf(case, format), context=context, threads=2, kv_type=kv_type, chunk=chunk) as model:
-        engine = model._engine
-        assert engine is not None
-        allocated = sum(memory.nbytes for memory in engine._program._memory.values()) + engine._step.scratch_bytes
-        assert model.plan.buffers == allocated
-        assert model.plan.kv_cache == sum(memory.nbytes for memory in engine._cache._memory)
-        assert model.plan == memory_plan(
-            model.config, Weights.bind(engine._file, model.config), context, chunk=chunk, kv_type=kv_type, threads=2
-        )
+    """Of a sequence as long as it may get, fed so that its pages are most: by whole chunks, from an odd position on."""
+    runner = Runner(tiny_gguf(case, format), context=context, threads=2, kv_type=kv_type, chunk=chunk)
+    allocated = sum(memory.nbytes for memory in runner._program._memory.values()) + runner._step.scratch_bytes
+    assert runner.plan.buffers == allocated
+    sizes = {"chunk": chunk, "kv_type": kv_type, "threads": 2}
+    assert runner.plan == memory_plan(runner.config, runner.weights, context, **sizes)
+    table, most = runner.new_table(), 0
+    while table.length < context:
+        count = min(chunk if table.length else 1 + chunk // 2, context - table.length)
+        table.reserve(table.length + count)
+        most = max(most, runner.pool.bytes_in_use)
+        runner.run([Rows(table, np.full(count, 5))])
+        assert table.bytes == runner.pool.bytes_in_use <= most
+    assert most == runner.plan.kv_cache == runner.pool.limit_bytes
+    two = memory_plan(runner.config, runner.weights, context, sequences=2, **sizes)
+    assert two.kv_cache == 2 * most and two.buffers == allocated
+    runner.close()

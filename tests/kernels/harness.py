@@ -48,6 +48,7 @@ class Step:
     tokens: Sequence[int] = ()
     positions: Sequence[int] = ()
     sequences: Sequence[int] = ()
+    tables: Sequence[Array] = ()  # of each sequence: int64 (layers,), addresses of its pages' addresses
     angles: Array | None = None
     scratch_bytes: int = 1 << 20
     tiles: list[tuple[int, int]] = field(default_factory=list)
@@ -105,7 +106,7 @@ def _step_words(step: Step, threads: int) -> tuple[Array, dict[int, Array]]:
     lists = {
         ops.STEP_TOKENS: np.array(step.tokens, np.int64),
         ops.STEP_POSITIONS: np.array(step.positions, np.int64),
-        ops.STEP_SEQUENCES: np.array(step.sequences, np.int64),
+        ops.STEP_TABLES: np.array([step.tables[s].ctypes.data for s in step.sequences if step.tables], np.int64),
         ops.STEP_TILES: np.array(tiles, np.int64),
         ops.STEP_SCRATCH: np.full(threads * step.scratch_bytes + 4096, 0xFF, np.uint8),  # NaN if read unwritten
     }

@@ -15,7 +15,7 @@ from edge_gemma import Gemma
 from edge_gemma.engine.memory_plan import memory_plan, require_budget
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.cache import layer_capacity
+from edge_gemma.graph.cache import most_pages
 from edge_gemma.measure.info import describe, render
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
@@ -49,25 +49,25 @@ def model(tmp_path: Path) -> Model:
 
 
 @pytest.mark.parametrize(
-    ("context", "global_capacity", "local_capacity"),
-    [(1, 256, 256), (256, 256, 256), (257, 512, 512), (320, 512, 512), (513, 768, 512), (8192, 8192, 512)],
+    ("context", "global_pages", "local_pages"),
+    [(1, 1, 1), (256, 1, 1), (257, 2, 2), (320, 2, 2), (513, 3, 3), (8192, 32, 3)],
 )
-def test_layer_capacity(model: Model, context: int, global_capacity: int, local_capacity: int) -> None:
+def test_most_pages(model: Model, context: int, global_pages: int, local_pages: int) -> None:
     config, _ = model
-    assert config.window == 64  # and the chunk of 256: 320, rounded up to 512
-    assert layer_capacity(config.states[0], context, 256) == local_capacity
-    assert layer_capacity(config.states[1], context, 256) == global_capacity
+    assert config.window == 64  # 63 positions before the chunk of 256: in three pages, where they begin inside one
+    assert most_pages(config.states[0], context, 256) == local_pages
+    assert most_pages(config.states[1], context, 256) == global_pages
 
 
-def test_capacity_without_window(model: Model) -> None:
+def test_pages_without_window(model: Model) -> None:
     config = replace(model[0], window=None, local_layers=(False,) * 4)
-    assert [layer_capacity(config.states[i], 1000, 256) for i in range(4)] == [1024] * 4
+    assert [most_pages(config.states[i], 1000, 256) for i in range(4)] == [4] * 4
 
 
 def test_memory_plan(model: Model) -> None:
     config, weights = model
     plan = memory_plan(config, weights, 1000)
-    assert plan.kv_cache == 2 * 2 * 16 * 2 * (512 + 1024 + 512 + 1024)
+    assert plan.kv_cache == 2 * 2 * 16 * 2 * (768 + 1024 + 768 + 1024)
     assert memory_plan(config, weights, 1000, kv_type="f32").kv_cache == 2 * plan.kv_cache
     assert plan.weights == sum(t.nbytes for t in weights.tensors())
     assert plan.total == plan.weights + plan.kv_cache + plan.buffers
@@ -210,5 +210,5 @@ def test_real_model(real_model: Path) -> None:
         "Q6_K": 9,
         "F32": 109,
     }
-    # 15 local layers keep 512 + 256 positions, 3 global ones 4096, of one head of 256, keys and values, two bytes each
-    assert info["memory"]["kv_cache"] == 2 * 256 * 2 * (15 * 768 + 3 * 4096)
+    # 511 + 256 positions are in 4 pages of each of 15 local layers, 4096 in 16 of 3 global ones; one head of 256, f16
+    assert info["memory"]["kv_cache"] == 2 * 256 * 2 * (15 * 1024 + 3 * 4096)

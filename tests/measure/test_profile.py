@@ -17,11 +17,13 @@ from edge_gemma import Gemma
 from edge_gemma.commands.cli import parser
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.program import Recorded
+from edge_gemma.graph.step import Rows
 from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.layout import SPAN
 from edge_gemma.kernels.operations import NO_WINDOW
 from edge_gemma.measure.profile import Outside, Profile, StepProfile, as_dict, profile
 from edge_gemma.measure.profile_parts import Part, gather, label_of, part
-from edge_gemma.measure.timestamps import StampedEngine
+from edge_gemma.measure.timestamps import StampedRunner
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
 from tests.conftest import TinyGguf
@@ -44,11 +46,8 @@ LABELS = {
 """What the parts of a step are called, by model and format."""
 
 
-def opened(path: Path) -> StampedEngine:
-    file = GgufFile.open(path)
-    config = GemmaConfig.from_gguf(file)
-    weights = Weights.bind(file, config)
-    return StampedEngine(file, config, weights, context=64, chunk=16, threads=2, kv_type="f16")
+def opened(path: Path) -> StampedRunner:
+    return StampedRunner(path, context=64, chunk=16, threads=2)
 
 
 # ---- a whole profile ---------------------------------------------------------------------------------------------
@@ -57,9 +56,9 @@ def opened(path: Path) -> StampedEngine:
 @pytest.mark.parametrize(("case", "format"), LABELS)
 def test_every_row_of_the_table_is_in_one_part(tiny_gguf: TinyGguf, case: str, format: str) -> None:
     path = tiny_gguf(case, format)
-    engine = opened(path)
-    labels = [(r, label_of(r, a)) for r, a in zip(engine.recorded, engine.arguments, strict=True)]
-    engine.close()
+    runner = opened(path)
+    labels = [(r, label_of(r, a)) for r, a in zip(runner.recorded, runner.arguments, strict=True)]
+    runner.close()
     one, few = (Counter(label for r, label in labels if r.takes_part(rows)) for rows in (1, 8))
     assert all(sum(r.takes_part(rows) for rows in (1, 17)) for r, _ in labels)
     result = profile(path, n_prompt=8, n_gen=2, n_depth=3, threads=2, repeats=1)
@@ -123,20 +122,20 @@ def test_stamps_change_no_bit_and_are_in_order(tiny_gguf: TinyGguf) -> None:
     path = tiny_gguf("gemma3-256", "Q6_K")
     with Gemma(path, context=64, threads=2) as model:
         expected = model.logits([5, 6, 7])[-1]
-    engine = opened(path)
+    runner = opened(path)
     for every in (False, True):
-        engine.reset()
-        engine.every = every
-        engine.prefill([5, 6])
-        assert np.array_equal(engine.decode(7).view(np.uint32), expected.view(np.uint32))
-    body, head, decode = engine.runs[3:]
+        table, runner.every = runner.new_table(), every
+        runner.run([Rows(table, np.array([5, 6]), 1)])
+        logits = runner.run([Rows(table, np.array([7]), 1)])
+        assert np.array_equal(logits[0].view(np.uint32), expected.view(np.uint32))
+    body, head, decode = runner.runs[3:]
     assert (body.first, decode.first) == (0, 0) and head.first == len(body.ticks) - 1
-    assert len(decode.ticks) == len(engine.recorded) + 1 and [len(run.ticks) for run in engine.runs[:3]] == [2] * 3
-    for run in engine.runs:
+    assert len(decode.ticks) == len(runner.recorded) + 1 and [len(run.ticks) for run in runner.runs[:3]] == [2] * 3
+    for run in runner.runs:
         assert np.all(np.diff(run.ticks) >= 0) and run.ticks[0] > 0
         assert run.total == run.ticks[-1] - run.ticks[0] and run.begun <= run.ended
-    assert 0 < engine.nanoseconds_per_tick() < 100
-    engine.close()
+    assert 0 < runner.nanoseconds_per_tick() < 100
+    runner.close()
 
 
 # ---- single rows -------------------------------------------------------------------------------------------------
@@ -152,9 +151,9 @@ def test_stamps_change_no_bit_and_are_in_order(tiny_gguf: TinyGguf) -> None:
 def test_attention_reads_each_key_once_and_multiplies_it_for_each_query_that_sees_it(
     position: int, rows: int, window: int, kv_heads: int, group: int
 ) -> None:
-    head_dim, capacity = 32, 256
+    head_dim = 32
     arguments = {"window": window, "head_dim": head_dim, "kv_heads": kv_heads, "heads": kv_heads * group}
-    arguments |= {"capacity": capacity, "head_bytes": 2 * head_dim * capacity}
+    arguments["head_bytes"] = 2 * head_dim * SPAN
     one = part(Recorded(ops.ATTEND, (), "a", (ops.NOTHING,) * 3), arguments, 1.0, 1.0, rows, position)
     seen = [(q, k) for q in range(position, position + rows) for k in range(q + 1) if q - k < window]
     assert one.kv_bytes == 2 * len({k for _, k in seen}) * kv_heads * head_dim * 2

@@ -1,6 +1,6 @@
-"""Attention over the cache against the definition, bit for bit: windows, rings, groups, several sequences, tiles.
+"""Attention over pages against the definition, bit for bit: windows, groups, several sequences, tiles.
 
-Slots that were never written hold NaN, so that reading one where it matters shows.
+Pages lie in no order, and slots that were never written hold NaN, so that reading one where it matters shows.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import pytest
 
 from edge_gemma.kernels.isa import current
 from edge_gemma.kernels.jit.compile import assembly
-from edge_gemma.kernels.layout import LANES, QUERY_ROWS, attention_scratch, partial_bytes
+from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, attention_scratch, most_spans, partial_bytes
 from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE, Kernel
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import CACHE_TYPES, Array, Step, aligned, assert_same_bits, row, run
 
 GLOBAL = 1 << 20
 """A window that nothing is outside of."""
+LAYER = 1
+"""The layer whose pages are used, of two; the other one's table leads nowhere."""
 
 
 @dataclass(frozen=True)
@@ -29,80 +31,105 @@ class Shape:
     heads: int
     kv_heads: int
     size: int
-    capacity: int = 512
+    context: int = 512
     sequences: int = 3
 
-    def empty(self) -> tuple[Array, Array]:
-        """Keys (S, K, C / LANES, D, LANES) and values (S, K, C, D), all NaN."""
+    def empty(self) -> Pages:
+        """Nothing written: all NaN."""
         dtype = np.float16 if self.kind == "f16" else np.float32
-        prefix = (self.sequences, self.kv_heads)
-        keys = aligned((*prefix, self.capacity // LANES, self.size, LANES), dtype)
-        values = aligned((*prefix, self.capacity, self.size), dtype)
-        keys[:], values[:] = np.nan, np.nan
-        return keys, values
+        spans = self.context // SPAN
+        memory = aligned((self.sequences * spans + 1, 2, self.kv_heads, SPAN * self.size), dtype)
+        memory[:] = np.nan
+        order = np.random.default_rng(self.context).permutation(self.sequences * spans)
+        return Pages(memory, order.reshape(self.sequences, spans))
 
     def random(self, rows: int, heads: int, seed: int) -> Array:
         return np.random.default_rng(seed).standard_normal((rows, heads, self.size)).astype(np.float32)
 
-    def filled(self, sequences: Sequence[int], positions: Sequence[int]) -> tuple[Array, Array]:
-        """A cache with all that came before each sequence's last row, as far as it fits."""
-        keys, values = self.empty()
+    def filled(self, sequences: Sequence[int], positions: Sequence[int]) -> Pages:
+        """All that came before each sequence's last row."""
+        pages = self.empty()
         for sequence in set(sequences):
-            last = max(p for s, p in zip(sequences, positions, strict=True) if s == sequence)
-            before = list(range(max(0, last + 1 - self.capacity), last + 1))
+            before = range(max(p for s, p in zip(sequences, positions, strict=True) if s == sequence) + 1)
             k, v = (self.random(len(before), self.kv_heads, seed) for seed in (sequence, sequence + 10))
-            reference.append(k, v, keys, values, [sequence] * len(before), before)
-        return keys, values
+            reference.append(k, v, pages.memory, [pages.numbers[sequence].tolist()] * len(before), before)
+        return pages
+
+    def spans(self, window: int) -> int:
+        """That one row sees at most."""
+        return min(most_spans(window), self.context // SPAN)
 
 
-def append(shape: Shape, caches: tuple[Array, Array], k: Array, v: Array, step: Step) -> None:
-    keys, values = caches
+class Pages:
+    """Memory of pages, (P, 2, K, SPAN * D), the last one never written; and which each sequence has, (S, spans)."""
+
+    def __init__(self, memory: Array, numbers: Array) -> None:
+        self.memory, self.numbers = memory, numbers
+        self._addresses = memory.ctypes.data + memory.strides[0] * numbers.astype(np.int64)
+        self.tables = [np.array([0, pages.ctypes.data], np.int64) for pages in self._addresses]
+
+    def give_back(self, sequence: int, spans: range) -> None:
+        """Pages of a sequence that must not be seen any more."""
+        self.numbers[sequence, spans] = len(self.memory) - 1
+        self._addresses[sequence, spans] = self.memory[-1].ctypes.data
+
+    def of(self, sequences: Sequence[int]) -> list[list[int]]:
+        """The pages of each row's sequence."""
+        return [self.numbers[sequence].tolist() for sequence in sequences]
+
+    @property
+    def head_bytes(self) -> int:
+        return int(self.memory.strides[2])
+
+
+def append(shape: Shape, pages: Pages, k: Array, v: Array, step: Step) -> None:
     operation = row(
         APPEND, f"attention.append_{shape.kind}", k=k, v=v, stride=k.strides[0], heads=shape.kv_heads,
-        head_dim=shape.size, k_cache=keys, v_cache=values, sequence_bytes=keys.strides[0], head_bytes=keys.strides[1],
-        capacity=shape.capacity,
+        head_dim=shape.size, layer=LAYER, head_bytes=pages.head_bytes,
     )  # fmt: skip
+    step.tables = pages.tables
     run([operation], step, threads=2)
 
 
-def attend(
-    shape: Shape, caches: tuple[Array, Array], q: Array, step: Step, window: int, cap: float, threads: int = 1
-) -> Array:
+def attend(shape: Shape, pages: Pages, q: Array, step: Step, window: int, cap: float, threads: int = 1) -> Array:
     """(T, H, D) by `attend_one` and `merge` if there is one row, else by `attend`."""
-    keys, values = caches
     y = np.full((len(q), q[0].size + 5), np.float32(9))
-    space = partial_bytes(shape.heads, shape.size, shape.capacity)
+    space = partial_bytes(shape.heads, shape.size, shape.spans(window))
     partial = np.full(space + 4096, 0xFF, np.uint8)
     rows = [
         row(
             ATTEND, f"attention.attend_one_{shape.kind}", f"attention.attend_{shape.kind}",
             q=q, q_stride=q.strides[0], y=y, y_stride=y.strides[0], heads=shape.heads, kv_heads=shape.kv_heads,
-            head_dim=shape.size, k_cache=keys, v_cache=values, sequence_bytes=keys.strides[0],
-            head_bytes=keys.strides[1], capacity=shape.capacity, window=window, softcap=cap, partial=partial,
+            head_dim=shape.size, layer=LAYER, head_bytes=pages.head_bytes, window=window, softcap=cap,
+            partial=partial, spans=shape.spans(window),
         ),
         row(
             MERGE, "attention.merge", "nothing",
-            y=y, heads=shape.heads, head_dim=shape.size, window=window, capacity=shape.capacity, partial=partial,
+            y=y, heads=shape.heads, head_dim=shape.size, window=window, partial=partial, spans=shape.spans(window),
         ),
     ]  # fmt: skip
     step.scratch_bytes = attention_scratch(shape.size, shape.heads // shape.kv_heads)
+    step.tables = pages.tables
     run(rows, step, threads)
     assert (y[:, q[0].size :] == 9).all() and (partial[space:] == 0xFF).all()
     return y[:, : q[0].size].reshape(q.shape)
 
 
 def check(shape: Shape, sequences: Sequence[int], positions: Sequence[int], window: int, cap: float) -> None:
-    """Together and one by one, the rows are the definition."""
-    caches = shape.filled(sequences, positions)
+    """Together and one by one, the rows are the definition; what no row sees is given back."""
+    pages = shape.filled(sequences, positions)
+    for sequence in set(sequences):
+        first = min(p for s, p in zip(sequences, positions, strict=True) if s == sequence)
+        pages.give_back(sequence, range(max(0, first - window + 1) // SPAN))
     q = shape.random(len(positions), shape.heads, 99)
-    want = reference.attend(q, *caches, list(sequences), list(positions), window, cap)
+    want = reference.attend(q, pages.memory, pages.of(sequences), positions, window, cap)
     assert np.isfinite(want).all()
     step = Step(len(q), positions=positions, sequences=sequences)
     if len(q) > 1:
-        assert_same_bits(attend(shape, caches, q, step, window, cap, threads=2), want)
+        assert_same_bits(attend(shape, pages, q, step, window, cap, threads=2), want)
     for i in range(len(q)):
         alone = Step(1, positions=[positions[i]], sequences=[sequences[i]])
-        assert_same_bits(attend(shape, caches, q[i : i + 1], alone, window, cap, threads=1 + i % 2), want[i : i + 1])
+        assert_same_bits(attend(shape, pages, q[i : i + 1], alone, window, cap, threads=1 + i % 2), want[i : i + 1])
 
 
 @pytest.mark.parametrize("kind", CACHE_TYPES)
@@ -116,21 +143,23 @@ def test_groups_and_head_sizes(kind: str, heads: int, kv_heads: int, size: int) 
 
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 @pytest.mark.parametrize(
-    ("window", "capacity", "first", "rows"),
+    ("window", "context", "first", "rows"),
     [
         (GLOBAL, 512, 0, 21),  # from the first token on
         (GLOBAL, 1536, 1400, 3),  # several spans
         (64, 512, 90, 9),  # smaller than the text
         (100, 512, 98, 3),  # one less than, equal to, and one more than the text
         (1, 512, 255, 2),  # each token sees itself alone
-        (200, 512, 1490, 11),  # a ring, the window beginning inside a span
+        (200, 1536, 1490, 11),  # the window begins inside a span; those before it are given back
         (200, 512, 453, 8),  # the first span leaves the window from one row to the next
-        (250, 256, 254, 4),  # a ring of one span, written over while its span is read
-        (500, 512, 1020, 9),  # the ring wraps inside a tile
+        (250, 512, 254, 4),  # a row sees two spans, the one before it only one
+        (257, 1024, 511, 3),  # a window of a span and a key: two spans, whatever the row
+        (258, 1024, 510, 4),  # one more key, and there is a row that sees three
+        (500, 1280, 1020, 9),  # a tile across two pages
     ],
 )
-def test_windows_and_rings(window: int, capacity: int, first: int, rows: int, cap: float) -> None:
-    shape = Shape("f16", 4, 2, 32, capacity, sequences=1)
+def test_windows_and_pages(window: int, context: int, first: int, rows: int, cap: float) -> None:
+    shape = Shape("f16", 4, 2, 32, context, sequences=1)
     check(shape, [0] * rows, range(first, first + rows), window, cap)
 
 
@@ -138,19 +167,19 @@ def test_windows_and_rings(window: int, capacity: int, first: int, rows: int, ca
 def test_tiles_do_not_matter(kind: str) -> None:
     shape = Shape(kind, 2, 1, 64, sequences=1)
     positions = range(250, 250 + QUERY_ROWS)
-    caches, q = shape.filled([0] * QUERY_ROWS, positions), shape.random(QUERY_ROWS, 2, 1)
-    want = reference.attend(q, *caches, [0] * QUERY_ROWS, list(positions), 100, 0.0)
+    pages, q = shape.filled([0] * QUERY_ROWS, positions), shape.random(QUERY_ROWS, 2, 1)
+    want = reference.attend(q, pages.memory, pages.of([0] * QUERY_ROWS), positions, 100, 0.0)
     for count in range(1, QUERY_ROWS + 1):
         tiles = [(0, count)] + ([(count, QUERY_ROWS - count)] if count < QUERY_ROWS else [])
         step = Step(QUERY_ROWS, positions=positions, sequences=[0] * QUERY_ROWS, tiles=tiles)
-        assert_same_bits(attend(shape, caches, q, step, 100, 0.0, threads=1 + count % 2), want)
+        assert_same_bits(attend(shape, pages, q, step, 100, 0.0, threads=1 + count % 2), want)
 
 
 @pytest.mark.parametrize("kind", CACHE_TYPES)
 @pytest.mark.parametrize("size", [32, 96])
 def test_append(kind: str, size: int) -> None:
-    """Rows of several sequences, round the ring, rounded to the cache's type; every other slot stays as it was."""
-    shape = Shape(kind, 4, 2, size, capacity=256)
+    """Rows of several sequences, across pages, rounded to the cache's type; every other slot stays as it was."""
+    shape = Shape(kind, 4, 2, size, context=1536)
     got, want = shape.empty(), shape.empty()
     sequences, positions = [0, 0, 2, 1, 1, 1], [255, 256, 1500, 0, 1, 2]
     k, v = (shape.random(6, 2, seed) * 100 for seed in (1, 2))
@@ -158,41 +187,42 @@ def test_append(kind: str, size: int) -> None:
     step = Step(6, positions=positions, sequences=sequences)
     append(shape, got, k, v, step)
     with np.errstate(over="ignore"):
-        reference.append(k, v, *want, sequences, positions)
-    for a, b in zip(got, want, strict=True):
-        assert_same_bits(a, b)
+        reference.append(k, v, want.memory, want.of(sequences), positions)
+    assert_same_bits(got.memory, want.memory)
 
 
 def test_the_definition_is_attention() -> None:
     """The definition itself, against softmax in float64."""
     shape = Shape("f32", 4, 2, 64, sequences=1)
     position, window, cap = 400, 300, 3.0
-    keys, values = shape.filled([0], [position])
+    pages = shape.filled([0], [position])
     q = shape.random(1, 4, 5)
     low = position - window + 1
-    k = keys[0].swapaxes(2, 3).reshape(2, 512, 64)[:, low : position + 1].astype(np.float64).repeat(2, axis=0)
+    keys, values = (part[pages.numbers[0]] for part in reference.keys_and_values(pages.memory))
+    k = np.concatenate(keys.swapaxes(3, 4).reshape(values.shape), axis=1)
+    k = k[:, low : position + 1].astype(np.float64).repeat(2, axis=0)
     scores = cap * np.tanh(np.einsum("hd,hkd->hk", q[0].astype(np.float64), k) / cap)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    v = values[0, :, low : position + 1].astype(np.float64).repeat(2, axis=0)
+    v = np.concatenate(values, axis=1)[:, low : position + 1].astype(np.float64).repeat(2, axis=0)
     exact = np.einsum("hk,hkd->hd", weights, v) / weights.sum(axis=1, keepdims=True)
-    got = reference.attend(q, keys, values, [0], [position], window, cap)[0]
+    got = reference.attend(q, pages.memory, pages.of([0]), [position], window, cap)[0]
     assert np.abs(got - exact).max() <= 2e-6
 
 
 def test_nan_in_a_query_or_a_visible_key_stays_nan() -> None:
     shape = Shape("f16", 2, 1, 32, sequences=1)
-    keys, values = shape.filled([0], [20])
+    pages = shape.filled([0], [20])
     q = shape.random(1, 2, 0)
     q[0, 1, 3] = np.nan
     step = Step(1, positions=[20], sequences=[0])
     for cap in (0.0, 50.0):
-        y = attend(shape, (keys, values), q, step, GLOBAL, cap)
+        y = attend(shape, pages, q, step, GLOBAL, cap)
         assert np.isfinite(y[0, 0]).all() and np.isnan(y[0, 1]).all()
     q = shape.random(2, 2, 0)
-    keys[0, 0, 0, 0, 1] = np.nan
+    reference.keys_and_values(pages.memory)[0][pages.numbers[0, 0], 0, 0, 0, 1] = np.nan
     for rows in (1, 2):
         step = Step(rows, positions=[20, 1][:rows], sequences=[0, 0][:rows])
-        assert np.isnan(attend(shape, (keys, values), q[:rows], step, GLOBAL, 0.0)).all()
+        assert np.isnan(attend(shape, pages, q[:rows], step, GLOBAL, 0.0)).all()
 
 
 @pytest.mark.skipif(current().machine != "x86" or not current().fma, reason="reads x86 assembly")

@@ -9,7 +9,7 @@ from edge_gemma.kernels.layout import LINE, attention_scratch, partial_bytes, ro
 from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import Array, Step, aligned, assert_same_bits, row, run
-from tests.kernels.ops.test_attention import Shape
+from tests.kernels.ops.test_attention import LAYER, Shape
 
 ZERO = 8
 
@@ -65,28 +65,27 @@ def test_gate(rows: int, columns: int, floats: bool) -> None:
 def test_attention(rows: int, floats: bool) -> None:
     shape = Shape("f16", 4, 2, 64)
     positions, sequences = list(range(300, 300 + rows)), [0] * rows
-    keys, values = caches = shape.filled(sequences, positions)
+    pages, spans = shape.filled(sequences, positions), shape.spans(100)
     queries = shape.random(rows, shape.heads, 99)
     width = shape.heads * shape.size
     y, q = np.zeros((rows, width), np.float32), lines(rows, width)
-    partial = np.zeros(partial_bytes(shape.heads, shape.size, shape.capacity), np.uint8)
+    partial = np.zeros(partial_bytes(shape.heads, shape.size, spans), np.uint8)
     out = y if floats else 0
     operations = [
         row(
             ATTEND, f"attention.attend_one_{shape.kind}", f"attention.attend_{shape.kind}",
             q=queries, q_stride=queries.strides[0], y=out, y_stride=y.strides[0], heads=shape.heads,
-            kv_heads=shape.kv_heads, head_dim=shape.size, k_cache=keys, v_cache=values, sequence_bytes=keys.strides[0],
-            head_bytes=keys.strides[1], capacity=shape.capacity, window=100, softcap=50.0, partial=partial,
-            q_out=q, q_out_stride=q.strides[0], zero=ZERO,
+            kv_heads=shape.kv_heads, head_dim=shape.size, layer=LAYER, head_bytes=pages.head_bytes, window=100,
+            softcap=50.0, partial=partial, spans=spans, q_out=q, q_out_stride=q.strides[0], zero=ZERO,
         ),
         row(
             MERGE, "attention.merge", "nothing", y=out, heads=shape.heads,
-            head_dim=shape.size, window=100, capacity=shape.capacity, partial=partial, q=q, zero=ZERO,
+            head_dim=shape.size, window=100, partial=partial, spans=spans, q=q, zero=ZERO,
         ),
     ]  # fmt: skip
-    step = Step(rows, positions=positions, sequences=sequences)
+    step = Step(rows, positions=positions, sequences=sequences, tables=pages.tables)
     step.scratch_bytes = attention_scratch(shape.size, shape.heads // shape.kv_heads)
     run(operations, step, threads=2)
-    want = reference.attend(queries, *caches, sequences, positions, 100, 50.0).reshape(rows, width)
+    want = reference.attend(queries, pages.memory, pages.of(sequences), positions, 100, 50.0).reshape(rows, width)
     assert_same_bits(q, reference.quantize(want, ZERO))
     assert_same_bits(y, want if floats else np.zeros_like(y))
