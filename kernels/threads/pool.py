@@ -126,8 +126,14 @@ class ThreadPool:
         start = time.monotonic()
         try:
             self._do(leading)
-        except BaseException:
-            self._abandon(leading, step)
+        except BaseException:  # such as KeyboardInterrupt; the memory is in use until the job is done
+            while True:  # not a function of its own: another exception could come where that is entered
+                try:
+                    step[STEP_CANCEL] = 1
+                    self._do(leading)
+                    break
+                except BaseException:  # another Ctrl-C; the first one is raised soon
+                    continue
             raise
         if step[STEP_STOPPED]:
             return False
@@ -147,15 +153,6 @@ class ThreadPool:
         self._jobs[0].put(self._job)
         while workers[:, WORKER_DONE].min() < self._job:
             self._done.get()
-
-    def _abandon(self, taking_part: bool, step: NDArray[np.int64]) -> None:
-        """End a program that an exception such as KeyboardInterrupt broke into; its memory is in use until then."""
-        while True:
-            try:
-                step[STEP_CANCEL] = 1
-                return self._do(taking_part)
-            except BaseException:  # another Ctrl-C; the first one is raised soon
-                continue
 
     def _leader(self, number: int) -> None:
         """Leads in the caller's place."""

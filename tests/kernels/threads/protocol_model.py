@@ -188,11 +188,13 @@ class Model:
         return False
 
     def abandon(self, job: int, step: int) -> Steps:
+        """The handler in `ThreadPool._run`."""
         while True:  # while True:
             try:  # try:
                 yield ("point",)
                 yield "write_shared", step, ops.STEP_CANCEL, 1  # step[STEP_CANCEL] = 1
-                return (yield from self.do(job))  # return self._do(taking_part)
+                yield from self.do(job)  # self._do(leading)
+                break  # break
             except KeyboardInterrupt:  # except BaseException:
                 continue  # continue
 

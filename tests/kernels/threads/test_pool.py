@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 import time
+from queue import SimpleQueue
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -128,6 +130,36 @@ def test_an_exception_at_any_point_leaves_a_pool_that_works(pool: ThreadPool, ro
     finally:
         signal.signal(signal.SIGALRM, before)
     assert interrupted > 100
+
+
+class InterruptingQueue:
+    """An exception comes when the first job has been put, and another where the next function is entered."""
+
+    def __init__(self, jobs: SimpleQueue[int]) -> None:
+        self.get = jobs.get
+        self._jobs = jobs
+        self.raised: list[str] = []
+
+    def put(self, job: int) -> None:
+        self._jobs.put(job)
+        if not self.raised:
+            self.raised.append("put")
+            sys.setprofile(self._interrupt)
+            raise InterruptionError
+
+    def _interrupt(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            self.raised.append(frame.f_code.co_name)
+            raise InterruptionError  # and is called no more
+
+
+def test_a_job_does_not_go_on_when_a_second_exception_follows_the_first(pool: ThreadPool):
+    program = Adding(MANY, operations=200_000)
+    queue = pool._jobs[0] = InterruptingQueue(pool._jobs[0])
+    with pytest.raises(InterruptionError):
+        pool.run(program.table, program.step)
+    assert len(queue.raised) == 2
+    assert (pool._workers[:, ops.WORKER_DONE] == pool._job).all()
 
 
 def test_a_signal_is_heard_during_a_long_step():

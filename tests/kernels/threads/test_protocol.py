@@ -219,7 +219,7 @@ def test_a_fault_of_the_python_code_is_found(model: Model, message: str) -> None
     ("real", "modelled"),
     [
         (ThreadPool._do, Model.do),
-        (ThreadPool._abandon, Model.abandon),
+        (ThreadPool._run, Model.abandon),
         (ThreadPool._leader, Model.leader),
         (ThreadPool._worker, Model.worker),
     ],
@@ -227,7 +227,7 @@ def test_a_fault_of_the_python_code_is_found(model: Model, message: str) -> None
 def test_the_model_was_written_from_these_lines(real: Callable[..., Any], modelled: Callable[..., Any]) -> None:
     lines = [line.split("  # ")[0].strip() for line in inspect.getsource(real).splitlines()[1:]]
     lines = [line for line in lines if not line.startswith('"""')]
-    assert re.findall(r" # (.*)", inspect.getsource(modelled)) == lines
+    assert "\n".join(re.findall(r" # (.*)", inspect.getsource(modelled))) in "\n".join(lines)
 
 
 def perform(memory: Memory, request: Request) -> list[tuple[Any, Memory]]:
