@@ -8,78 +8,81 @@ with Gemma("model.gguf") as model:
 from __future__ import annotations
 
 import os
+import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import arguments
-from edge_gemma.engine.generate import FinishReason, Generation, Timings, Usage
+from edge_gemma.cores import available_memory
+from edge_gemma.engine.answer import Delta, Writer
+from edge_gemma.engine.channel import Channel
+from edge_gemma.engine.loop import Engine, Stats
 from edge_gemma.engine.memory_plan import MemoryPlan
-from edge_gemma.engine.runner import ChunkProgress, Engine, Runner
+from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
-from edge_gemma.engine.turns import Turn, Turns
-from edge_gemma.errors import Cancelled
+from edge_gemma.engine.sequence import AllLogits, Generation, Progress
+from edge_gemma.errors import ContextOverflowError
+from edge_gemma.models.config import GemmaConfig
+from edge_gemma.streams import AsyncStream, Completion, PromptProgress, Received, Stream
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
+from edge_gemma.token_sequence import TokenSequence
 
 MAX_THREADS = 256
+MAX_SLOTS = 256
+SLOTS = 16
+BACKLOG = 64
+"""Pieces that an answer may be ahead of its reader."""
+UNLIMITED = 2**62
+BATCH_PRIORITY = -1
 Prompt = str | Sequence[int]
 
 
-@dataclass(frozen=True)
-class Completion:
-    """A finished answer. `timings` is None if it was cancelled before the prompt was read."""
+class AnswerOptions(TypedDict, total=False):
+    """What an answer may be asked with.
 
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    usage: Usage
-    timings: Timings | None
-
-
-class Stream(Iterator[str]):
-    """The pieces of an answer, made while they are asked for. `completion` is what there is so far.
-
-    Any thread may ask for the next piece. Other calls wait from the first piece to the last; `close` ends it early, as
-    dropping it does. If a call waits and no piece is asked for in a second, that call goes first, and this stream goes
-    on after it, with the same text: only its next piece takes longer, as everything before it is read again.
+    max_tokens: most tokens, 256 by default. stop: strings before which it ends. priority: larger goes first where
+    answers wait. deadline: seconds from now, after which it ends with what there is. The rest is how tokens are chosen:
+    see `SamplingParams`, whose defaults hold.
     """
 
-    def __init__(self, turn: Turn[str], generation: Generation) -> None:
-        self._turn = turn
-        self._generation = generation
-
-    def __next__(self) -> str:
-        try:
-            return next(self._turn)
-        except Cancelled:
-            raise StopIteration from None
-
-    def close(self) -> None:
-        """Let go of the model. Idempotent, from any thread; further pieces are not made."""
-        self._turn.close()
-
-    @property
-    def completion(self) -> Completion:
-        """Text, ids, usage and timings; the finish reason is "cancelled" until there is another."""
-        made = self._generation
-        return Completion(made.text, made.token_ids, made.finish_reason or "cancelled", made.usage, made.timings)
+    max_tokens: int
+    stop: str | Sequence[str]
+    priority: int
+    deadline: float | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_last_n: int
+    seed: int | None
 
 
 class Gemma:
     """A Gemma model in a GGUF file.
 
-    Calls from several threads wait for each other, in the order in which they came; `cancel` may be called from any
-    thread at any time. The weights stay in the mapped file, which must not be changed while it is open.
+    Any thread may call anything at any time: answers are made side by side, each the same, token for token, as if it
+    were alone. The weights stay in the mapped file, which must not be changed while it is open.
 
-    On an async server, where each `next(stream)` is run by a thread of a pool, each stream that waits for its turn
-    keeps a thread waiting, too: let the pool have more threads than there are streams at a time.
+    config: the model's hyper-parameters. context: tokens a sequence can have. threads: those that compute.
+    slots: answers made at a time. plan: the memory this takes. tokenizer: text to ids and back.
     """
+
+    config: GemmaConfig
+    context: int
+    threads: int
+    slots: int
+    plan: MemoryPlan
+    tokenizer: Tokenizer
 
     def __init__(
         self,
@@ -89,6 +92,9 @@ class Gemma:
         kv_type: Literal["f16", "f32"] = "f16",
         *,
         chunk: int | None = None,
+        slots: int = SLOTS,
+        prefix_cache: int | None = None,
+        max_stall: float = 0.15,
         load: Literal["map", "copy"] = "map",
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
@@ -96,31 +102,40 @@ class Gemma:
 
         context: tokens the model can attend to, prompt and answer; by default what it was trained for, at most 8192.
         threads: at most; by default one for each physical performance core. kv_type: precision of the key-value cache.
-        chunk: most prompt tokens in one step; it bounds memory and the time until a cancel is seen, not the result.
-        load: "copy" reads the whole file into memory, for disks that may go away.
+        chunk: most prompt tokens in one step; it bounds memory, not the result. slots: answers made at a time; others
+        wait. prefix_cache: bytes of keys and values kept for prompts that begin as earlier ones did; by default those
+        of one context, 0 keeps none. max_stall: seconds that the tokens of running answers may wait for a piece of
+        another's prompt. load: "copy" reads the whole file into memory, for disks that may go away.
         progress(done, total, kernel): called while kernels are compiled, on the first run on a machine.
 
-        Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, OSError; TypeError or ValueError naming the
-        argument.
+        Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, ThreadError, OSError; TypeError or ValueError
+        naming the argument.
         """
-        threads = arguments.optional_integer("threads", threads, 1, MAX_THREADS)
-        chunk = arguments.optional_integer("chunk", chunk, 1, 4096)
-        context = arguments.optional_integer("context", context, 1, 2**22)
         arguments.choice("kv_type", kv_type, ("f16", "f32"))
         arguments.choice("load", load, ("map", "copy"))
         arguments.callback("progress", progress)
+        slots = arguments.integer("slots", slots, 1, MAX_SLOTS)
+        stall = _seconds("max_stall", max_stall)
+        kept = arguments.optional_integer("prefix_cache", prefix_cache, 0, 2**62)
         runner = Runner(
-            path, context=context, threads=threads, chunk=chunk, kv_type=kv_type, load=load, progress=progress
+            path,
+            context=arguments.optional_integer("context", context, 1, 2**22),
+            threads=arguments.optional_integer("threads", threads, 1, MAX_THREADS),
+            chunk=arguments.optional_integer("chunk", chunk, 1, 4096),
+            kv_type=kv_type,
+            load=load,
+            progress=progress,
         )
         try:
             self.tokenizer = Tokenizer.from_gguf(runner.file)
-            self._engine = Engine(runner)
+            self._runner, self.plan, self.config = runner, runner.plan, runner.config
+            self.context, self.threads = runner.context, runner.threads
+            self.slots, kept = slots, runner.plan.kv_cache if kept is None else kept
+            runner.pool.limit_bytes = _page_limit(runner.plan.kv_cache, slots, kept)
+            self._engine = Engine(runner, slots=slots, prefix_cache=kept, max_stall=stall)
         except BaseException:
             runner.close()
             raise
-        self.config, self.context, self.threads = runner.config, runner.context, runner.threads
-        self.plan: MemoryPlan = runner.plan
-        self._turns = Turns(self._engine)
         self._release = weakref.finalize(self, self._engine.close)
 
     # ---- text ----------------------------------------------------------------------------------------------------
@@ -137,70 +152,177 @@ class Gemma:
         """The text of `ids`; control tokens have none. Raises TypeError or ValueError naming the id."""
         return self.tokenizer.decode(ids)
 
+    # ---- answers -------------------------------------------------------------------------------------------------
+
     def stream(
         self,
         prompt: Prompt,
         *,
-        max_tokens: int = 256,
-        stop: str | Sequence[str] = (),
-        on_progress: ChunkProgress | None = None,
-        **sampling: Any,
+        on_progress: PromptProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Stream:
         """The continuation of `prompt` (text or token ids), piece by piece, ending at `max_tokens` or a stop.
 
-        sampling: the fields of `SamplingParams`: temperature, top_k, top_p, min_p, repetition_penalty,
-        presence_penalty, frequency_penalty, penalty_last_n, seed. on_progress(done, total) reports prompt tokens.
+        options: see `AnswerOptions`. on_progress(done, total): prompt tokens read, called by whoever reads the stream.
         Arguments are checked now, not at the first piece. Raises ValueError, TypeError, ContextOverflowError.
         """
-        generation = self._generation(prompt, max_tokens, stop, on_progress, sampling)
-        return Stream(Turn(self._turns, self._pieces(generation)), generation)
+        arguments.callback("on_progress", on_progress)
+        generation = self._generation(prompt, options)
+        stream = Stream(self, self._engine, generation, on_progress)
+        self._engine.submit(generation)
+        return stream
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        on_progress: PromptProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> AsyncStream:
+        """`stream` for `async for`, in a running event loop."""
+        arguments.callback("on_progress", on_progress)
+        generation = self._generation(prompt, options)
+        stream = AsyncStream(self, self._engine, generation, on_progress)
+        self._engine.submit(generation)
+        return stream
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        n: None = None,
+        on_progress: PromptProgress | None = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        n: int,
+        on_progress: PromptProgress | None = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Completion]: ...
 
     def generate(
         self,
         prompt: Prompt,
         *,
-        max_tokens: int = 256,
-        stop: str | Sequence[str] = (),
-        on_progress: ChunkProgress | None = None,
-        **sampling: Any,
+        n: int | None = None,
+        on_progress: PromptProgress | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Completion | list[Completion]:
+        """The whole continuation at once; arguments as for `stream`. With `n`, so many: the prompt is read once.
+
+        Choice 0 is the answer without `n`; the others have random numbers of their own, of the same seed.
+        """
+        arguments.callback("on_progress", on_progress)
+        count = 1 if n is None else arguments.integer("n", n, 1, MAX_SLOTS)
+        first = self._generation(prompt, options)
+        first.choices = [self._choice(first, i) for i in range(1, count)]
+        all_of_them = [first, *first.choices]
+        streams = [Stream(self, self._engine, g, None if i else on_progress) for i, g in enumerate(all_of_them)]
+        self._engine.submit(first)
+        try:
+            for stream in streams:
+                for _ in stream:
+                    pass
+        finally:  # also where the caller is interrupted
+            self._engine.cancel(*(g for g in all_of_them if not g.ended))
+        made = [stream.completion for stream in streams]
+        return made[0] if n is None else made
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        on_progress: PromptProgress | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Completion:
-        """The whole continuation at once; arguments as for `stream`."""
-        stream = self.stream(prompt, max_tokens=max_tokens, stop=stop, on_progress=on_progress, **sampling)
-        for _ in stream:
-            pass
+        """`generate`, awaited. A task that is cancelled ends the answer."""
+        stream = self.astream(prompt, on_progress=on_progress, **options)
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            await stream.aclose()
         return stream.completion
 
-    def logits(self, ids: Sequence[int], *, chunk: int | None = None) -> NDArray[np.float32]:
-        """Logits of every position, float32 (len(ids), vocabulary), from an empty cache; cut into `chunk` rows.
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        **options: Unpack[AnswerOptions],
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continuations of many prompts: (number of the prompt, continuation), each as soon as it is finished.
 
-        The bits do not depend on `chunk`, nor on the number of threads. Raises ValueError, ContextOverflowError,
-        MemoryBudgetError, and EdgeGemmaError when cancelled.
+        Prompts are taken as there is room for them, so there may be any number; other answers go first where the
+        priority is not given. Raises what a prompt's arguments or its
+        answer raise, when it comes to it; leaving the iteration ends what is not finished.
+        """
+        finished: SimpleQueue[int] = SimpleQueue()
+        running: dict[int, Received] = {}
+        source = enumerate(prompts)
+        try:
+            while True:
+                while len(running) < 2 * self.slots and (following := next(source, None)):
+                    number, prompt = following
+                    generation = self._generation(prompt, options, BATCH_PRIORITY, UNLIMITED)
+                    generation.channel.on_item = _when_ended(generation, finished, number)
+                    running[number] = Received(generation)
+                    self._engine.submit(generation)
+                if not running:
+                    return
+                number = finished.get()
+                received = running.pop(number)
+                for item in received.generation.channel:
+                    received.add(item)
+                received.check_end()
+                yield number, received.completion
+        finally:
+            self._engine.cancel(*(received.generation for received in running.values()))
+
+    def sequence(self) -> TokenSequence:
+        """A text that is read and continued under the caller's hands, token by token."""
+        self._engine.check_open()
+        return TokenSequence(self, self._engine)
+
+    # ---- numbers -------------------------------------------------------------------------------------------------
+
+    def logits(self, ids: Sequence[int], *, chunk: int | None = None) -> NDArray[np.float32]:
+        """Logits of every position, float32 (len(ids), vocabulary), computed in pieces of at most `chunk` rows.
+
+        The bits do not depend on `chunk`, the number of threads or what runs beside. Raises ValueError,
+        ContextOverflowError, MemoryBudgetError, and EdgeGemmaError when cancelled.
         """
         checked = self._checked("ids", ids)
-        chunk = arguments.optional_integer("chunk", chunk, 1, self._engine.chunk)
-        return next(self._logits_turn(checked, len(checked), chunk))
+        rows = arguments.optional_integer("chunk", chunk, 1, self._runner.chunk)
+        return next(self._logits(checked, len(checked), rows or len(checked)))
 
     def logits_chunks(self, ids: Sequence[int], rows: int) -> Iterator[NDArray[np.float32]]:
-        """What `logits` gives, `rows` positions at a time, (at most rows, vocabulary): for texts of any length.
-
-        The model is busy with it from the first chunk to the last, or until it is dropped. Raises as `logits` does.
-        """
+        """What `logits` gives, `rows` positions at a time, (at most rows, vocabulary): for texts of any length."""
         rows = arguments.integer("rows", rows, 1, 4096)
-        return self._logits_turn(self._checked("ids", ids), rows)
+        return self._logits(self._checked("ids", ids), rows, rows)
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """What the engine has done and does: answers running and waiting, tokens, memory of keys and values."""
+        return self._engine.stats()
 
     def cancel(self) -> None:
-        """End what was asked of the model so far, soon: generations in progress, half-read or not begun, and logits.
+        """End what was asked of the model so far, soon: generations in progress or not begun, and logits.
 
         From any thread.
         """
-        self._turns.cancel()
+        self._engine.cancel_all()
 
     def close(self) -> None:
-        """Free threads and memory. Idempotent; what is in progress is cancelled first, in whatever thread it is.
+        """Free threads and memory. Idempotent, from any thread; what is in progress is cancelled first.
 
-        Raises EdgeGemmaError in a callback of this model, and changes nothing. In a forked child it returns at once.
+        In a forked child it returns at once.
         """
-        self._turns.close()
         self._release()
 
     def __enter__(self) -> Self:
@@ -214,25 +336,50 @@ class Gemma:
     # ---- inside --------------------------------------------------------------------------------------------------
 
     def _generation(
-        self,
-        prompt: Prompt,
-        max_tokens: int,
-        stop: str | Sequence[str],
-        on_progress: ChunkProgress | None,
-        sampling: dict[str, Any],
+        self, prompt: Prompt, options: AnswerOptions, priority: int = 0, backlog: int = BACKLOG
     ) -> Generation:
-        max_tokens = arguments.integer("max_tokens", max_tokens, 1, 2**31)
+        """What `prompt` is to be continued as. Raises as the public methods do."""
+        given = dict(options)
+        max_tokens = arguments.integer("max_tokens", given.pop("max_tokens", 256), 1, 2**31)
+        stop = _stop_strings(given.pop("stop", ()))
+        priority = arguments.integer("priority", given.pop("priority", priority), -(2**31), 2**31)
+        deadline = _deadline(given.pop("deadline", None))
         ids = self._checked("prompt", self._prompt_ids(prompt) if isinstance(prompt, str) else prompt)
-        arguments.callback("on_progress", on_progress)
-        stops = _stop_strings(stop)
-        sampler = Sampler(SamplingParams(**sampling))
-        return Generation(self._engine, self.tokenizer, ids, max_tokens, sampler, stops, on_progress)
+        sampler = Sampler(SamplingParams(**given))  # type: ignore[arg-type]
+        return self._made(ids, max_tokens, stop, sampler, priority, deadline, backlog)
+
+    def _made(
+        self,
+        ids: list[int],
+        max_tokens: int,
+        stop: tuple[str, ...],
+        sampler: Sampler,
+        priority: int,
+        deadline: float,
+        backlog: int,
+    ) -> Generation:
+        writer = Writer(self.tokenizer, ids, min(max_tokens, self.context - len(ids) + 1), stop)
+        channel: Channel[Progress | Delta] = Channel(backlog, self._engine.wake)
+        return Generation(ids, writer, sampler, channel, priority=priority, deadline=deadline)
+
+    def _choice(self, first: Generation, number: int) -> Generation:
+        """Another continuation of the same prompt."""
+        writer, prompt = first.writer, first.tokens
+        sampler = Sampler(first.sampler.params, number)
+        return self._made(
+            prompt, writer.max_tokens, tuple(writer.stop), sampler, first.priority, first.deadline, UNLIMITED
+        )
 
     def _checked(self, name: str, ids: Sequence[int]) -> list[int]:
         """Token ids that a sequence may begin with. Raises as the public methods do."""
-        self._turns.check_open()
+        self._engine.check_open()
         checked = arguments.token_ids(name, ids, self.config.vocab_size)
-        self._engine.check(checked, name)
+        if not checked:
+            raise ValueError(f"{name}: there must be at least one token")
+        if len(checked) > self.context:
+            raise ContextOverflowError(
+                f"{name}: {len(checked)} tokens do not fit the context of {self.context}; open with a larger one"
+            )
         return checked
 
     def _prompt_ids(self, prompt: str) -> list[int]:
@@ -241,26 +388,43 @@ class Gemma:
         except ValueError as error:
             raise ValueError(f"prompt: {error}") from error
 
-    def _pieces(self, generation: Generation) -> Generator[str]:
-        """The generation; keeps this object, and so the engine, alive."""
-        yield from generation
+    def _logits(self, ids: list[int], rows: int, chunk: int) -> Iterator[NDArray[np.float32]]:
+        """Logits of `ids`, `rows` at a time; dropping the iterator ends the work."""
+        channel: Channel[NDArray[np.float32]] = Channel(1, self._engine.wake)
+        job = AllLogits(ids, rows, chunk, self._runner.new_logits, channel)
+        self._engine.submit(job)
+        return self._read(job)
 
-    def _logits_turn(self, ids: list[int], rows: int, chunk: int | None = None) -> Turn[NDArray[np.float32]]:
-        return Turn(self._turns, self._logits(ids, rows, chunk))
-
-    def _logits(self, ids: list[int], rows: int, chunk: int | None) -> Generator[NDArray[np.float32]]:
-        """The logits of `ids`, `rows` at a time; after another call they are read again up to there."""
-        engine, sequence = self._engine, -1
-        for start in range(0, len(ids), rows):
-            if sequence != engine.sequence:
-                engine.reset()
-                sequence = engine.sequence
-                if start:
-                    engine.prefill(ids[:start])
-            yield engine.logits(ids[start : start + rows], chunk)
+    def _read(self, job: AllLogits) -> Iterator[NDArray[np.float32]]:
+        try:
+            yield from job.channel
+        finally:
+            self._engine.cancel(job)
 
 
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+def _page_limit(context_bytes: int, slots: int, kept: int) -> int:
+    """Bytes of keys and values: of one whole context at least, of all slots if they take half of the memory or less."""
+    return max(context_bytes, min(slots * context_bytes + kept, available_memory() // 2))
+
+
+def _seconds(name: str, value: object) -> float:
+    number = arguments.real(value)
+    if number is None or not 0 < number < float("inf"):
+        raise ValueError(f"{name}: {arguments.shown(value)} is no number of seconds above 0")
+    return number
+
+
+def _deadline(seconds: object) -> float:
+    """The moment, of `time.monotonic`, in so many seconds."""
+    return float("inf") if seconds is None else time.monotonic() + _seconds("deadline", seconds)
+
+
+def _when_ended(generation: Generation, finished: SimpleQueue[int], number: int) -> Callable[[], None]:
+    """What to call after each item: the last one puts `number` into the queue."""
+    return lambda: finished.put(number) if generation.channel.ended else None
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
     if not isinstance(stop, str | Sequence):
         raise TypeError(f"stop: expected a string or several, got {type(stop).__name__}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -92,8 +92,10 @@ class Scheduler:
         return ended
 
     def start(self) -> Iterator[Sequence]:
-        """Sequences that begin now, since there is room for them."""
-        while self.waiting and len(self.running) < self.slots and not self._crowded:
+        """Sequences that begin now, since there is room for them: one whose reader does not keep up takes no place."""
+        taken = sum(s.has_room() for s in self.running) if self.waiting else 0
+        while self.waiting and taken < self.slots and not self._crowded:
+            taken += 1
             self._started += 1
             best = (
                 0
@@ -109,7 +111,7 @@ class Scheduler:
         """What the next step computes; nothing if no sequence can go on."""
         ready = [s for s in self.running if not s.ended and s.has_room()]
         shared = [s for s in ready if not s.alone]
-        decoding = [s for s in shared if s.decoding][: self.chunk]
+        decoding = self._in_turn([s for s in shared if s.decoding])
         long = sorted((s for s in ready if s.alone or not s.decoding), key=lambda s: -s.priority)
         if not long:
             return [Work(s, 1) for s in decoding]
@@ -132,6 +134,14 @@ class Scheduler:
         if decoding:
             room = min(room, max(LEAST_PIECE, self.pace.rows_in(self.max_stall) - decoding))
         return max(1, min(sequence.pending, room))
+
+    def _in_turn(self, decoding: list[Sequence]) -> list[Sequence]:
+        """Those of the next step: all, or where readers came back to more than there are slots, some by turns."""
+        if len(decoding) <= self.slots:
+            return decoding
+        for sequence in decoding[: self.slots]:
+            self._to_the_end(sequence)
+        return decoding[: self.slots]
 
     def _to_the_end(self, sequence: Sequence) -> None:
         """Those who read prompts take turns."""

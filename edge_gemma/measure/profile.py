@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from edge_gemma import __version__
 from edge_gemma.cores import default_threads
-from edge_gemma.engine.generate import Generation
+from edge_gemma.engine.answer import Delta, Writer
+from edge_gemma.engine.channel import Channel
+from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.memory_plan import KvType
-from edge_gemma.engine.runner import Engine
 from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.engine.sampler import Logits, Sampler, SamplingParams
+from edge_gemma.engine.sequence import Generation, Progress
 from edge_gemma.graph.cache import PageTable
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels import isa
@@ -237,18 +239,31 @@ class _TimedSampler(Sampler):
         return token
 
 
+class _Lent:
+    """A runner that stays open when an engine has ended."""
+
+    def __init__(self, runner: StampedRunner) -> None:
+        self.chunk, self.pool = runner.chunk, runner.pool
+        self.new_table, self.run, self.cancel = runner.new_table, runner.run, runner.cancel
+
+    def close(self) -> None:
+        """Nothing: its owner does that."""
+
+
 def _outside(runner: StampedRunner, tokenizer: Tokenizer, prompt: list[int], steps: int) -> Outside:
     """Stream `steps` tokens after `prompt` as `Gemma` does."""
     tokenizer.eog_ids = frozenset()  # the answer must not end before it is long enough
     sampler = _TimedSampler(SamplingParams(seed=SEED))
-    generation = Generation(Engine(runner), tokenizer, prompt, steps + 1, sampler)
-    for _ in generation:
-        pass
+    engine = Engine(_Lent(runner), slots=1, prefix_cache=0)
+    channel: Channel[Progress | Delta] = Channel(2 * steps + len(prompt) + 2, engine.wake)
+    engine.submit(Generation(prompt, Writer(tokenizer, prompt, steps + 1), sampler, channel))
+    written = [token for item in channel if isinstance(item, Delta) for token in item.token_ids]
+    engine.close()
     ns = runner.nanoseconds_per_tick()
     runs = runner.runs[-steps:]
     between = [b[0] - a[1] for a, b in zip(sampler.times, sampler.times[1:], strict=False)]
     rest = [gap - (run.ended - run.begun) - run.arranging for gap, run in zip(between, runs, strict=True)]
-    detokenizing = _detokenizing(tokenizer, generation.token_ids)
+    detokenizing = _detokenizing(tokenizer, written)
     return Outside(
         steps,
         program_us=ns * statistics.median(run.total for run in runs) / 1e3,

@@ -131,6 +131,15 @@ def test_an_answer_that_nobody_reads_holds_up_nobody(engine: Engine, runner: Fak
     assert read == alone([2, 3], 30, params)[: len(read)]
 
 
+def test_readers_that_come_back_take_turns(engine: Engine, runner: FakeRunner) -> None:
+    params = [SamplingParams(seed=n, temperature=5.0) for n in range(12)]
+    made = [submitted(engine, [2, 3], 60, params=p, backlog=2) for p in params]
+    while engine.stats().waiting:
+        time.sleep(0.001)
+    assert [tokens_of(m) for m in made] == [alone([2, 3], 60, p) for p in params]
+    assert max(map(len, runner.steps)) <= 4, "slots"
+
+
 def test_the_same_prompt_is_not_read_again(engine: Engine, runner: FakeRunner) -> None:
     prompt = list(range(2, 35))
     first = tokens_of(submitted(engine, prompt))

@@ -314,7 +314,7 @@ def test_an_exception_inside_a_step_cancels_no_other(runner: Runner, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner._team, "run", interrupted)
+        patch.setattr(runner._threads, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             runner.run([Rows(table, ids(3), 3)])
     assert same(runner.run([Rows(table, ids(3), 3)]), alone(runner, ids(3)))

@@ -12,11 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edge_gemma import EdgeGemmaError, Gemma
-from edge_gemma.engine import turns
-from edge_gemma.engine.runner import ChunkProgress, Engine
 from edge_gemma.gemma import Completion
 from tests.gemma.helpers import GREEDY, PROMPT, answer, as_tuple, python, workers
 
@@ -37,8 +34,7 @@ def test_calls_from_several_threads_wait_for_each_other(model: Gemma, expected: 
     assert results == [as_tuple(expected)] * 12
 
 
-def test_a_call_inside_ones_own_stream_goes_first(model: Gemma, expected: Completion) -> None:
-    """Nobody else would go on with the stream; which has the same text, although the model has read others since."""
+def test_a_call_inside_ones_own_stream(model: Gemma, expected: Completion) -> None:
     stream = model.stream(PROMPT, max_tokens=24, **GREEDY)
     pieces = [next(stream)]
     assert answer(model) == as_tuple(expected)
@@ -57,44 +53,27 @@ def test_chunks_of_logits_go_on_after_another_call(model: Gemma, expected: Compl
     assert np.array_equal(np.concatenate([*parts, *chunks]), whole)
 
 
-def test_a_stream_that_is_read_is_not_interrupted(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    prefill = Engine.prefill
-
-    def noted(engine: Engine, tokens: list[int], progress: ChunkProgress | None = None) -> NDArray[np.float32]:
-        read.append(len(tokens))
-        return prefill(engine, tokens, progress)
-
-    monkeypatch.setattr(Engine, "prefill", noted)
-    monkeypatch.setattr(turns, "PATIENCE", 1000.0)
-    streams = [model.stream([2] * length, max_tokens=24, **GREEDY) for length in (3, 4, 5)]
-    threads = [threading.Thread(target=list, args=(stream,)) for stream in streams]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert sorted(read) == [3, 4, 5]
+def test_answers_are_made_side_by_side(model: Gemma) -> None:
+    """The first of two that take long has not ended when the second has pieces."""
+    model.tokenizer.eog_ids = frozenset()
+    streams = [model.stream(PROMPT, max_tokens=10_000, temperature=3.0, top_k=0, seed=n) for n in range(2)]
+    for _ in range(5):
+        for stream in streams:
+            next(stream)
+    stats = model.stats()
+    assert (stats.running, stats.waiting) == (2, 0) and stats.completion_tokens >= 10
+    for stream in streams:
+        stream.close()
 
 
-def test_who_waits_longest_goes_first(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And as soon as there is nobody before: a call that has ended is not waited for."""
-    monkeypatch.setattr(turns, "PATIENCE", 1000.0)
-    ended: list[int] = []
-    first = model.stream(PROMPT, max_tokens=24, **GREEDY)
-    next(first)
-
-    def ask(number: int) -> None:
-        model.logits([2, 3])
-        ended.append(number)
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.05)
-    first.close()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert ended == [*range(6)]
+def test_a_stream_that_nobody_reads_holds_up_nobody(model: Gemma, expected: Completion) -> None:
+    model.tokenizer.eog_ids = frozenset()
+    forgotten = [model.stream(PROMPT, max_tokens=10_000, temperature=3.0, top_k=0) for _ in range(2 * model.slots)]
+    while model.stats().waiting:
+        time.sleep(0.01)
+    assert answer(model) == as_tuple(expected)
+    assert model.stats().running == len(forgotten)
+    assert len({next(stream) for stream in forgotten}) > 1
 
 
 def test_clients_of_an_async_server(model: Gemma, expected: Completion) -> None:
@@ -120,9 +99,8 @@ def test_clients_of_an_async_server(model: Gemma, expected: Completion) -> None:
     assert asyncio.run(all_of_them()) == [expected.text] * 8
 
 
-def test_a_pool_that_is_too_small_is_slow_and_no_end(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All its threads wait, and none is left to go on with the stream that has the model: another goes first."""
-    monkeypatch.setattr(turns, "PATIENCE", 0.05)
+def test_a_pool_that_is_too_small_is_slow_and_no_end(model: Gemma) -> None:
+    """Each of its threads waits for a stream's next piece, and the others' go on all the same."""
 
     async def read() -> str:
         stream, end, pieces = model.stream(PROMPT, max_tokens=6, **GREEDY), object(), []
@@ -138,21 +116,13 @@ def test_a_pool_that_is_too_small_is_slow_and_no_end(model: Gemma, monkeypatch: 
 
 
 @pytest.mark.parametrize("call", [lambda m: m.generate("a"), lambda m: m.logits([2]), lambda m: next(m.stream("a"))])
-def test_a_call_inside_a_callback_is_refused(
-    model: Gemma, expected: Completion, call: Callable[[Gemma], object]
-) -> None:
-    refused: list[str] = []
-
-    def on_progress(_done: int, _total: int) -> None:
-        with pytest.raises(EdgeGemmaError, match="a callback of this model cannot use it") as caught:
-            call(model)
-        refused.append(str(caught.value))
-
-    made = model.generate(PROMPT, max_tokens=24, on_progress=on_progress, **GREEDY)
-    assert as_tuple(made) == as_tuple(expected) and len(refused) == 2
+def test_a_call_inside_a_callback(model: Gemma, expected: Completion, call: Callable[[Gemma], object]) -> None:
+    done: list[object] = []
+    made = model.generate(PROMPT, max_tokens=24, on_progress=lambda _done, _total: done.append(call(model)), **GREEDY)
+    assert as_tuple(made) == as_tuple(expected) and len(done) == 2
 
 
-def test_tokenizing_needs_no_turn(model: Gemma) -> None:
+def test_tokenizing_beside_a_stream(model: Gemma) -> None:
     stream = model.stream(PROMPT, max_tokens=24)
     next(stream)
     assert model.detokenize(model.tokenize(PROMPT)) == PROMPT
@@ -173,7 +143,7 @@ def test_a_stream_may_be_read_by_another_thread(model: Gemma, expected: Completi
 
 def test_closing_ends_every_thread_and_refuses_calls(path: Path) -> None:
     model = Gemma(path, threads=3)
-    assert len(workers()) == 3
+    assert len(workers()) == 4, "and the engine's"
     model.close()
     model.close()
     assert workers() == []
@@ -195,32 +165,27 @@ def test_closing_while_a_stream_is_open(path: Path) -> None:
 
 
 def test_closing_from_another_thread(path: Path) -> None:
-    """While one generates and one waits."""
+    """While two generate; what has come so far is an answer."""
     model = Gemma(path)
-    outcomes: list[object] = []
-    begun = threading.Event()
+    outcomes: list[str] = []
+    begun = threading.Barrier(3)
 
-    def hold(_done: int, _total: int) -> None:
-        """The first to generate is still at it when the model is closed."""
-        begun.set()
-        while not model._turns.closed:
-            time.sleep(0.001)
+    def use(seed: int) -> None:
+        stream = model.stream(PROMPT, max_tokens=100_000, temperature=3.0, top_k=0, seed=seed)
+        next(stream)
+        begun.wait(60)
+        for _ in stream:
+            pass
+        outcomes.append(stream.completion.finish_reason)
 
-    def use() -> None:
-        try:
-            outcomes.append(model.generate([2] * 900, max_tokens=10_000, on_progress=hold, **GREEDY).finish_reason)
-        except EdgeGemmaError as error:
-            outcomes.append(str(error))
-
-    threads = [threading.Thread(target=use) for _ in range(2)]
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(2)]
     for thread in threads:
         thread.start()
-    assert begun.wait(timeout=60)
+    begun.wait(60)
     model.close()
     for thread in threads:
         thread.join(timeout=60)
-    assert workers() == []
-    assert sorted(map(str, outcomes)) == ["cancelled", "the model is closed"]
+    assert workers() == [] and outcomes == ["cancelled"] * 2
 
 
 def test_closing_while_another_thread_holds_a_stream(path: Path) -> None:
@@ -233,11 +198,10 @@ def test_closing_while_another_thread_holds_a_stream(path: Path) -> None:
     assert workers() == [] and list(stream) == []
 
 
-def test_closing_inside_a_callback_is_refused_and_changes_nothing(path: Path, expected: Completion) -> None:
-    with Gemma(path) as model:
-        with pytest.raises(EdgeGemmaError, match="a callback of this model cannot close it"):
-            model.generate(PROMPT, on_progress=lambda _done, _total: model.close())
-        assert answer(model) == as_tuple(expected)
+def test_closing_inside_a_callback(path: Path) -> None:
+    model = Gemma(path)
+    with pytest.raises(EdgeGemmaError, match="the model is closed"):
+        model.generate(PROMPT, on_progress=lambda _done, _total: model.close())
     assert workers() == []
 
 

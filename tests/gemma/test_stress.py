@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from edge_gemma import EdgeGemmaError, Gemma
-from edge_gemma.engine import turns
 from edge_gemma.gemma import Completion, Stream
 from tests.gemma.helpers import GREEDY, PROMPT, answer, as_tuple, workers
 
@@ -95,12 +94,6 @@ def together(users: list[User]) -> list[object]:
     if any(user.thread.is_alive() for user in users):
         faulthandler.dump_traceback()
     return [user.thread.name for user in users if user.thread.is_alive()] + [w for user in users for w in user.wrong]
-
-
-@pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that streams are interrupted often."""
-    monkeypatch.setattr(turns, "PATIENCE", 0.02)
 
 
 def test_many_users_of_one_model(model: Gemma, expected: Completion) -> None:
