@@ -56,6 +56,18 @@ def row_scratch(columns: int) -> int:
     return 4 * max(columns, PIECE)
 
 
+# ---- logits ------------------------------------------------------------------------------------------------------
+
+LOGIT_GROUP = 64
+"""Neighbouring logits whose maximum a sampler is given: of 262,144 it then looks at 4,096 maxima and at the logits of
+as many groups as it wants tokens. A group is four cache lines; tokens in it are in order."""
+
+
+def logit_groups(columns: int) -> int:
+    """Groups of a row; the last one may be shorter."""
+    return -(-columns // LOGIT_GROUP)
+
+
 # ---- products of several rows ------------------------------------------------------------------------------------
 
 PANEL = 2

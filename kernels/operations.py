@@ -28,6 +28,7 @@ STEP_THREADS = 1
 STEP_TOKENS = 2  # address: int64 token id of each row
 STEP_POSITIONS = 3  # address: int64 position of each row in its sequence
 STEP_TABLES = 4  # address: int64 of each row, the address of its sequence's table, as drawn in ops.attention
+STEP_MASKS = 16  # null, or address: int64 address of the bit mask of each row of logits, 0 for none
 STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most layout.QUERY_ROWS
 STEP_N_TILES = 6
 STEP_SCRATCH = 9  # address: scratch memory of thread 0
@@ -118,4 +119,7 @@ GATE = _operation("gate", "gate up stride columns y y_stride q q_stride zero")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")
 SQUARES = _operation("squares", "x x_stride columns sums")
+MASK = _operation("mask", "x x_stride columns")
+"""Bit t % 32 of uint32 t / 32 of a row's mask says whether token t is allowed. Spare bits at the end do not count."""
+GROUP_MAXIMA = _operation("group_maxima", "x x_stride columns y y_stride")
 STAMP = _operation("stamp", "at")

@@ -371,6 +371,22 @@ class Program:
         )
         return x
 
+    def mask(self, x: Rows) -> Rows:
+        """x = x - inf for the tokens that the step's masks forbid."""
+        self._emit(ops.MASK, Kernel("ops.sampling", "mask"), (x.name,), (x.name,), x.address, x.stride, x.columns)
+        return x
+
+    def group_maxima(self, x: Rows, y: Rows) -> Rows:
+        """y = the largest of each LOGIT_GROUP neighbours of x; y has `logit_groups` columns."""
+        self._emit(
+            ops.GROUP_MAXIMA,
+            Kernel("ops.sampling", "group_maxima"),
+            (x.name,),
+            (y.name,),
+            *(x.address, x.stride, x.columns, y.address, y.stride),
+        )
+        return y
+
     # ---- forms of a result ---------------------------------------------------------------------------------------
 
     def _forms(self, name: str, columns: int, takers: Takers) -> Forms:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from edge_gemma.formats import FORMATS
 
 from ..isa import current
-from ..layout import LANES, LINE, SPAN
+from ..layout import LANES, LINE, LOGIT_GROUP, SPAN, logit_groups
 from .formats import Bytes, Floats, f32, factors, unpack, unpack_floats
 
 # ---- arithmetic --------------------------------------------------------------------------------------------------
@@ -185,6 +185,27 @@ def add(x: Floats, y: Floats) -> Floats:
 def softcap(x: Floats, cap: float) -> Floats:
     """cap * tanh(x / cap)."""
     return f32(cap) * tanh(x * (f32(1) / f32(cap)))
+
+
+# ---- logits ------------------------------------------------------------------------------------------------------
+
+
+def mask(x: Floats, masks: list[NDArray[np.uint32] | None]) -> Floats:
+    """(T, V), -inf added where a row's mask has no bit: what is no number, or +inf, becomes NaN and is not hidden."""
+    y = x.copy()
+    for row, bits in zip(y, masks, strict=True):
+        if bits is not None:
+            allowed = np.unpackbits(bits.astype("<u4").view(np.uint8), bitorder="little")[: row.size]
+            with np.errstate(invalid="ignore"):
+                row[allowed == 0] += f32(-np.inf)
+    return y
+
+
+def group_maxima(x: Floats) -> Floats:
+    """(T, V) to (T, groups): the largest of each LOGIT_GROUP neighbours, NaN where one is. Of zeros either sign."""
+    missing = logit_groups(x.shape[1]) * LOGIT_GROUP - x.shape[1]
+    padded = np.pad(x, ((0, 0), (0, missing)), constant_values=-np.inf)
+    return np.asarray(padded.reshape(len(x), -1, LOGIT_GROUP).max(axis=2))
 
 
 # ---- attention ---------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import pytest
 from edge_gemma.engine.runner import Runner
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import Tensor
-from edge_gemma.graph.program import Program
+from edge_gemma.graph.program import Program, words_of
 from edge_gemma.kernels import operations as ops
+from edge_gemma.kernels.layout import logit_groups
 from tests.conftest import TinyGguf
 
 
@@ -52,3 +53,15 @@ def test_many_rows_are_gated_in_one_pass_where_formats_allow(gate: str, up: str,
         few = [recorded.operation.name for recorded in program.recorded if recorded.takes_part(rows)]
         assert [name for name in few if name not in ("embed", "quantize")] == ["matmul", "matmul", "gate"]
     assert (program.buffer_bytes() - size > 2 * 64 * 4 * 1024) == (not fused)
+
+
+def test_logits_are_masked_before_their_maxima_are_found() -> None:
+    program = Program(4, lambda _tensor: 0, "f16", allocate=False)
+    logits, maxima = program.outside("logits", 100, 400), program.outside("maxima", logit_groups(100), 8)
+    program.mask(logits)
+    program.group_maxima(logits, maxima)
+    table = program.table(dict.fromkeys(program.kernels(), 0))
+    table[words_of(table, logits)], table[words_of(table, maxima)] = 1000, 2000
+    assert table[:, ops.BARRIER].tolist() == [0, 1]
+    assert table[0, list(ops.MASK.slots)].tolist() == [1000, 400, 100]
+    assert table[1, list(ops.GROUP_MAXIMA.slots)].tolist() == [1000, 400, 100, 2000, 8]

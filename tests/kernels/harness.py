@@ -52,6 +52,8 @@ class Step:
     angles: Array | None = None
     scratch_bytes: int = 1 << 20
     tiles: list[tuple[int, int]] = field(default_factory=list)
+    words: dict[int, Array] = field(default_factory=dict)
+    """Arrays whose addresses other words of the step have."""
 
 
 _INT8 = ("q", "q_stride", "zero", "q_out", "q_out_stride")
@@ -115,7 +117,7 @@ def _step_words(step: Step, threads: int) -> tuple[Array, dict[int, Array]]:
     words = aligned((ops.STEP_WORDS,), np.int64)
     words[ops.STEP_ROWS], words[ops.STEP_N_TILES] = step.rows, len(tiles)
     words[ops.STEP_SCRATCH_BYTES] = step.scratch_bytes
-    for at, array in lists.items():
+    for at, array in (lists | step.words).items():
         words[at] = array.ctypes.data
     return words, lists
 
