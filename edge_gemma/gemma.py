@@ -12,6 +12,7 @@ import time
 import weakref
 from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack, overload
 
@@ -365,7 +366,7 @@ class Gemma:
     def _choice(self, first: Generation, number: int) -> Generation:
         """Another continuation of the same prompt."""
         writer, prompt = first.writer, first.tokens
-        sampler = Sampler(first.sampler.params, number)
+        sampler = Sampler(replace(first.sampler.params, seed=first.sampler.seed), number)
         return self._made(
             prompt, writer.max_tokens, tuple(writer.stop), sampler, first.priority, first.deadline, UNLIMITED
         )

@@ -87,7 +87,7 @@ class TokenSequence:
         """The id of a next token, which is not appended. Without a seed another one each time."""
         sampler = Sampler(SamplingParams(**sampling))
         with self._lock:
-            return sampler.sample(self._last_logits(), self._tokens)
+            return sampler.sample(self._last_logits(), None, self._tokens, len(self._tokens))
 
     def fork(self) -> TokenSequence:
         """Another sequence of the same tokens, which shares their memory until one of the two goes on."""

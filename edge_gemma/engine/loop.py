@@ -284,16 +284,16 @@ class Engine:
             work.sequence.end(error)
 
     def _hand_out(self, step: list[Work], rows: list[Rows], logits: Logits) -> None:
-        at = 0
+        at, maxima = 0, self._runner.maxima
         for work, row in zip(step, rows, strict=True):
-            sequence, part = work.sequence, logits[at : at + row.wanted]
+            sequence, part = work.sequence, slice(at, at + row.wanted)
             at += row.wanted
             try:
-                self._advance(sequence, part)
+                self._advance(sequence, logits[part], None if maxima is None else maxima[part])
             except Exception as error:  # its own: a logit that is not finite, a stop string's
                 sequence.end(error)
 
-    def _advance(self, sequence: Sequence, logits: Logits) -> None:
+    def _advance(self, sequence: Sequence, logits: Logits, maxima: Logits | None) -> None:
         if not len(logits):
             sequence.read()
             return
@@ -302,7 +302,7 @@ class Engine:
         if first:
             self._keep(sequence)
             self._start_choices(sequence)
-        sequence.take(logits)
+        sequence.take(logits, maxima)
         self._stats.completion_tokens += len(sequence.tokens) - length
 
     def _start_choices(self, sequence: Sequence) -> None:

@@ -50,6 +50,8 @@ class Runner(Protocol):
 
     chunk: int
     pool: Pages
+    maxima: NDArray[np.float32] | None
+    """Of groups of the last step's logits, (wanted, groups), if it finds them; see `sampler`."""
 
     def new_table(self) -> Table:
         """The table of an empty sequence."""

@@ -21,6 +21,7 @@ from edge_gemma.graph.program import Program, Recorded, words_of
 from edge_gemma.graph.step import Rows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
+from edge_gemma.kernels.layout import logit_groups
 from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads.pool import KERNELS, ThreadPool
 from edge_gemma.kernels.tuning.choices import tuned_choices
@@ -133,13 +134,18 @@ class Runner:
         self._observing, self._body = observe, len(program)
         last = program.outside(self._x.name, self._x.columns, self._x.stride)
         logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
+        groups = logit_groups(config.vocab_size)
+        maxima = program.outside("maxima", groups, 4 * groups)
         if not observe:
             record_logits(program, config, weights, last, logits)
+            program.group_maxima(logits, maxima)
         self._program = program
         self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
+        self._words_of_maxima = words_of(self._table, maxima)
         self._step = Step(program.ropes, self.chunk, self.threads, scratch_bytes(config, self.chunk))
-        self._logits = np.empty((0, config.vocab_size), np.float32)
+        self._logits, self.maxima = np.empty((0, config.vocab_size), np.float32), np.empty((0, groups), np.float32)
+        """maxima: of each LOGIT_GROUP neighbours of the last step's logits, float32 (wanted, groups), for samplers."""
         self._threads = ThreadPool(self.threads)
 
     @property
@@ -181,6 +187,7 @@ class Runner:
         wanted = sum(part.wanted for part in batch)
         logits = self._room_for(wanted) if out is None else self._checked_out(out, wanted)
         self.file.check_unchanged()
+        self.maxima = np.empty((wanted, self.maxima.shape[1]), np.float32)
         self.pool.reserve([(part.table, part.table.length + len(part.tokens)) for part in batch])
         self._step.prepare(batch)
         if wanted == rows:
@@ -224,6 +231,7 @@ class Runner:
         """Have the logits' operations read from row `row` of the last layer's output on, and write to `logits`."""
         self._table[self._words_of_last] = self._x.address + row * self._x.stride
         self._table[self._words_of_logits] = logits.ctypes.data
+        self._table[self._words_of_maxima] = self.maxima.ctypes.data
 
     # ---- checks --------------------------------------------------------------------------------------------------
 

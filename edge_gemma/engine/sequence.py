@@ -84,10 +84,10 @@ class Sequence:
     def read(self) -> None:
         """More tokens were computed; the logits of none were wanted."""
 
-    def take(self, logits: Logits) -> None:
+    def take(self, logits: Logits, maxima: Logits | None) -> None:
         """More tokens were computed; `logits`, (wanted, V), are those that were wanted, to be copied if kept.
 
-        Raises NumericalError.
+        maxima: of their groups, (wanted, groups), for samplers. Raises NumericalError.
         """
         raise NotImplementedError
 
@@ -152,13 +152,14 @@ class Generation(Sequence):
         if self.speculation and self.decoding and min(room, left) > 0:
             self.proposal = self.speculation.propose(self.tokens, min(room, left))
 
-    def take(self, logits: Logits) -> None:
+    def take(self, logits: Logits, maxima: Logits | None) -> None:
         """Choose a token, and of a proposal as many as it foretold."""
         if len(self.tokens) == self.prompt_length:
             self.channel.put(Progress(self.prompt_length, self.prompt_length))
         proposal, self.proposal, accepted = self.proposal, [], 0
-        for row, proposed in zip(logits, [*proposal, None], strict=True):
-            token = self.sampler.sample(row, self.tokens)
+        for i, proposed in enumerate([*proposal, None]):
+            found = None if maxima is None else maxima[i]
+            token = self.sampler.sample(logits[i], found, self.tokens, len(self.tokens))
             self.tokens.append(token)
             self.channel.put(self.writer.write(token))
             if self.writer.finish_reason:
@@ -196,7 +197,7 @@ class Extension(Sequence):
         """Always: there is one item."""
         return True
 
-    def take(self, logits: Logits) -> None:
+    def take(self, logits: Logits, maxima: Logits | None) -> None:
         """The end of it."""
         self.channel.put(logits[-1].copy())
         self.end()
@@ -235,7 +236,7 @@ class AllLogits(Sequence):
         """All."""
         return count
 
-    def take(self, logits: Logits) -> None:
+    def take(self, logits: Logits, maxima: Logits | None) -> None:
         """Keep them, and go on. Raises MemoryBudgetError."""
         done = self.computed
         start = (done - len(logits)) // self._rows * self._rows

@@ -84,7 +84,7 @@ class DraftModel:
         self._go_back(tokens)
         text, start = list(tokens), time.perf_counter()
         while len(text) < len(tokens) + most:
-            text.append(self._sampler.sample(self._logits(text), text))
+            text.append(self._sampler.sample(self._logits(text), None, text, len(text)))
         each = (time.perf_counter() - start) / most
         self.seconds += (each - self.seconds) * (0.2 if self.seconds else 1.0)
         return text[len(tokens) :]

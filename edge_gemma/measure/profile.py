@@ -23,10 +23,11 @@ from edge_gemma import __version__
 from edge_gemma.cores import default_threads
 from edge_gemma.engine.answer import Delta, Writer
 from edge_gemma.engine.channel import Channel
+from edge_gemma.engine.grouped_logits import Logits
 from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.memory_plan import KvType
 from edge_gemma.engine.runner import Progress as KernelProgress
-from edge_gemma.engine.sampler import Logits, Sampler, SamplingParams
+from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import Generation, Progress
 from edge_gemma.graph.cache import PageTable
 from edge_gemma.graph.step import Rows
@@ -232,9 +233,9 @@ class _TimedSampler(Sampler):
         super().__init__(params)
         self.times: list[tuple[int, int]] = []
 
-    def sample(self, logits: Logits, history: Sequence[int] = ()) -> int:
+    def sample(self, logits: Logits, maxima: Logits | None, history: Sequence[int], position: int) -> int:
         start = time.perf_counter_ns()
-        token = super().sample(logits, history)
+        token = super().sample(logits, maxima, history, position)
         self.times.append((start, time.perf_counter_ns()))
         return token
 
@@ -244,7 +245,13 @@ class _Lent:
 
     def __init__(self, runner: StampedRunner) -> None:
         self.chunk, self.pool = runner.chunk, runner.pool
-        self.new_table, self.run, self.cancel = runner.new_table, runner.run, runner.cancel
+        self.new_table, self.cancel, self._runner = runner.new_table, runner.cancel, runner
+
+    def run(self, batch: Sequence[Rows]) -> Logits:
+        """As of the runner."""
+        logits = self._runner.run(batch)
+        self.maxima = self._runner.maxima
+        return logits
 
     def close(self) -> None:
         """Nothing: its owner does that."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count as numbers
 
 import numpy as np
 
@@ -78,7 +79,8 @@ class Writers:
 
     def write(self, tokens: int, seed: int, progress: Callable[[int, int], None] | None = None) -> list[Text]:
         """See `own_texts`. `progress(done, tokens)` follows every step."""
-        samplers = [Sampler(replace(VARIED, seed=seed + i)) for i in range(len(self._tables))]
+        samplers_to_come = (Sampler(replace(VARIED, seed=seed), choice) for choice in numbers())
+        samplers = [next(samplers_to_come) for _ in self._tables]
         texts, ended = [[self._tokenizer.bos_id] for _ in samplers], []
         for done in range(0, tokens, len(samplers)):
             if progress:
@@ -86,10 +88,10 @@ class Writers:
             last = (np.array(text[-1:], np.int64) for text in texts)
             logits = self._runner.run([Rows(table, ids, 1) for table, ids in zip(self._tables, last, strict=True)])
             for i, (text, sampler) in enumerate(zip(texts, samplers, strict=True)):
-                text.append(sampler.sample(logits[i]))
+                text.append(sampler.sample(logits[i], self._runner.maxima[i], text, len(text)))
                 if text[-1] in self._tokenizer.eog_ids or len(text) > self._runner.context:
                     ended.append(text[: self._runner.context])
-                    texts[i] = [self._tokenizer.bos_id]
+                    texts[i], samplers[i] = [self._tokenizer.bos_id], next(samplers_to_come)
                     self._tables[i].truncate(0)
         if progress:
             progress(tokens, tokens)

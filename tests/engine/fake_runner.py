@@ -76,6 +76,7 @@ class FakeRunner:
     def __init__(self, chunk: int = 16, window: int | None = None, limit: int = 10**9) -> None:
         self.chunk, self.window, self.limit = chunk, window, limit
         self.pool = FakePool()
+        self.maxima = None
         self.steps: list[list[int]] = []
         self.closed = False
         self.on_step: Callable[[list[Rows]], None] = lambda _rows: None

@@ -74,7 +74,7 @@ def alone(prompt: list[int], max_tokens: int = 8, params: SamplingParams | None 
     """What a prompt is continued with, by the definition."""
     sampler, text = Sampler(params or SamplingParams(temperature=0.0)), list(prompt)
     for _ in range(max_tokens):
-        text.append(sampler.sample(logits_after(text), text))
+        text.append(sampler.sample(logits_after(text), None, text, len(text)))
         if text[-1] == END:
             break
     return text[len(prompt) :]
