@@ -125,7 +125,7 @@ class PagePool:
             for table, layer, span in missing:
                 table.put(layer, span, self.layers[layer].take())
         for table, end in wanted:
-            table.reserved = max(table.reserved, end)
+            table.reserved = max(table.reserved, spans_of(end) * SPAN)
 
     def _require(self, layers: Counter[int]) -> None:
         """See to it that there are so many free pages for each layer."""
@@ -173,18 +173,15 @@ class PageTable:
         self.pool, self.context = pool, context
         self.length = 0
         self.reserved = 0
-        """Positions up to here have pages that may be written."""
+        """Positions from `length` up to here have pages, in which nobody else writes."""
         self._pages = np.zeros((len(pool.states), spans_of(context)), np.int64)  # addresses; 0: none
         self._rows = self._pages.ctypes.data + self._pages.strides[0] * np.arange(len(pool.states))
+        self.address = self._rows.ctypes.data
+        """The table for the kernels: for each layer, the address of its pages' addresses. As long as this lives."""
         self._first = [0] * len(pool.states)  # spans before it were given back
         self._next_leaves = self._leaves_next()
         self._finalizer = weakref.finalize(self, pool.drop_later, self._pages)
         self._finalizer.atexit = False
-
-    @property
-    def address(self) -> int:
-        """The table for the kernels: for each layer, the address of its pages' addresses. As long as this lives."""
-        return self._rows.ctypes.data
 
     @property
     def bytes(self) -> int:
@@ -200,7 +197,7 @@ class PageTable:
     # ---- growing -------------------------------------------------------------------------------------------------
 
     def reserve(self, end: int) -> None:
-        """Have pages for positions length..end-1 that only this table holds: a shared one is copied first.
+        """Have pages for positions length..end-1 in which nobody else writes: a shared one is copied first.
 
         Raises MemoryBudgetError, and then changes nothing.
         """
@@ -208,10 +205,11 @@ class PageTable:
 
     def missing(self, end: int) -> list[tuple[int, int]]:
         """Layer and span of each page that `reserve` has to get."""
+        assert end <= self.context
         if end <= self.reserved:
             return []
-        assert end <= self.context and not self.released
-        spans = range(self.length // SPAN, spans_of(end))
+        assert not self.released
+        spans = range(self.reserved // SPAN, spans_of(end))
         return [(layer, span) for span in spans for layer in range(len(self._first)) if not self._is_own(layer, span)]
 
     def _is_own(self, layer: int, span: int) -> bool:
@@ -285,7 +283,11 @@ class PageTable:
         self._next_leaves = self._leaves_next()
 
     def fork(self) -> PageTable:
-        """Another sequence that begins with this one's positions. Its pages are shared until one of the two writes."""
+        """Another sequence that begins with this one's positions, in the same pages.
+
+        The last one, if it is not full, is copied when the new sequence writes to it. This one goes on in place, since
+        what it writes lies behind all that others see there; after it has gone back, it has to copy, too.
+        """
         self.pool.collect()
         other, spans = self.pool.new_table(self.context), spans_of(self.length)
         for layer, memory in enumerate(self.pool.layers):
@@ -294,7 +296,7 @@ class PageTable:
         other._pages[:, :spans] = self._pages[:, :spans]
         other._first[:] = self._first
         other._next_leaves = self._next_leaves
-        other.length = other.reserved = self.reserved = self.length
+        other.length = other.reserved = self.length
         return other
 
     def release(self) -> None:

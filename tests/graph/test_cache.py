@@ -52,6 +52,11 @@ def write(table: PageTable, values: Sequence[int]) -> None:
     table.advance(end)
 
 
+def write_nothing(table: PageTable, count: int) -> None:
+    table.reserve(count)
+    table.advance(count)
+
+
 def check(table: PageTable, values: Sequence[int]) -> None:
     """What a row after the last position would see is what was written."""
     assert table.length == len(values)
@@ -60,6 +65,7 @@ def check(table: PageTable, values: Sequence[int]) -> None:
         for position in range(low, len(values)):
             got = {ctypes.c_uint16.from_address(at).value for at in slots(table, layer, position)}
             assert got == {values[position]}, (layer, position)
+        assert not table._pages[layer, : low // SPAN].any()
 
 
 def pages_of(table: PageTable) -> set[int]:
@@ -73,10 +79,10 @@ def test_a_fork_shares_all_pages_until_one_writes() -> None:
     assert pool.bytes_in_use == one.bytes == 5 * PAGE  # a window has left its first one
     other = one.fork()
     assert pool.bytes_in_use == 5 * PAGE and pages_of(one) == pages_of(other)
+    write(one, [8])  # behind all that the other one sees
+    assert pool.bytes_in_use == 5 * PAGE
     write(other, [7])  # three layers have a page that is not full
     assert pool.bytes_in_use == 8 * PAGE and len(pages_of(one) & pages_of(other)) == 2
-    write(one, [8])  # alone with it by now
-    assert pool.bytes_in_use == 8 * PAGE
     check(one, [*range(300), 8])
     check(other, [*range(300), 7])
     one.release()
@@ -95,7 +101,12 @@ def test_pages_that_leave_a_window_are_given_back() -> None:
         table.reserve(end)
         seen.append(pool.bytes_in_use // PAGE)
         table.advance(end)
-    assert max(seen) == most and cache_bytes(states, 4000, rows, "f16") == most * PAGE
+    assert max(seen) == most
+    for length, held in ((SPAN + 298, 3), (SPAN + 299, 2)):  # the row at SPAN + 298 still sees SPAN - 1
+        table.truncate(0)
+        write_nothing(table, length)
+        assert table.bytes == held * PAGE
+    assert cache_bytes(states, 4000, rows, "f16") == most * PAGE
 
 
 def test_going_back_is_refused_where_a_window_has_moved_on() -> None:
@@ -115,8 +126,27 @@ def test_going_back_is_refused_where_a_window_has_moved_on() -> None:
     check(earlier, [*range(555), *[9] * 10])
     table.truncate(0)
     assert table.bytes == 0
-    write(table, [5])
-    check(table, [5])
+    write(table, [5, 6])
+    check(table, [5, 6])
+    table.truncate(1)
+    write(table, [7])
+    check(table, [5, 7])
+
+
+def test_who_goes_back_writes_to_a_page_of_its_own() -> None:
+    pool = PagePool(STATES, "f16")
+    one = pool.new_table(CONTEXT)
+    write(one, range(10))
+    other = one.fork()
+    write(one, range(10, 20))
+    third = one.fork()
+    one.truncate(5)
+    write(one, [1, 2])
+    write(other, [3])
+    check(one, [*range(5), 1, 2])
+    check(other, [*range(10), 3])
+    check(third, range(20))
+    assert pool.bytes_in_use == 9 * PAGE
 
 
 def test_a_full_pool_says_so_and_changes_nothing() -> None:
