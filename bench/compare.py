@@ -1,6 +1,6 @@
 """What a change did: two results of `side_by_side.py`, measure by measure.
 
-    python bench/compare.py BEFORE.json AFTER.json
+    python bench/compare.py BEFORE.jsonl AFTER.jsonl
 
 For every case that both have: ours before and after, the change, and whether it is beyond the spread, which is when
 no round of one is within the rounds of the other, of at least three. Where a peer was measured too, its own change
@@ -13,106 +13,55 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import record
-from bench.record import Record, more_is_better
-from bench.tables import table
+from bench.results import Measured, Result, leads, more_is_better, values
+from bench.tables import shown, table
 
+HEAD = ("case", "measure", "before", "after", "ours", "peer", "ours less drift", "beyond the spread")
 FEWEST_ROUNDS = 3
 """Two rounds that happen to lie close together would make anything a change."""
 NOTHING = 0.005
 """A smaller change is none, however steady."""
-UNCOMPARED = {"file", "anonymous", "own_first_token"}
+UNCOMPARED = ("file", "anonymous", "own_first_token")
 
 
-@dataclass(frozen=True)
-class Change:
-    """One measure. Times better than before (above 1 is better), of ours, of the peer, and of ours less the drift."""
-
-    case: str
-    measure: str
-    before: float
-    after: float
-    ours: float
-    peer: float | None
-    corrected: float
-    verdict: str
-    """"better" or "worse" beyond the spread, else "no", or "too few rounds"."""
+def changes(before: Result, after: Result) -> Iterator[list[str]]:
+    """A row for every measure that both results have; ratios above 1 are better."""
+    new = after.cases()
+    for name, old in before.cases().items():
+        both = [m for m in old.measures() if name in new and new[name]["ours", m]]
+        for measure in both:
+            if measure not in UNCOMPARED and not measure.endswith(("/bytes", "/macs", "/rows")):
+                yield [name, measure, *_change(measure, old, new[name])]
 
 
-def changes(before: Record, after: Record) -> Iterator[Change]:
-    """Every measure that both results have."""
-    for name, old in before["cases"].items():
-        new = after["cases"].get(name)
-        for measure in record.measures(old) if new else ():
-            if new and measure not in UNCOMPARED and record.values(new, measure):
-                yield _change(name, measure, old, new)
+def _change(measure: str, old: Measured, new: Measured) -> list[str]:
+    ours, peer = ([_goodness(of, measure, side) for of in (old, new)] for side in ("ours", "peer"))
+    led = [leads(of, measure) for of in (old, new)]
+    compared = led if all(led) else ours
+    seen = [shown(values(of, measure), "{:.4g}") for of in (old, new)]
+    gains = [f"{median(after) / median(before):.3f}" if after and before else "" for before, after in (ours, peer)]
+    return [*seen, *gains, f"{median(compared[1]) / median(compared[0]):.3f}", verdict(*compared)]
 
 
-def _change(name: str, measure: str, old: Record, new: Record) -> Change:
-    a, b = (record.values(case, measure) for case in (old, new))
-    lead_a, lead_b = (record.leads(case, measure) for case in (old, new))
-    both = bool(lead_a and lead_b)
-    compared_a, compared_b = (lead_a, lead_b) if both else (_goodness(measure, a), _goodness(measure, b))
-    return Change(
-        case=name,
-        measure=measure,
-        before=_middle(a),
-        after=_middle(b),
-        ours=_gain(measure, a, b),
-        peer=_gain(measure, *(record.values(case, measure, "peer") for case in (old, new))) if both else None,
-        corrected=_middle(compared_b) / _middle(compared_a),
-        verdict=verdict(compared_a, compared_b),
-    )
+def _goodness(of: Measured, measure: str, side: str) -> list[float]:
+    """Of every round, a figure of which more is better."""
+    return [value if more_is_better(measure) else 1 / value for value in values(of, measure, side)]
 
 
 def verdict(before: list[float], after: list[float]) -> str:
-    """Of figures of which more is better."""
+    """ "better" or "worse" beyond the spread, else "no"; of figures of which more is better."""
     if min(len(before), len(after)) < FEWEST_ROUNDS:
         return "too few rounds"
-    if abs(_middle(after) / _middle(before) - 1) < NOTHING:
+    if abs(median(after) / median(before) - 1) < NOTHING:
         return "no"
     if min(after) > max(before):
         return "better"
     return "worse" if max(after) < min(before) else "no"
-
-
-def _goodness(measure: str, numbers: list[float]) -> list[float]:
-    return numbers if more_is_better(measure) else [1 / number for number in numbers]
-
-
-def _gain(measure: str, before: list[float], after: list[float]) -> float:
-    ratio = _middle(after) / _middle(before)
-    return ratio if more_is_better(measure) else 1 / ratio
-
-
-def _middle(numbers: list[float]) -> float:
-    middle = record.median(numbers)
-    assert middle is not None
-    return middle
-
-
-def rendered(found: list[Change]) -> str:
-    """As a table; ratios above 1 are better."""
-    head = ["case", "measure", "before", "after", "ours", "peer", "ours less drift", "beyond the spread"]
-    rows = [
-        [
-            c.case,
-            c.measure,
-            f"{c.before:.4g}",
-            f"{c.after:.4g}",
-            f"{c.ours:.3f}",
-            "" if c.peer is None else f"{c.peer:.3f}",
-            f"{c.corrected:.3f}",
-            c.verdict,
-        ]
-        for c in found
-    ]
-    return table(head, rows)
 
 
 def main() -> int:
@@ -120,11 +69,14 @@ def main() -> int:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     args = parser.parse_args()
-    found = list(changes(record.load(args.before), record.load(args.after)))
-    if not found:
+    try:
+        rows = list(changes(Result.load(args.before), Result.load(args.after)))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if not rows:
         print("the two have no case in common", file=sys.stderr)
         return 1
-    print(rendered(found), end="")
+    print(table(HEAD, rows), end="")
     return 0
 
 

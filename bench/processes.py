@@ -9,14 +9,12 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-WORKERS = HERE / "workers"
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = ROOT / "bench/workers"
 PAUSE = 0.05
 """Seconds before each question: what another engine's threads may spin after their work."""
 
@@ -26,20 +24,22 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """One process of `bench/workers`, alive until it is closed; its model stays loaded between questions."""
+    """One process of `bench/workers`, alive until it is closed; its model stays loaded between questions.
+
+    Raises WorkerError if `python` cannot be started.
+    """
 
     def __init__(self, script: str, python: str, environment: dict[str, str] | None = None) -> None:
         self._script = script
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (closed below)
-        self._process = subprocess.Popen(
-            [python, str(WORKERS / script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        )
+        pipe, command = subprocess.PIPE, [python, str(WORKERS / script)]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=self._errors, encoding="utf-8", env=environment
+            )
+        except OSError as error:
+            self._errors.close()
+            raise WorkerError(f"{script}: {python} does not start: {error.strerror}") from None
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """The value of handler `do`. Raises WorkerError with what the process said."""
@@ -47,12 +47,13 @@ class Worker:
         time.sleep(PAUSE)
         try:
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+            answer = json.loads(self._process.stdout.readline() or "null")
         except BrokenPipeError:
-            raise WorkerError(self._last_words()) from None
-        line = self._process.stdout.readline()
-        if not line:
-            raise WorkerError(self._last_words())
-        answer = json.loads(line)
+            answer = None
+        if answer is None:
+            self._errors.seek(0)
+            words = self._errors.read()[-2000:].strip()
+            raise WorkerError(f"{self._script}: ended with status {self._process.wait()}\n{words}")
         if "error" in answer:
             raise WorkerError(f"{self._script}: {answer['error']}")
         return answer["value"]
@@ -62,34 +63,27 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream:
-                stream.close()
+            assert stream
+            stream.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        words = self._errors.read()[-2000:].strip()
-        return f"{self._script}: ended with status {self._process.wait()}\n{words}"
 
-
-def our_environment(isa: str | None = None, cache: str | None = None) -> dict[str, str]:
+def our_environment(isa: str = "", cache: str = "") -> dict[str, str]:
     """Ours, with the checkout importable; `isa` and `cache` are the runtime's own variables."""
     given = {"EDGE_GEMMA_ISA": isa, "EDGE_GEMMA_CACHE_DIR": cache}
     return os.environ | {"PYTHONPATH": str(ROOT)} | {name: value for name, value in given.items() if value}
 
 
 def first_token(command: list[str], model: Path, environment: dict[str, str] | None = None) -> dict[str, float]:
-    """Seconds from starting `command` to its first byte of text, and its memory at that moment, in bytes.
+    """Seconds from starting `command` to its first byte of text (first_token), and its memory at that moment.
 
-    The memory is what `resident` tells; import: seconds that the process says on stderr it spent importing, where it
-    says so. Raises WorkerError if no text comes.
+    own_first_token: less the seconds that the process says on stderr it spent importing. The memory is what `resident`
+    tells. Raises WorkerError if no text comes.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         start = time.perf_counter()
@@ -104,7 +98,7 @@ def first_token(command: list[str], model: Path, environment: dict[str, str] | N
     if not came:
         raise WorkerError(f"{' '.join(command)}: no text came\n{said[-2000:]}")
     imported = re.search(r"^import ([\d.]+)$", said, re.MULTILINE)
-    return {"seconds": seconds, **memory, **({"import": float(imported[1])} if imported else {})}
+    return {"first_token": seconds, "own_first_token": seconds - float(imported[1] if imported else 0), **memory}
 
 
 def resident(pid: int, model: Path) -> dict[str, float]:

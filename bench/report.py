@@ -1,8 +1,8 @@
-"""Put results of `side_by_side.py` into the README and docs/benchmarks.md, between their markers.
+"""Put all results in bench/results into the documents, between their markers.
 
-python bench/report.py            # rewrite the tables from all that is in bench/results, the longest result first
+python bench/report.py            # rewrite the tables, those of the result with most cases first
 python bench/report.py --check    # exit 1 if the tables there are others
-python bench/report.py --print    # only show them
+python bench/report.py --print RESULT.jsonl ...     # only show all tables of these
 """
 
 from __future__ import annotations
@@ -13,21 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import record, tables
+from bench.profile_tables import profiles
+from bench.results import STORED, Result, stored
+from bench.tables import compact, full
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = STORED.parents[1]
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-
-
-def stored() -> list[record.Record]:
-    """The results in bench/results, one for each CPU, that with most cases first."""
-    paths = sorted((ROOT / "bench/results").glob("20*.json"))
-    return sorted((record.load(path) for path in paths), key=lambda result: -len(result["cases"]))
-
-
-def documents(results: list[record.Record]) -> dict[Path, str]:
-    """What belongs between the markers of each file."""
-    return {ROOT / "README.md": tables.compact(*results), ROOT / "docs" / "benchmarks.md": tables.full(*results)}
+DOCUMENTS = {"README.md": compact, "docs/benchmarks.md": full, "docs/performance.md": profiles}
 
 
 def filled(text: str, generated: str) -> str:
@@ -42,24 +34,24 @@ def filled(text: str, generated: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Generate the tables of figures.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file has other tables")
-    parser.add_argument("--print", action="store_true", help="change nothing; show what docs/benchmarks.md would get")
+    parser.add_argument("--print", nargs="+", type=Path, metavar="RESULT", help="change nothing; show these as tables")
     args = parser.parse_args()
-    results = stored()
     if args.print:
-        print(tables.full(*results))
+        try:
+            results = [Result.load(path) for path in args.print]
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        print(full(results) + profiles(results))
         return 0
-    wrong = 0
-    for path, generated in documents(results).items():
-        text = path.read_text("utf-8")
-        wanted = filled(text, generated)
-        if args.check and wanted != text:
-            print(
-                f"{path.name} does not show bench/results; `python bench/report.py` makes it",
-                file=sys.stderr,
-            )
+    results, wrong = stored(), 0
+    for name, generate in DOCUMENTS.items():
+        text = (ROOT / name).read_text("utf-8")
+        wanted = filled(text, generate(results))
+        if wanted != text and args.check:
+            print(f"{name} does not show bench/results; `python bench/report.py` makes it", file=sys.stderr)
             wrong = 1
-        elif not args.check:
-            path.write_text(wanted, "utf-8")
+        elif wanted != text:
+            (ROOT / name).write_text(wanted, "utf-8")
     return wrong
 
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import statistics
+import json
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from bench.cases import GENERATE, ROWS, SIZES, START_CONTEXT, STEP_REPEATS, Case
+from bench.cases import (
+    BUSY_SECONDS,
+    GENERATE,
+    LONG,
+    PROFILE_REPEATS,
+    ROWS,
+    SHORT,
+    START_CONTEXT,
+    STEP_REPEATS,
+    Case,
+)
 from bench.models import Facts
-from bench.processes import WORKERS, Worker, first_token, our_environment
+from bench.processes import WORKERS, Worker, WorkerError, first_token, our_environment
+from bench.results import Measurement
+from edge_gemma.cores import default_threads
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
 WARM_PROMPT, WARM_TOKENS = 64, 4
@@ -25,8 +37,6 @@ TURN = 16
 """Tokens that an engine generates before it is the other's turn."""
 
 Say = Callable[[str], None]
-Measures = dict[str, float]
-Round = dict[str, Measures]
 Figure = tuple[str, str, float]
 """Side ("ours", "peer", or "limits"), measure, value."""
 
@@ -37,135 +47,98 @@ class Skipped(Exception):  # noqa: N818  (an answer, not a fault)
 
 @dataclass(frozen=True)
 class Setup:
-    """Where things are. An empty interpreter: that peer is not there, and ours is measured alone."""
+    """Where things are. `pythons`: peer -> its interpreter; a peer that has none is not there, ours is alone."""
 
     models: Path
-    llama: str
-    llama_avx2: str
-    transformers: str
-    transformers_model: Path | None
+    pythons: dict[str, str]
+    transformers_model: Path | None = None
 
 
 @dataclass
 class Bench:
-    """The processes of one case. `peer` is None where there is none."""
+    """The processes of a case. No peer: there is none."""
 
     case: Case
-    ours: Worker
-    peer: Worker | None
+    setup: Setup
+    sides: dict[str, Worker]
     machine: Worker
 
-    @property
-    def sides(self) -> dict[str, Worker]:
-        return {"ours": self.ours} | ({"peer": self.peer} if self.peer else {})
 
-
-def measure(case: Case, setup: Setup, facts: Facts, say: Say) -> dict[str, Any]:
-    """The case's rounds, the model's facts and the engines. Raises Skipped, WorkerError."""
+def measure(case: Case, setup: Setup, facts: Facts, say: Say) -> tuple[list[Measurement], str]:
+    """The case's rounds and the facts that shares are computed from; and a note. Raises Skipped, WorkerError."""
+    if case.peer == "transformers" and case.peer not in setup.pythons:
+        raise Skipped("--transformers-python and --transformers-model are needed")
     repack = room(case, setup, facts)
-    run = _starts if case.kind == "start" else _steady
-    return {"facts": _facts(case, facts)} | run(case, setup, facts, repack, say)
+    measured = [Measurement(case.name, "model", name, 0, value) for name, value in _facts(case, facts)]
+    for number, figures in enumerate(_rounds(case, setup, facts, repack)):
+        measured += [Measurement(case.name, side, name, number, value) for side, name, value in figures]
+        told = " ".join(f"{side} {name} {value:.4g};" for side, name, value in figures if "/" not in name)
+        say(f"  round {number + 1} of {case.rounds}: {told}")
+    return measured, "" if repack else "llama.cpp without its repacking: its second copy of the weights does not fit"
 
 
 def room(case: Case, setup: Setup, facts: Facts) -> bool:
     """Whether the peer may keep its second copy of the weights. Raises Skipped if even without it there is no room."""
-    free = psutil.virtual_memory().available
-    peer = bool(interpreter(case, setup))
-    for repack in (True, False):
-        need = facts.need(case.context, peer=peer, repack=repack)
-        if need <= free:
-            return repack
-    raise Skipped(f"{need / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB available")
+    free: int = psutil.virtual_memory().available
+    need = [facts.need(case.context, peer=case.peer in setup.pythons, repack=repack) for repack in (True, False)]
+    if need[1] > free:
+        raise Skipped(f"{need[1] / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB available")
+    return need[0] <= free
 
 
-def interpreter(case: Case, setup: Setup) -> str:
-    """The peer's; empty if the case has no peer, or this machine has not."""
-    return {"llama.cpp": setup.llama, "llama.cpp-avx2": setup.llama_avx2, "transformers": setup.transformers, "": ""}[
-        case.peer
-    ]
+def _facts(case: Case, facts: Facts) -> Iterator[tuple[str, float]]:
+    if case.kind in ("short", "long"):
+        yield "decode_bytes", facts.decode_bytes(case.depth, GENERATE)
+        yield "prompt_macs", facts.prompt_macs(case.prompt)
+    if case.kind == "start":
+        yield "kv_bytes_at_start", facts.kv_bytes(START_CONTEXT - 1)
 
 
-def _facts(case: Case, facts: Facts) -> dict[str, Any]:
-    """What shares are computed from."""
-    named = {key: value for key, value in asdict(facts).items() if key in ("file_bytes", "token_bytes", "repacked")}
-    if case.kind in SIZES:
-        named["decode_bytes"] = facts.decode_bytes(case.depth, GENERATE)
-        named["prompt_macs"] = facts.macs_per_prompt_token(case.prompt)
-    return named | {"kv_bytes_at_start": facts.kv_bytes(START_CONTEXT - 1)}
-
-
-# ---- processes that stay -----------------------------------------------------------------------------------------
-
-
-def _steady(case: Case, setup: Setup, facts: Facts, repack: bool, say: Say) -> dict[str, Any]:
+def _rounds(case: Case, setup: Setup, facts: Facts, repack: bool) -> Iterator[list[Figure]]:
+    """The figures of each round, which are limits too where processes stay."""
+    if case.kind == "start":
+        yield from _starts(case, setup)
+        return
+    kinds = {"rows": _rows, "overhead": _overhead, "busy": _busy, "profile": _profile, "profile-long": _profile}
     with ExitStack() as stack:
-        bench, engines, notes = _open(stack, case, setup, facts, repack)
+        bench = _open(stack, case, setup, facts, repack)
         _warm_up(bench)
-        work = {"rows": _rows, "overhead": _overhead}.get(case.kind, _speed)
-        rounds = []
-        for number in range(case.rounds):
-            measured = collected(work(bench))
-            rounds.append(measured)
-            say(f"  round {number + 1} of {case.rounds}: {summary(measured)}")
-    return {"engines": engines, "notes": notes, "rounds": rounds}
+        for _ in range(case.rounds):
+            yield [*_limits(bench), *kinds.get(case.kind, _speed)(bench), *_limits(bench)]
 
 
-def collected(figures: Iterable[Figure]) -> Round:
-    """One round: the mean of what was measured several times in it."""
-    lists: dict[str, dict[str, list[float]]] = {}
-    for side, name, value in figures:
-        lists.setdefault(side, {}).setdefault(name, []).append(value)
-    return {side: {name: statistics.mean(values) for name, values in of.items()} for side, of in lists.items()}
+# ---- processes that stay -------------------------------------------------------------------------------------------
 
 
-def summary(measured: Round) -> str:
-    """One line of a round's figures."""
-    return "; ".join(
-        f"{side} " + " ".join(f"{k} {v:.4g}" for k, v in of.items()) for side, of in measured.items() if of
-    )
-
-
-def _open(
-    stack: ExitStack, case: Case, setup: Setup, facts: Facts, repack: bool
-) -> tuple[Bench, dict[str, Any], list[str]]:
-    """The processes with their models open, what they say they are, and what must be known of them."""
-    model = str(case.file.path(setup.models))
-    environment = our_environment(case.isa)
-    given: dict[str, Any] = {"context": case.context, "threads": case.threads}
-    ours = stack.enter_context(Worker("ours.py", sys.executable, environment))
-    ours.ask("open", model=model, **given)
+def _open(stack: ExitStack, case: Case, setup: Setup, facts: Facts, repack: bool) -> Bench:
+    """The processes with their models open."""
+    sides, environment = {}, our_environment(case.isa)
+    given = {"model": str(case.file.path(setup.models)), "context": case.context, "threads": case.threads}
+    if not case.kind.startswith("profile"):
+        sides["ours"] = stack.enter_context(Worker("ours.py", sys.executable, environment))
+        sides["ours"].ask("open", **given)
     if case.kind == "overhead":
-        ours.ask("open_text", model=model, **given)
-    engines, notes = {"ours": ours.ask("describe")}, []
-    peer = _peer(stack, case, setup)
-    if peer:
-        engines["peer"] = peer.ask("describe")
-        _check_peer(case, engines["peer"])
-        if case.peer == "transformers":
-            peer.ask("open", model=str(setup.transformers_model), **given)
-        else:
-            peer.ask("open", model=model, repack=repack, **given)
-        if not repack and case.peer.startswith("llama.cpp"):
-            notes.append("llama.cpp without its repacking: its second copy of the weights does not fit")
+        sides["ours"].ask("open_text", **given)
+    if case.peer in setup.pythons:
+        sides["peer"] = stack.enter_context(peer_worker(case.peer, setup))
+        options = {"model": str(setup.transformers_model)} if case.peer == "transformers" else {"repack": repack}
+        sides["peer"].ask("open", **given | options)
     machine = stack.enter_context(Worker("machine.py", sys.executable, environment))
     machine.ask("open", size=_buffer_size(facts), threads=case.threads)
-    return Bench(case, ours, peer, machine), engines, notes
+    return Bench(case, setup, sides, machine)
 
 
-def _peer(stack: ExitStack, case: Case, setup: Setup) -> Worker | None:
-    python = interpreter(case, setup)
-    if not python and case.peer != "transformers":
-        return None
-    if case.peer == "transformers" and not (python and setup.transformers_model):
-        raise Skipped("--transformers-python and --transformers-model are needed")
-    script = "transformers_peer.py" if case.peer == "transformers" else "llama.py"
-    return stack.enter_context(Worker(script, python))
+def peer_worker(peer: str, setup: Setup) -> Worker:
+    """Its process, with no model yet. Raises WorkerError."""
+    return Worker("transformers_peer.py" if peer == "transformers" else "llama.py", setup.pythons[peer])
 
 
-def _check_peer(case: Case, engine: dict[str, Any]) -> None:
-    """A llama.cpp that is to have no AVX-512 has none."""
-    if case.peer == "llama.cpp-avx2" and "AVX512 = 1" in engine["system"]:
-        raise Skipped("the interpreter of --avx2-python has a llama.cpp built with AVX-512")
+def described(peer: str, setup: Setup) -> str:
+    """What the peer says it is. Raises WorkerError, also for one that is to have no AVX-512 and has it."""
+    with peer_worker(peer, setup) as worker:
+        if peer == "llama.cpp-avx2" and worker.ask("has_avx512"):
+            raise WorkerError("the interpreter of --avx2-python has a llama.cpp built with AVX-512")
+        return str(worker.ask("describe"))
 
 
 def _buffer_size(facts: Facts) -> int:
@@ -183,13 +156,17 @@ def _warm_up(bench: Bench) -> None:
         if bench.case.kind == "rows":
             worker.ask("steps", rows=ROWS, repeats=1)
     if bench.case.kind == "overhead":
-        bench.ours.ask("answer", tokens=WARM_TOKENS)
+        bench.sides["ours"].ask("answer", tokens=WARM_TOKENS)
+
+
+def _limits(bench: Bench) -> Iterator[Figure]:
+    for name, value in bench.machine.ask("measure", seconds=LIMIT_SECONDS).items():
+        yield "limits", name, value
 
 
 def _speed(bench: Bench) -> Iterator[Figure]:
     """Tokens per second of a prompt, and of generating: from an empty cache, or on top of the prompt."""
     prompt, depth = bench.case.prompt, bench.case.depth
-    yield from _limits(bench)
     for side, worker in bench.sides.items():
         worker.ask("clear")
         yield side, f"pp{prompt}", prompt / worker.ask("prompt", tokens=prompt)
@@ -200,68 +177,94 @@ def _speed(bench: Bench) -> Iterator[Figure]:
     for _ in range(0, GENERATE, TURN):
         for side, worker in bench.sides.items():
             seconds[side] += worker.ask("generate", tokens=TURN)
-    yield from _limits(bench)
-    name = f"tg{GENERATE}@{depth}" if depth else f"tg{GENERATE}"
     for side, taken in seconds.items():
-        yield side, name, GENERATE / taken
+        yield side, f"tg{GENERATE}@{depth}" if depth else f"tg{GENERATE}", GENERATE / taken
 
 
 def _rows(bench: Bench) -> Iterator[Figure]:
     """Seconds of one step of each number of rows."""
-    yield from _limits(bench)
     for side, worker in bench.sides.items():
         worker.ask("clear")
         worker.ask("prompt", tokens=32)
         for rows, seconds in worker.ask("steps", rows=ROWS, repeats=STEP_REPEATS).items():
             yield side, f"rows{rows}", seconds
-    yield from _limits(bench)
 
 
 def _overhead(bench: Bench) -> Iterator[Figure]:
     """Seconds per token of bare steps, and of an answer."""
-    yield from _limits(bench)
-    bench.ours.ask("clear")
-    bench.ours.ask("prompt", tokens=16)
-    yield "ours", "step", bench.ours.ask("generate", tokens=GENERATE) / GENERATE
-    yield "ours", "answer", bench.ours.ask("answer", tokens=GENERATE)
+    ours = bench.sides["ours"]
+    ours.ask("clear")
+    ours.ask("prompt", tokens=16)
+    yield "ours", "step", ours.ask("generate", tokens=GENERATE) / GENERATE
+    yield "ours", "answer", ours.ask("answer", tokens=GENERATE)
 
 
-def _limits(bench: Bench) -> Iterator[Figure]:
-    for name, value in bench.machine.ask("measure", seconds=LIMIT_SECONDS).items():
-        yield "limits", name, value
+def _busy(bench: Bench) -> Iterator[Figure]:
+    """Tokens per second from an empty cache, beside no, one, and as many programs as there are cores."""
+    for count in dict.fromkeys((0, 1, default_threads())):
+        for side, worker in bench.sides.items():
+            with busy_programs(count):
+                worker.ask("clear")
+                tokens, spent = 0, 0.0
+                while spent < BUSY_SECONDS and tokens < LONG - TURN:
+                    spent += worker.ask("generate", tokens=TURN // 4)
+                    tokens += TURN // 4
+            yield side, f"busy{count}", tokens / spent
 
 
-# ---- processes that start ----------------------------------------------------------------------------------------
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """So many processes that never rest."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
-def _starts(case: Case, setup: Setup, facts: Facts, repack: bool, say: Say) -> dict[str, Any]:
+def _profile(bench: Bench) -> Iterator[Figure]:
+    """`edge-gemma bench --profile`, operation by operation."""
+    case, model = bench.case, bench.case.file.path(bench.setup.models)
+    sizes = {"-p": SHORT // 2, "-n": GENERATE // 2, "-d": case.depth, "-t": case.threads, "-r": PROFILE_REPEATS}
+    command = [sys.executable, "-m", "edge_gemma", "bench", str(model), "--profile", "--json"]
+    command += [str(part) for option in sizes.items() for part in option]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=our_environment(case.isa))
+    if done.returncode:
+        raise WorkerError(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    profile = json.loads(done.stdout)
+    for step in ("decode", "prefill"):
+        for name in ("whole_us", "rows"):
+            yield "ours", f"{step}/program/{name}", profile[step][name]
+        for part in profile[step]["parts"]:
+            operation = part["label"] + (f" ({', '.join(part['formats'])})" if part["formats"] else "")
+            yield "ours", f"{step}/{operation}/us", part["us"]
+            yield "ours", f"{step}/{operation}/bytes", part["weight_bytes"] + part["kv_bytes"]
+            yield "ours", f"{step}/{operation}/macs", part["macs"]
+    for name in ("program", "threads", "sampling", "detokenizing", "python"):
+        yield "ours", f"outside/{name}/each_us", profile["outside"][f"{name}_us"]
+
+
+# ---- processes that start ------------------------------------------------------------------------------------------
+
+
+def _starts(case: Case, setup: Setup) -> Iterator[list[Figure]]:
     """Warm starts by turns; one of ours with no kernel compiled yet; each engine once untimed before."""
     model = case.file.path(setup.models)
-    commands = {
-        "ours": [sys.executable, "-m", "edge_gemma", "run", str(model), "-p", PROMPT, "-n", "64", "--temp", "0"]
-    }
-    commands["ours"] += ["--threads", str(case.threads), "--context", str(START_CONTEXT)]
-    python = interpreter(case, setup)
-    if python:
-        numbers = [str(START_CONTEXT), str(case.threads)]
-        commands["peer"] = [python, str(WORKERS / "llama_first_token.py"), str(model), PROMPT, *numbers]
-    environments = {"ours": our_environment(case.isa), "peer": None}
-    rounds: list[Round] = []
+    context, threads = str(START_CONTEXT), str(case.threads)
+    run = [sys.executable, "-m", "edge_gemma", "run", str(model), "-p", PROMPT, "-n", "64", "--temp", "0"]
+    commands = {"ours": [*run, "--threads", threads, "--context", context]}
+    if case.peer in setup.pythons:
+        script = str(WORKERS / "llama_first_token.py")
+        commands["peer"] = [setup.pythons[case.peer], script, str(model), PROMPT, context, threads]
+    environments = {"ours": our_environment(), "peer": None}
     for number in range(-1, case.rounds):
-        measured: Round = {}
-        for side, command in commands.items():
-            measured[side] = _start(first_token(command, model, environments[side]))
+        seen = {side: first_token(command, model, environments[side]) for side, command in commands.items()}
+        figures = [(side, name, value) for side, of in seen.items() for name, value in of.items()]
+        if number == 0:
+            with tempfile.TemporaryDirectory() as folder:
+                cold = first_token(commands["ours"], model, our_environment(cache=folder))
+            figures.append(("ours", "cold", cold["first_token"]))
         if number >= 0:
-            rounds.append(measured)
-            say(f"  round {number + 1} of {case.rounds}: {summary(measured)}")
-    with tempfile.TemporaryDirectory() as folder:
-        cold = first_token(commands["ours"], model, our_environment(case.isa, folder))
-    rounds[0]["ours"]["cold"] = cold["seconds"]
-    say(f"  cold: {cold['seconds']:.1f} s")
-    return {"engines": {}, "notes": [], "rounds": rounds}
-
-
-def _start(seen: dict[str, float]) -> Measures:
-    """As results name it."""
-    measured = {"first_token": seen["seconds"], "own_first_token": seen["seconds"] - seen.get("import", 0.0)}
-    return measured | {key: seen[key] for key in ("peak", "file", "anonymous") if key in seen}
+            yield figures

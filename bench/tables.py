@@ -1,22 +1,23 @@
-"""A result as Markdown. Knows no files."""
+"""Results as Markdown. Knows no files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from statistics import median
 
-from bench import record
-from bench.cases import ROWS, matrix
-from bench.record import Record
+from bench.cases import ROWS, Case, matrix
+from bench.results import Measured, Result, leads, shares, step_ratios, values
 from bench.targets import targets
 
-ORDER = ("270m", "2b", "9b", "27b")
+SIZES = ("270m", "2b", "9b", "27b")
+
+Figures = Callable[[Measured], list[float]]
+Column = tuple[str, str, Figures]
+"""Heading, pattern of the median, and the figures it is of."""
 
 
-HEAD = ("model", "prompt tok/s", "llama.cpp", "ratio", "of peak", "generated tok/s", "llama.cpp", "ratio", "of peak")
-
-
-def compact(*results: Record) -> str:
+def compact(results: Sequence[Result]) -> str:
     """The README's tables: every model with all threads, one table for each machine, and a sentence on how."""
     how = (
         f"Prompts of 512 tokens; 64 generated from an empty cache; {_threads(results[0])} threads; medians of rounds "
@@ -27,164 +28,159 @@ def compact(*results: Record) -> str:
     return "\n".join(_short(result) for result in results) + f"\n{how}\n"
 
 
-def _short(result: Record) -> str:
-    shown = sorted((c for c in _cases(result, "short") if _ordinary(c, result)), key=_size)
-    rows = [[case["title"], *_speed_cells(case, "pp512"), *_speed_cells(case, "tg64")] for case in shown]
-    return f"{table(HEAD, rows)}\n{machine(result)}\n"
-
-
-def full(first: Record, *others: Record) -> str:
-    """All tables, each under a heading; of other machines the short one."""
-    parts = [
-        machine(first) + " " + _engines(first) + "\n",
-        "## What is to be reached\n\n" + _targets(first),
-        "## Prompts\n\n" + _speeds(first, "pp"),
-        "## Generation\n\n" + _speeds(first, "tg"),
-        "## Steps of several rows\n\n" + _steps(first),
-        "## Start and memory\n\n" + _starts(first),
-        "## The machine beside each case\n\n" + _limits(first),
-        _notes(first),
-        *(f"## {one['machine']['cpu']}\n\n{_short(one)}\n{_engines(one)}\n\n{_limits(one)}" for one in others),
-    ]
-    return "\n".join(part for part in parts if part)
+def full(results: Sequence[Result]) -> str:
+    """All tables of the first result, each under a heading; of other machines the short one."""
+    first, *others = results
+    cases = first.cases()
+    sections = {
+        "What is to be reached": table(
+            ("work", "asked", "seen", "met"), ([t.work, t.asked, *t.judge(cases)] for t in targets())
+        ),
+        "Prompts": _speeds(first, "pp", "of dot peak"),
+        "Generation": _speeds(first, "tg", "of bandwidth"),
+        "Steps of several rows": _columns(first, "rows", _STEPS),
+        "Start and memory": _columns(first, "start", _STARTS),
+        "Beside other programs": _speeds(first, "busy", ""),
+        "The machine beside each case": _limits(first),
+        "Notes": _notes(first),
+        **{_cpu(one): f"{_short(one)}\n{_engines(one)}\n\n{_limits(one)}" for one in others},
+    }
+    parts = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return "\n".join([f"{_machine(first)} {_engines(first)}\n", *parts])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; the first column flush left, the others right."""
+    """Markdown; the first column flush left, the others right. Empty without rows."""
     lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *map(list, rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
 
 
-def machine(result: Record) -> str:
-    """When and where, in a sentence."""
-    of = result["machine"]
-    dates = sorted({case["time"][:10] for case in result["cases"].values()}) or ["never"]
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+def cases_of(result: Result, *kinds: str) -> list[Measured]:
+    """Those of the kinds, in the order of the matrix, however they were measured."""
+    order = {case.name: place for place, case in enumerate(matrix(_threads(result)))}
+    found = sorted(result.cases().items(), key=lambda item: order.get(item[0], len(order)))
+    return [of for _, of in found if of.case.kind in kinds]
+
+
+# ---- sentences -----------------------------------------------------------------------------------------------------
+
+
+def _cpu(result: Result) -> str:
+    """What is fastest depends on the first-level cache, so that is said too."""
+    of = result.runs[0]["machine"]
+    return f"{of['cpu']} ({of['target']}, {of['caches']['l1'] >> 10} KB of first-level cache)"
+
+
+def _machine(result: Result) -> str:
+    """When and where."""
+    of = result.runs[0]["machine"]
+    dates = sorted(run["date"] for run in result.runs)
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     kind = " (a virtual machine: ratios count, not absolute figures)" if of["virtual"] else ""
     size = f"{of['cores']} cores, {of['memory_bytes'] / 2**30:.0f} GiB, {of['system']}"
-    return f"Measured {when} on {of['cpu']}, {size}{kind}."
+    return f"Measured {when} on {_cpu(result)}, {size}{kind}."
 
 
-def _engines(result: Record) -> str:
-    software = ", ".join(f"{name} {number}" for name, number in result["software"].items())
-    told = [case["engines"] for case in result["cases"].values() if case["engines"]]
-    peers = sorted({each["peer"]["engine"] for each in told if "peer" in each})
-    commits = sorted({case["commit"] for case in result["cases"].values() if case["commit"]})
+def _engines(result: Result) -> str:
+    commits = dict.fromkeys(run["commit"] for run in result.runs if run["commit"])
+    software = ", ".join(f"{name} {number}" for name, number in result.runs[0]["software"].items())
+    peers = dict.fromkeys(peer for run in result.runs for peer in run["peers"])
     return f"edge-gemma at {', '.join(commits) or 'an unknown state'}, {software}; {'; '.join(peers) or 'no peers'}."
 
 
-def _targets(result: Record) -> str:
+def _notes(result: Result) -> str:
+    """What a reader must know of single cases, and what was not measured."""
+    said = [f"{case}: {note}" for case, note in result.said("note")]
+    said += [f"{case} was skipped: {' '.join(reason.split()).rstrip('.')}" for case, reason in result.said("skipped")]
+    return "".join(f"* {text}.\n" for text in said)
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def _short(result: Result) -> str:
+    usual = [of for of in cases_of(result, "short") if of.case.threads == _threads(result) and not of.case.variant]
+    shown = sorted(usual, key=lambda of: SIZES.index(of.case.model.partition("-")[0]))
+    rows = [[of.case.file.title, *_speed(of, "pp512"), *_speed(of, "tg64")] for of in shown]
+    columns = ("llama.cpp", "ratio", "of peak")
+    return f"{table(['model', 'prompt tok/s', *columns, 'generated tok/s', *columns], rows)}\n{_machine(result)}\n"
+
+
+def _speeds(result: Result, prefix: str, limit: str) -> str:
+    """Every measure of that prefix; the ratio of the median round, and what lies between the rounds."""
     rows = []
-    for target in targets():
-        seen, met = target.judge(result)
-        rows.append([target.work, target.asked, seen, met])
-    return table(["work", "asked", "seen", "met"], rows)
+    for of in cases_of(result, "short", "long", "busy"):
+        for measure in (name for name in of.measures() if name.startswith(prefix)):
+            ours, peer, ratio, *share = _speed(of, measure, bool(limit))
+            among = leads(of, measure)
+            spread = f"{ratio} ({min(among):.2f} to {max(among):.2f})" if among else ""
+            rows.append([_title(of.case), measure, ours, peer, spread, *share])
+    return table(["model", "test", "tok/s", "peer", "ratio", *filter(None, [limit])], rows)
 
 
-def _speeds(result: Record, prefix: str) -> str:
+def _columns(result: Result, kind: str, columns: Sequence[Column]) -> str:
+    rows = [
+        [_title(of.case), *(shown(figures(of), pattern) for _, pattern, figures in columns)]
+        for of in cases_of(result, kind)
+    ]
+    return table(["model", *(head for head, _, _ in columns)], rows)
+
+
+def _scaled(scale: float, side: str, measure: str) -> Figures:
+    return lambda of: [scale * value for value in values(of, measure, side)]
+
+
+_STEPS: list[Column] = [
+    column
+    for side, one, several in (("ours", "one row", "{} rows"), ("peer", "peer: 1", "peer: {}"))
+    for column in (
+        (one, "{:.1f} ms", _scaled(1e3, side, "rows1")),
+        *((several.format(n), "{:.2f}x", partial(step_ratios, measure=f"rows{n}", side=side)) for n in ROWS[1:]),
+    )
+]
+_STARTS: list[Column] = [
+    ("first token", "{:.2f} s", _scaled(1, "ours", "first_token")),
+    ("peer", "{:.2f} s", _scaled(1, "peer", "first_token")),
+    ("peer less import", "{:.2f} s", _scaled(1, "peer", "own_first_token")),
+    ("first start ever", "{:.2f} s", _scaled(1, "ours", "cold")),
+    ("peak memory", "{:.0f} MB", _scaled(1e-6, "ours", "peak")),
+    ("peer", "{:.0f} MB", _scaled(1e-6, "peer", "peak")),
+    ("of ours: model", "{:.0f} MB", _scaled(1e-6, "ours", "file")),
+    ("anonymous", "{:.0f} MB", _scaled(1e-6, "ours", "anonymous")),
+]
+
+
+def _limits(result: Result) -> str:
     rows = []
-    for case in _cases(result, "short", "long"):
-        measure = next(name for name in record.measures(case) if name.startswith(prefix))
-        cells = _speed_cells(case, measure)
-        rows.append([_title(case), measure, *cells[:2], _spread(record.leads(case, measure)), cells[3]])
-    limit = "of dot peak" if prefix == "pp" else "of bandwidth"
-    return table(["model", "test", "tok/s", "peer", "ratio", limit], rows)
-
-
-def _steps(result: Record) -> str:
-    head = ["model", "one row", *(f"{n} rows" for n in ROWS[1:]), *(f"peer: {n}" for n in ROWS)]
-    rows = []
-    for case in _cases(result, "rows"):
-        cells = [_title(case)]
-        for side in ("ours", "peer"):
-            cells.append(_show(record.median(record.values(case, "rows1", side)), "{:.1f} ms", 1e3))
-            cells += [_show(record.median(record.step_ratios(case, n, side)), "{:.2f}x") for n in ROWS[1:]]
-        rows.append(cells)
-    return table(head, rows)
-
-
-def _starts(result: Record) -> str:
-    head = ["model", "first token", "peer", "peer less import", "first start ever"]
-    head += ["peak memory", "peer", "of ours: model", "anonymous"]
-    rows = []
-    for case in _cases(result, "start"):
-        ours = {name: record.median(record.values(case, name)) for name in record.measures(case)}
-        peer = {name: record.median(record.values(case, name, "peer")) for name in record.measures(case, "peer")}
-        seconds = [ours.get("first_token"), peer.get("first_token"), peer.get("own_first_token"), ours.get("cold")]
-        memory = [ours.get("peak"), peer.get("peak"), ours.get("file"), ours.get("anonymous")]
-        cells = [*(_show(s, "{:.2f} s") for s in seconds), *(_show(m, "{:.0f} MB", 1e-6) for m in memory)]
-        rows.append([_title(case), *cells])
-    return table(head, rows)
-
-
-def _limits(result: Record) -> str:
-    rows = []
-    for case in _cases(result):
-        read, dot = (record.values(case, name, "limits") for name in ("read", "dot"))
-        if read:
-            spread = [f"{min(v) / 1e9:.0f} to {max(v) / 1e9:.0f}" for v in (read, dot)]
-            rows.append([f"{_title(case)}, {case['kind']}", *spread])
+    for of in cases_of(result, "short", "long", "rows", "overhead"):
+        limits = [values(of, name, "limits") for name in ("read", "dot")]
+        spreads = [f"{min(v) / 1e9:.0f} to {max(v) / 1e9:.0f}" for v in limits]
+        rows.append([f"{_title(of.case)}, {of.case.kind}", *spreads])
     return table(["case", "read GB/s", "dot product GMAC/s"], rows)
 
 
-def _notes(result: Record) -> str:
-    """What a reader must know of single cases, and what was not measured."""
-    noted = [f"* {name}: {note}.\n" for name, case in result["cases"].items() for note in case["notes"]]
-    noted += [f"* {name} was skipped: {_one_line(reason)}.\n" for name, reason in result["skipped"].items()]
-    return "## Notes\n\n" + "".join(noted) if noted else ""
+# ---- cells ---------------------------------------------------------------------------------------------------------
 
 
-# ---- cells -------------------------------------------------------------------------------------------------------
-
-
-def _speed_cells(case: Record, measure: str) -> list[str]:
+def _speed(of: Measured, measure: str, limit: bool = True) -> list[str]:
     """Ours, the peer's, their ratio, the share of the limit."""
-    shares = record.peak_shares if measure.startswith("pp") else record.bandwidth_shares
-    sides = [record.median(record.values(case, measure, side)) for side in ("ours", "peer")]
-    return [
-        *(_show(speed, "{:.0f}" if speed and speed >= 100 else "{:.1f}") for speed in sides),
-        _show(record.median(record.leads(case, measure)), "{:.2f}"),
-        _show(record.median(shares(case, measure)), "{:.0f}%", 100),
-    ]
+    sides = [values(of, measure, side) for side in ("ours", "peer")]
+    cells = [shown(speeds, "{:.0f}" if speeds and median(speeds) >= 100 else "{:.1f}") for speeds in sides]
+    return [*cells, shown(leads(of, measure), "{:.2f}"), *([shown(shares(of, measure), "{:.0%}")] if limit else [])]
 
 
-def _show(figure: float | None, pattern: str, scale: float = 1) -> str:
-    return "" if figure is None else pattern.format(figure * scale)
+def shown(figures: Sequence[float], pattern: str) -> str:
+    """The median; empty if there are none."""
+    return pattern.format(median(figures)) if figures else ""
 
 
-def _spread(figures: list[float]) -> str:
-    """The median, and what lies between the rounds."""
-    middle = record.median(figures)
-    return "" if middle is None else f"{middle:.2f} ({min(figures):.2f} to {max(figures):.2f})"
+def _threads(result: Result) -> int:
+    return max((of.case.threads for of in result.cases().values()), default=0)
 
 
-def _cases(result: Record, *kinds: str) -> list[Record]:
-    """In the order of the matrix, however they were measured; all for no kind."""
-    order = {case.name: place for place, case in enumerate(matrix(_threads(result)))}
-    named = sorted(result["cases"].items(), key=lambda item: order.get(item[0], len(order)))
-    return [case for _, case in named if not kinds or case["kind"] in kinds]
-
-
-def _ordinary(case: Record, result: Record) -> bool:
-    """Compared with llama.cpp for this machine, with all threads."""
-    return case["threads"] == _threads(result) and not case["isa"] and case["peer"] == "llama.cpp"
-
-
-def _threads(result: Record) -> int:
-    return max((case["threads"] for case in result["cases"].values()), default=0)
-
-
-def _size(case: Record) -> int:
-    return ORDER.index(case["model"].partition("-")[0])
-
-
-def _title(case: dict[str, Any]) -> str:
+def _title(case: Case) -> str:
     """The model, and what is not as usual."""
-    unusual = [f"{case['threads']} thread{'s' if case['threads'] > 1 else ''}"]
-    unusual += [case["isa"].upper() + " only"] if case["isa"] else []
-    unusual += ["beside transformers in bf16"] if case["peer"] == "transformers" else []
-    return f"{case['title']}, {', '.join(unusual)}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
+    unusual = [f"{case.threads} thread{'s' if case.threads > 1 else ''}"]
+    unusual += [case.isa.upper() + " only"] if case.isa else []
+    unusual += ["beside transformers in bf16"] if case.peer == "transformers" else []
+    return f"{case.file.title}, {', '.join(unusual)}"

@@ -1,43 +1,50 @@
-"""The list of cases, what a token costs in a model, and which cases have room."""
+"""The list of cases, what a token costs in a model, which cases have room, and rounds as they are measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
 
 from bench import rounds
-from bench.cases import Case, Kind, estimate, matrix, only, quick
+from bench.cases import Case, matrix, only, quick
 from bench.models import MODELS, Facts
-from bench.processes import Worker
+from bench.processes import WorkerError
+from bench.profile_tables import profiles
+from bench.results import Result, seconds_a_round
 from bench.rounds import Setup, Skipped
+from bench.side_by_side import header
 from bench.synthetic import SHAPES, Shape, plan, write
+from bench.tables import full
 from bench.targets import targets
 from edge_gemma.measure.info import describe
 
 GB = 10**9
 FACTS = Facts(
-    file_bytes=2 * GB, token_bytes=2 * GB, prompt_macs=2 * GB, output_macs=6 * 10**8, repacked=GB, vocabulary=256_000,
+    file_bytes=2 * GB, token_bytes=2 * GB, layer_macs=2 * GB, output_macs=6 * 10**8, repacked=GB, vocabulary=256_000,
     kv_layers=((0, 4096), (4, 4096)),
 )  # fmt: skip
-SMALL = Shape("gemma3", 8, 256, 512, 2, 1, 128, 600, 1024, 64, 1e6, 8.0)
-EVERYTHING = Setup(Path("models"), "llama", "llama-avx2", "torch", Path("hf"))
+SMALL = Shape(8, 256, 512, 2, 1, 128, vocab=600, window=64)
+FIRST = Case("2b-Q4_0", "short", 2)
+PEER = Setup(Path("models"), {"llama.cpp": "python"})
 
 
-def test_names_are_one_of_a_kind() -> None:
+def test_names_are_one_of_a_kind_and_say_all() -> None:
     names = [case.name for case in matrix(2)]
     assert len(names) == len(set(names))
     assert names[:3] == ["2b-Q4_0/short/t2", "2b-Q8_0/short/t2", "2b-Q4_K_M/short/t2"]
+    assert [Case.named(case.name) for case in matrix(2)] == only(matrix(2), [], rounds=5)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
 def test_matrix_has_every_case_that_a_target_asks_for(threads: int) -> None:
-    measured = {(case.model, case.kind, case.isa) for case in matrix(threads)}
-    assert {(t.model, t.kind, t.isa) for t in targets()} <= measured
+    measured = {(case.model, case.kind, case.variant) for case in matrix(threads)}
+    assert {(t.model, t.kind, t.variant) for t in targets()} <= measured
     assert {case.threads for case in matrix(threads)} <= {1, threads}
+    assert len({case.name for case in matrix(threads)}) == len(matrix(threads))
 
 
 def test_models_exist_as_shapes() -> None:
@@ -46,7 +53,7 @@ def test_models_exist_as_shapes() -> None:
 
 def test_quick_is_part_of_everything_and_quick() -> None:
     assert {case.name for case in quick(2)} <= {case.name for case in matrix(2)}
-    assert sum(estimate(case, FACTS) for case in quick(2)) < 180
+    assert sum(case.rounds * seconds_a_round()[case.name] for case in quick(2)) < 180
 
 
 def test_only_takes_names_patterns_and_parts() -> None:
@@ -58,6 +65,9 @@ def test_only_takes_names_patterns_and_parts() -> None:
     assert not only(cases, ["nothing"])
 
 
+# ---- what a model costs --------------------------------------------------------------------------------------------
+
+
 def test_a_token_reads_all_weights_and_the_visible_cache() -> None:
     assert FACTS.kv_bytes(0) == 2 * 4096
     assert FACTS.kv_bytes(9) == (10 + 4) * 4096
@@ -66,81 +76,124 @@ def test_a_token_reads_all_weights_and_the_visible_cache() -> None:
 
 def test_facts_of_a_file(tmp_path: Path) -> None:
     """By the plan that the file was written from, and the sizes of the shape."""
-    facts = Facts.of(written(tmp_path))
-    tensors = plan(SMALL, "Q4_0", pure=True)
-    layers = sum(t.rows * t.columns for t in tensors if t.name.startswith("blk."))
-    embedding, vectors = 600 * 256, sum(t.columns for t in tensors if not t.rows)
-    assert facts.prompt_macs == layers
-    assert facts.output_macs == embedding
-    assert facts.macs_per_prompt_token(100) == layers + embedding / 100
+    write(tmp_path / "model.gguf", SMALL, "Q4_0")
+    info = describe(tmp_path / "model.gguf")
+    facts = Facts.of_description(info)
+    layers = sum(size[0] * size[1] for name, size, _ in plan(SMALL, "Q4_0") if len(size) == 2 and name[:3] == "blk")
+    vectors = sum(size[0] for _, size, _ in plan(SMALL, "Q4_0") if len(size) == 1)
+    embedding = 600 * 256 * 210 // 256  # Q6_K
+    assert facts.layer_macs == layers
+    assert facts.output_macs == 600 * 256
+    assert facts.prompt_macs(100) == layers + 600 * 256 / 100
     assert facts.repacked == layers * 18 // 32
-    assert facts.token_bytes == (layers + embedding) * 18 // 32 + 4 * vectors  # tied: the embedding is read too
+    assert facts.token_bytes == layers * 18 // 32 + embedding + 4 * vectors  # tied: the embedding is read too
     assert facts.token_bytes < facts.file_bytes == (tmp_path / "model.gguf").stat().st_size
     assert facts.kv_bytes(0) == 8 * 2 * 2 * 128
-    assert facts.kv_bytes(999) == (7 * 64 + 1 * 1000) * 2 * 2 * 128  # every sixth layer is global
-
-
-def test_an_untied_embedding_is_not_read(tmp_path: Path) -> None:
-    info = describe(written(tmp_path))
-    tied, untied = Facts.of_description(info), Facts.of_description(info | {"tied_output": False})
-    assert tied.token_bytes - untied.token_bytes == 599 * 256 * 18 // 32  # all rows but one
-
-
-def written(folder: Path) -> Path:
-    write(folder / "model.gguf", SMALL, "Q4_0", pure=True)
-    return folder / "model.gguf"
+    assert facts.kv_bytes(999) == (4 * 64 + 4 * 1000) * 2 * 2 * 128  # every other layer is global
+    untied = Facts.of_description(info | {"tied_output": False})
+    assert facts.token_bytes - untied.token_bytes == embedding * 599 // 600  # all rows but one
 
 
 @pytest.mark.parametrize(
-    ("free", "repack"),
-    [(5 * GB, True), (int(3.9 * GB), False)],
+    ("free", "setup", "repack"),
+    [(5.0, PEER, True), (3.9, PEER, False), (3.1, Setup(Path("models"), {}), True)],
 )
-def test_room_counts_the_second_copy(free: int, repack: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    assert rounds.room(Case("2b-Q4_0", "short", 2), EVERYTHING, FACTS) is repack
+def test_room_counts_the_second_copy(free: float, setup: Setup, repack: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(free * GB)))
+    assert rounds.room(FIRST, setup, FACTS) is repack
 
 
 def test_no_room_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * GB))
     with pytest.raises(Skipped, match=r"3\.5 GB of memory needed, 2\.0 GB available"):
-        rounds.room(Case("2b-Q4_0", "short", 2), EVERYTHING, FACTS)
+        rounds.room(FIRST, PEER, FACTS)
 
 
-def test_alone_ours_needs_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(3.1 * GB)))
-    alone = Setup(Path("models"), "", "", "", None)
-    assert rounds.room(Case("2b-Q4_0", "short", 2), alone, FACTS) is True
-
-
-def test_a_peer_with_avx512_is_no_avx2_peer() -> None:
-    case = Case("2b-Q4_0", "short", 2, peer="llama.cpp-avx2", isa="avx2")
-    rounds._check_peer(case, {"system": "AVX2 = 1 | FMA = 1"})
-    with pytest.raises(Skipped, match="built with AVX-512"):
-        rounds._check_peer(case, {"system": "AVX2 = 1 | AVX512 = 1 | "})
+# ---- rounds --------------------------------------------------------------------------------------------------------
 
 
 class Recorder:
     """A worker that takes a second for a prompt and half a second for a turn, and remembers what it was asked."""
 
-    def __init__(self, name: str, log: list[str]) -> None:
+    def __init__(self, name: str, log: list[str], **answers: object) -> None:
         self._name, self._log = name, log
+        self._answers = {"prompt": 1.0, "generate": 0.5, "measure": {"read": 1.0}} | answers
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.append(f"{self._name} closed")
 
     def ask(self, do: str, **_: Any) -> Any:
         self._log.append(f"{self._name} {do}")
-        return {"prompt": 1.0, "generate": 0.5, "measure": {"read": float(len(self._log))}}.get(do)
+        return self._answers.get(do)
+
+
+def test_a_peer_with_avx512_is_no_avx2_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = {"python": False}
+    monkeypatch.setattr(rounds, "Worker", lambda *_: Recorder("peer", [], describe="P", has_avx512=has["python"]))
+    setup = Setup(Path("models"), {"llama.cpp": "python", "llama.cpp-avx2": "python"})
+    assert rounds.described("llama.cpp-avx2", setup) == "P"
+    has["python"] = True
+    assert rounds.described("llama.cpp", setup) == "P"
+    with pytest.raises(WorkerError, match="built with AVX-512"):
+        rounds.described("llama.cpp-avx2", setup)
 
 
 @pytest.mark.parametrize("kind", ["short", "long"])
-def test_a_round_goes_by_turns(kind: Kind) -> None:
+def test_a_round_goes_by_turns(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    ours, peer, machine = (cast(Worker, Recorder(name, log)) for name in ("ours", "peer", "machine"))
-    case = Case("2b-Q4_0", kind, 2)
-    measured = rounds.collected(rounds._speed(rounds.Bench(case, ours, peer, machine)))
+    scripts = {"ours.py": "ours", "llama.py": "peer", "machine.py": "machine"}
+    monkeypatch.setattr(rounds, "Worker", lambda script, *_: Recorder(scripts[script], log))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB))
+    case = Case("2b-Q4_0", kind, 2, rounds=1)
+    measured, note = rounds.measure(case, PEER, FACTS, lambda _: None)
     names = {"short": ("pp512", "tg64"), "long": ("pp4096", "tg64@4096")}[kind]
-    assert measured["ours"] == measured["peer"] == dict(zip(names, (case.prompt, 32.0), strict=True))
-    work = [entry for entry in log if not entry.endswith("clear")]
+    figures = [
+        (side, name, float(value))
+        for name, value in zip(names, (case.prompt, 32.0), strict=True)
+        for side in ("ours", "peer")
+    ]
+    assert [(m.side, m.measure, m.value) for m in measured if m.side in ("ours", "peer")] == figures
+    assert [m.side for m in measured].count("limits") == 3 and not note
+    work = [entry for entry in log[log.index("machine measure") :] if not entry.endswith(("clear", "closed"))]
     turns = ["ours generate", "peer generate"] * 4
     assert work == ["machine measure", "ours prompt", "peer prompt", "machine measure", *turns, "machine measure"]
-    assert log.count("peer clear") == (2 if kind == "short" else 1)
-    places = [place for place, entry in enumerate(log, 1) if entry == "machine measure"]
-    assert measured["limits"]["read"] == sum(places) / 3
+    assert log.count("peer clear") - 1 == (2 if kind == "short" else 1)  # the first is of the warm-up
+    assert log[-3:] == ["machine closed", "peer closed", "ours closed"]
+
+
+@pytest.mark.parametrize("kind", ["short", "rows", "overhead", "busy", "profile"])
+def test_ours_is_measured_alone_and_shown(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes, with a small model."""
+    write(tmp_path / "2b-Q4_0.gguf", SMALL, "Q4_0")
+    monkeypatch.setattr(rounds, "BUSY_SECONDS", 0.01)
+    case, setup = Case("2b-Q4_0", kind, 2, rounds=2), Setup(tmp_path, {})
+    facts = Facts.of(tmp_path / "2b-Q4_0.gguf")
+    measured, _ = rounds.measure(case, setup, facts, lambda _: None)
+    result = Result([header(setup), *(one._asdict() for one in measured)])
+    of = result.cases()[case.name]
+    assert {len(series) for (side, _), series in of.series.items() if side != "model"} == {2}
+    assert all(value >= 0 for series in of.series.values() for value in series.values())
+    title = "### Gemma 2 2B shape, Q4_0\n" if kind == "profile" else "| Gemma 2 2B shape, Q4_0, 2 threads"
+    assert title in full([result]) + profiles([result])
+
+
+def test_a_start_is_measured_warm_and_cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def first_token(command: list[str], _model: Path, environment: dict[str, str] | None) -> dict[str, float]:
+        cold = "EDGE_GEMMA_CACHE_DIR" in (environment or {}) and str(tmp_path) not in str(environment)
+        asked.append(("ours cold" if cold else "ours") if "edge_gemma" in command else "peer")
+        return {"first_token": float(len(asked))}
+
+    monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(rounds, "first_token", first_token)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB))
+    measured, _ = rounds.measure(Case("2b-Q4_0", "start", 2, rounds=2), PEER, FACTS, lambda _: None)
+    assert asked == ["ours", "peer", "ours", "peer", "ours cold", "ours", "peer"]
+    assert [(m.side, m.measure, m.round, m.value) for m in measured[1:]] == [
+        ("ours", "first_token", 0, 3.0), ("peer", "first_token", 0, 4.0), ("ours", "cold", 0, 5.0),
+        ("ours", "first_token", 1, 6.0), ("peer", "first_token", 1, 7.0),
+    ]  # fmt: skip

@@ -1,23 +1,24 @@
-"""Runs that are interrupted, resumed or out of time, and the processes they ask; nothing is timed."""
+"""Runs that are interrupted, resumed or impossible, and the processes they ask; nothing is timed."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import processes, record, rounds, side_by_side
+from bench import processes, rounds, side_by_side
 from bench.cases import Case
 from bench.models import Facts
 from bench.processes import Worker, WorkerError, first_token, resident
+from bench.results import Measurement, Result
 from bench.rounds import Setup, Skipped
-from bench.side_by_side import Run, new_result, open_result
+from bench.side_by_side import header, opened, run
 
 CASES = [Case("270m-Q4_K_M", "short", 2), Case("270m-Q4_K_M", "rows", 2)]
+SHORT, ROWS = (case.name for case in CASES)
 FACTS = Facts(10**8, 10**8, 10**8, 10**8, 0, 1000, ((0, 1024),))
 
 
@@ -26,49 +27,50 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     """A folder with an empty model file whose facts are known."""
     (tmp_path / "270m-Q4_K_M.gguf").touch()
     monkeypatch.setattr(Facts, "of", lambda _path: FACTS)
-    return Setup(tmp_path, "", "", "", None)
+    return Setup(tmp_path, {})
 
 
-def run(setup: Setup, cases: list[Case], minutes: float = 10, resume: bool = False) -> record.Record:
-    output = setup.models / "result.json"
-    result = open_result(output, resume)
-    Run(setup, output, result, time.monotonic() + 60 * minutes).all(cases)
-    return record.load(output)
+def measured(setup: Setup, *cases: Case, resume: bool = False) -> tuple[Result, int]:
+    output = setup.models / "result.jsonl"
+    failed = run(list(cases or CASES), setup, opened(output, header(setup), resume), output)
+    return Result.load(output), failed
 
 
-def measured(case: Case, *_: Any) -> dict[str, Any]:
-    return {"rounds": [{"ours": {"kind": case.kind}}]}
+def as_measured(case: Case, *_: Any) -> tuple[list[Measurement], str]:
+    return [Measurement(case.name, "ours", "tg64", 0, 1.0)], "a note" if case.kind == "rows" else ""
 
 
 def test_an_interrupted_run_goes_on_where_it_was(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def interrupted(case: Case, *_: Any) -> dict[str, Any]:
+    def interrupted(case: Case, *_: Any) -> tuple[list[Measurement], str]:
         asked.append(case.kind)
         if asked == ["short", "rows"]:
             raise KeyboardInterrupt
-        return measured(case)
+        return as_measured(case)
 
     monkeypatch.setattr(rounds, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(setup, CASES)
-    assert list(run(setup, CASES, resume=True)["cases"]) == [case.name for case in CASES]
-    assert asked == ["short", "rows", "rows"]
+        measured(setup)
+    result, failed = measured(setup, resume=True)
+    assert asked == ["short", "rows", "rows"] and failed == 0
+    assert list(result.cases()) == [SHORT, ROWS] and result.said("note") == [(ROWS, "a note")]
+    assert [result.cases()[name].run is result.runs[n] for n, name in enumerate((SHORT, ROWS))] == [True, True]
+    assert result.cases()[ROWS]["run", "seconds"][0] >= 0
 
 
 def test_a_result_is_not_overwritten(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "measure", measured)
-    run(setup, CASES)
-    with pytest.raises(SystemExit, match="exists; --resume continues it"):
-        run(setup, CASES)
+    monkeypatch.setattr(rounds, "measure", as_measured)
+    measured(setup)
+    with pytest.raises(ValueError, match="exists; --resume continues it"):
+        measured(setup)
 
 
-def test_results_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
-    other = new_result()
-    other["machine"]["cpu"] = "another"
-    record.save(other, tmp_path / "r.json")
-    with pytest.raises(SystemExit, match="is of another machine"):
-        open_result(tmp_path / "r.json", resume=True)
+def test_results_of_two_machines_are_not_mixed(setup: Setup) -> None:
+    head = header(setup)
+    Result([head | {"machine": head["machine"] | {"cpu": "another"}}]).save(setup.models / "r.jsonl")
+    with pytest.raises(ValueError, match="is of another machine"):
+        opened(setup.models / "r.jsonl", head, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -76,44 +78,56 @@ def test_results_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
     [(Skipped("no room"), "no room", 0), (WorkerError("no answer"), "failed: no answer", 1)],
 )
 def test_what_cannot_be_measured_is_skipped_with_a_reason(
-    error: Exception,
-    reason: str,
-    failed: int,
-    setup: Setup,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    error: Exception, reason: str, failed: int, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(case: Case, *_: Any) -> dict[str, Any]:
+    def fails(case: Case, *_: Any) -> tuple[list[Measurement], str]:
         if case.kind == "short":
             raise error
-        return measured(case)
+        return as_measured(case)
 
     monkeypatch.setattr(rounds, "measure", fails)
-    output = setup.models / "result.json"
-    running = Run(setup, output, open_result(output, False), time.monotonic() + 600)
-    running.all(CASES)
-    result = record.load(output)
-    assert result["skipped"] == {"270m-Q4_K_M/short/t2": reason}
-    assert list(result["cases"]) == ["270m-Q4_K_M/rows/t2"]
-    assert running.failed == failed
-    assert f"270m-Q4_K_M/short/t2: skipped: {reason}" in capsys.readouterr().err
-    monkeypatch.setattr(rounds, "measure", measured)
-    assert run(setup, CASES, resume=True)["skipped"] == {}
+    result, count = measured(setup)
+    assert result.said("skipped") == [(SHORT, reason)] and count == failed
+    assert list(result.cases()) == [ROWS]
+    monkeypatch.setattr(rounds, "measure", as_measured)
+    assert measured(setup, resume=True)[0].said("skipped") == []
 
 
 def test_a_missing_file_is_a_reason_that_says_how(setup: Setup) -> None:
-    reason = run(setup, [Case("27b-Q4_0", "short", 2)])["skipped"]["27b-Q4_0/short/t2"]
-    assert reason == "no 27b-Q4_0.gguf in the folder of models; `--make` makes it: random blocks, gemma2-27b"
+    result, _ = measured(setup, Case("27b-Q4_0", "short", 2))
+    reason = "no 27b-Q4_0.gguf in the folder of models; `--make` makes it: random blocks, gemma2-27b"
+    assert result.said("skipped") == [("27b-Q4_0/short/t2", reason)]
 
 
-def test_no_case_begins_that_would_end_too_late(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "measure", measured)
-    result = run(setup, CASES, minutes=0.01)
-    assert not result["cases"]
-    assert "more than is left of --budget-minutes" in result["skipped"]["270m-Q4_K_M/short/t2"]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "nothing", "-o", "r.jsonl"], "no case has such a name"),
+        ([], "-o is needed"),
+        (["-o", "r.jsonl", "--peer-python", "/no/python"], "llama.py: /no/python does not start: No such file"),
+        (["-o", "r.jsonl", "--peer-python", sys.executable], "No module named 'llama_cpp'"),
+    ],
+)
+def test_wrong_options_are_named(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["side_by_side.py", "--models", "models", *options])
+    with pytest.raises(SystemExit):
+        side_by_side.main()
+    assert message in capsys.readouterr().err
 
 
-# ---- processes ---------------------------------------------------------------------------------------------------
+def test_the_list_of_cases_needs_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["side_by_side.py", "--models", str(tmp_path), "--list", "--rounds", "7", "-t", "2"]
+    )
+    assert side_by_side.main() == 0
+    assert f"{SHORT:36} 7 rounds " in capsys.readouterr().out
+
+
+# ---- processes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -123,15 +137,18 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
         "import os, sys\n"
         f"sys.path.insert(0, {str(processes.WORKERS)!r})\n"
         "from serve import serve\n"
-        "def noisy():\n"
-        "    print('noise')\n"
-        "    os.write(1, b'more noise')\n"
-        "    return 1\n"
-        "def fail():\n"
-        "    raise ValueError('no')\n"
-        "def end():\n"
-        "    sys.exit('out of memory')\n"
-        "serve({'add': lambda a, b: a + b, 'noisy': noisy, 'fail': fail, 'end': end})\n"
+        "class Echo:\n"
+        "    def add(self, a, b):\n"
+        "        return a + b\n"
+        "    def noisy(self):\n"
+        "        print('noise')\n"
+        "        os.write(1, b'more noise')\n"
+        "        return 1\n"
+        "    def fail(self):\n"
+        "        raise ValueError('no')\n"
+        "    def end(self):\n"
+        "        sys.exit('out of memory')\n"
+        "serve(Echo())\n"
     )
     monkeypatch.setattr(processes, "WORKERS", tmp_path)
     return Worker("echo.py", sys.executable)
@@ -153,7 +170,7 @@ def test_first_token_takes_time_and_memory(tmp_path: Path) -> None:
     model.write_bytes(bytes(10**6))
     program = (
         "import mmap, sys, time\n"
-        "print('import 0.125', file=sys.stderr, flush=True)\n"
+        "print('import 0.015625', file=sys.stderr, flush=True)\n"
         f"file = open({str(model)!r}, 'rb')\n"
         "pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)\n"
         "sum(pages[::4096])\n"
@@ -161,8 +178,8 @@ def test_first_token_takes_time_and_memory(tmp_path: Path) -> None:
         "time.sleep(60)\n"
     )
     seen = first_token([sys.executable, "-c", program], model)
-    assert seen["import"] == 0.125
-    assert seen["seconds"] > 0
+    assert seen["first_token"] - seen["own_first_token"] == pytest.approx(0.015625)
+    assert seen["first_token"] > 0
     if Path("/proc/self/status").exists():
         assert seen["file"] >= 10**6
         assert seen["peak"] > seen["anonymous"] > 0
@@ -176,8 +193,3 @@ def test_no_text_is_an_error(tmp_path: Path) -> None:
 def test_memory_of_a_process_that_no_system_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "Path", lambda _: tmp_path / "nowhere")
     assert resident(os.getpid(), tmp_path) == {}
-
-
-def test_the_list_of_cases_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    side_by_side.show(CASES, tmp_path)
-    assert "270m-Q4_K_M/short/t2" in capsys.readouterr().out
