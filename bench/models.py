@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge_gemma.measure.info import describe
 
@@ -67,9 +66,8 @@ MODELS = {
 class Facts:
     """What a model costs, from its file's tables alone. Bytes and multiply-adds.
 
-    token_bytes: weights read for one decoded token. With a tied embedding that is every tensor: the embedding is also
-    the output matrix, read whole. Without, the embedding is not read but for one row. The file's header and vocabulary
-    are not counted.
+    token_bytes: weights read for one decoded token: every tensor, as the embedding is also the output matrix, read
+    whole. The file's header and vocabulary are not counted.
     layer_macs: products with the matrices of the layers for one prompt token; the output matrix (`output_macs`) is
     multiplied for the last token of a prompt only. Attention's own products are floating-point and not counted, so a
     share of the integer peak understates what is done at great depth.
@@ -87,19 +85,14 @@ class Facts:
 
     @classmethod
     def of(cls, path: Path) -> Facts:
-        return cls.of_description(describe(path))
-
-    @classmethod
-    def of_description(cls, info: dict[str, Any]) -> Facts:
-        """From the dictionary of `edge_gemma.measure.info.describe`."""
+        info = describe(path)
         config, tensors = info["hyper_parameters"], info["tensors"]
         matrices = [t for t in tensors if len(t["shape"]) == 2 and t["name"].startswith("blk.")]
         embedding = next(t for t in tensors if t["name"] == "token_embd.weight")
-        unread = 0 if info["tied_output"] else embedding["bytes"] - embedding["bytes"] // config["vocab_size"]
         position = 2 * 2 * config["n_kv_heads"] * config["head_dim"]
         return cls(
             file_bytes=info["file_size"],
-            token_bytes=sum(t["bytes"] for t in tensors) - unread,
+            token_bytes=sum(t["bytes"] for t in tensors),
             layer_macs=sum(math.prod(t["shape"]) for t in matrices),
             output_macs=math.prod(embedding["shape"]),
             repacked=sum(t["bytes"] for t in matrices if t["type"] in REPACKED),
@@ -119,8 +112,8 @@ class Facts:
         """Mean products of a prompt token in a prompt of `tokens`."""
         return self.layer_macs + self.output_macs / tokens
 
-    def need(self, context: int, *, peer: bool, repack: bool) -> int:
-        """Bytes that must be free: the file once, both caches, the peer's logits and its second copy."""
+    def need(self, context: int, *, peer: bool) -> int:
+        """Bytes that must be free, a second copy apart: the file once, both caches, and the peer's logits."""
         cache = int(self.kv_bytes(context))
-        theirs = cache + 4 * PHYSICAL_BATCH * self.vocabulary + (self.repacked if repack else 0)
+        theirs = cache + 4 * PHYSICAL_BATCH * self.vocabulary
         return self.file_bytes + cache + OVERHEAD + (theirs if peer else 0)

@@ -13,17 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from bench.cases import (
-    BUSY_SECONDS,
-    GENERATE,
-    LONG,
-    PROFILE_REPEATS,
-    ROWS,
-    SHORT,
-    START_CONTEXT,
-    STEP_REPEATS,
-    Case,
-)
+from bench import cases
+from bench.cases import GENERATE, Case
 from bench.models import Facts
 from bench.processes import WORKERS, Worker, WorkerError, first_token, our_environment
 from bench.results import Measurement
@@ -80,10 +71,11 @@ def measure(case: Case, setup: Setup, facts: Facts, say: Say) -> tuple[list[Meas
 def room(case: Case, setup: Setup, facts: Facts) -> bool:
     """Whether the peer may keep its second copy of the weights. Raises Skipped if even without it there is no room."""
     free: int = psutil.virtual_memory().available
-    need = [facts.need(case.context, peer=case.peer in setup.pythons, repack=repack) for repack in (True, False)]
-    if need[1] > free:
-        raise Skipped(f"{need[1] / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB available")
-    return need[0] <= free
+    peer = case.peer in setup.pythons
+    need = facts.need(case.context, peer=peer)
+    if need > free:
+        raise Skipped(f"{need / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB available")
+    return not peer or case.peer == "transformers" or need + facts.repacked <= free
 
 
 def _facts(case: Case, facts: Facts) -> Iterator[tuple[str, float]]:
@@ -91,7 +83,7 @@ def _facts(case: Case, facts: Facts) -> Iterator[tuple[str, float]]:
         yield "decode_bytes", facts.decode_bytes(case.depth, GENERATE)
         yield "prompt_macs", facts.prompt_macs(case.prompt)
     if case.kind == "start":
-        yield "kv_bytes_at_start", facts.kv_bytes(START_CONTEXT - 1)
+        yield "kv_bytes_at_start", facts.kv_bytes(cases.START_CONTEXT - 1)
 
 
 def _rounds(case: Case, setup: Setup, facts: Facts, repack: bool) -> Iterator[list[Figure]]:
@@ -154,7 +146,7 @@ def _warm_up(bench: Bench) -> None:
         worker.ask("prompt", tokens=WARM_PROMPT)
         worker.ask("generate", tokens=WARM_TOKENS)
         if bench.case.kind == "rows":
-            worker.ask("steps", rows=ROWS, repeats=1)
+            worker.ask("steps", rows=cases.ROWS, repeats=1)
     if bench.case.kind == "overhead":
         bench.sides["ours"].ask("answer", tokens=WARM_TOKENS)
 
@@ -186,7 +178,7 @@ def _rows(bench: Bench) -> Iterator[Figure]:
     for side, worker in bench.sides.items():
         worker.ask("clear")
         worker.ask("prompt", tokens=32)
-        for rows, seconds in worker.ask("steps", rows=ROWS, repeats=STEP_REPEATS).items():
+        for rows, seconds in worker.ask("steps", rows=cases.ROWS, repeats=cases.STEP_REPEATS).items():
             yield side, f"rows{rows}", seconds
 
 
@@ -206,7 +198,7 @@ def _busy(bench: Bench) -> Iterator[Figure]:
             with busy_programs(count):
                 worker.ask("clear")
                 tokens, spent = 0, 0.0
-                while spent < BUSY_SECONDS and tokens < LONG - TURN:
+                while spent < cases.BUSY_SECONDS and tokens < cases.LONG - TURN:
                     spent += worker.ask("generate", tokens=TURN // 4)
                     tokens += TURN // 4
             yield side, f"busy{count}", tokens / spent
@@ -227,7 +219,13 @@ def busy_programs(count: int) -> Iterator[None]:
 def _profile(bench: Bench) -> Iterator[Figure]:
     """`edge-gemma bench --profile`, operation by operation."""
     case, model = bench.case, bench.case.file.path(bench.setup.models)
-    sizes = {"-p": SHORT // 2, "-n": GENERATE // 2, "-d": case.depth, "-t": case.threads, "-r": PROFILE_REPEATS}
+    sizes = {
+        "-p": cases.SHORT // 2,
+        "-n": GENERATE // 2,
+        "-d": case.depth,
+        "-t": case.threads,
+        "-r": cases.PROFILE_REPEATS,
+    }
     command = [sys.executable, "-m", "edge_gemma", "bench", str(model), "--profile", "--json"]
     command += [str(part) for option in sizes.items() for part in option]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=our_environment(case.isa))
@@ -252,7 +250,7 @@ def _profile(bench: Bench) -> Iterator[Figure]:
 def _starts(case: Case, setup: Setup) -> Iterator[list[Figure]]:
     """Warm starts by turns; one of ours with no kernel compiled yet; each engine once untimed before."""
     model = case.file.path(setup.models)
-    context, threads = str(START_CONTEXT), str(case.threads)
+    context, threads = str(cases.START_CONTEXT), str(case.threads)
     run = [sys.executable, "-m", "edge_gemma", "run", str(model), "-p", PROMPT, "-n", "64", "--temp", "0"]
     commands = {"ours": [*run, "--threads", threads, "--context", context]}
     if case.peer in setup.pythons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,18 +10,17 @@ from typing import Any
 import psutil
 import pytest
 
-from bench import rounds
+from bench import cases, rounds
 from bench.cases import Case, matrix, only, quick
 from bench.models import MODELS, Facts
 from bench.processes import WorkerError
 from bench.profile_tables import profiles
-from bench.results import Result, seconds_a_round
+from bench.results import Measurement, Result, seconds_a_round
 from bench.rounds import Setup, Skipped
 from bench.side_by_side import header
 from bench.synthetic import SHAPES, Shape, plan, write
 from bench.tables import full
 from bench.targets import targets
-from edge_gemma.measure.info import describe
 
 GB = 10**9
 FACTS = Facts(
@@ -28,6 +28,7 @@ FACTS = Facts(
     kv_layers=((0, 4096), (4, 4096)),
 )  # fmt: skip
 SMALL = Shape(8, 256, 512, 2, 1, 128, vocab=600, window=64)
+FACTS_NEEDED = (("decode_bytes", 1e6), ("prompt_macs", 1e6))
 FIRST = Case("2b-Q4_0", "short", 2)
 PEER = Setup(Path("models"), {"llama.cpp": "python"})
 
@@ -35,6 +36,7 @@ PEER = Setup(Path("models"), {"llama.cpp": "python"})
 def test_names_are_one_of_a_kind_and_say_all() -> None:
     names = [case.name for case in matrix(2)]
     assert len(names) == len(set(names))
+    assert {model.shape for model in MODELS.values()} <= {*SHAPES, ""}
     assert names[:3] == ["2b-Q4_0/short/t2", "2b-Q8_0/short/t2", "2b-Q4_K_M/short/t2"]
     assert [Case.named(case.name) for case in matrix(2)] == only(matrix(2), [], rounds=5)
 
@@ -47,22 +49,18 @@ def test_matrix_has_every_case_that_a_target_asks_for(threads: int) -> None:
     assert len({case.name for case in matrix(threads)}) == len(matrix(threads))
 
 
-def test_models_exist_as_shapes() -> None:
-    assert {model.shape for model in MODELS.values()} <= {*SHAPES, ""}
-
-
 def test_quick_is_part_of_everything_and_quick() -> None:
     assert {case.name for case in quick(2)} <= {case.name for case in matrix(2)}
     assert sum(case.rounds * seconds_a_round()[case.name] for case in quick(2)) < 180
 
 
 def test_only_takes_names_patterns_and_parts() -> None:
-    cases = matrix(2)
-    assert [c.name for c in only(cases, ["2b-Q4_0/short/t2"])] == ["2b-Q4_0/short/t2"]
-    assert {c.isa for c in only(cases, ["avx2"])} == {"avx2"}
-    assert {c.model for c in only(cases, ["9b*/short/*"])} == {"9b-Q4_0", "9b-Q8_0", "9b-Q4_K_M"}
-    assert only(cases, []) == cases
-    assert not only(cases, ["nothing"])
+    known = matrix(2)
+    assert [c.name for c in only(known, ["2b-Q4_0/short/t2"])] == ["2b-Q4_0/short/t2"]
+    assert {c.isa for c in only(known, ["avx2"])} == {"avx2"}
+    assert {c.model for c in only(known, ["9b*/short/*"])} == {"9b-Q4_0", "9b-Q8_0", "9b-Q4_K_M"}
+    assert only(known, []) == known
+    assert not only(known, ["nothing"])
 
 
 # ---- what a model costs --------------------------------------------------------------------------------------------
@@ -77,8 +75,7 @@ def test_a_token_reads_all_weights_and_the_visible_cache() -> None:
 def test_facts_of_a_file(tmp_path: Path) -> None:
     """By the plan that the file was written from, and the sizes of the shape."""
     write(tmp_path / "model.gguf", SMALL, "Q4_0")
-    info = describe(tmp_path / "model.gguf")
-    facts = Facts.of_description(info)
+    facts = Facts.of(tmp_path / "model.gguf")
     layers = sum(size[0] * size[1] for name, size, _ in plan(SMALL, "Q4_0") if len(size) == 2 and name[:3] == "blk")
     vectors = sum(size[0] for _, size, _ in plan(SMALL, "Q4_0") if len(size) == 1)
     embedding = 600 * 256 * 210 // 256  # Q6_K
@@ -90,8 +87,6 @@ def test_facts_of_a_file(tmp_path: Path) -> None:
     assert facts.token_bytes < facts.file_bytes == (tmp_path / "model.gguf").stat().st_size
     assert facts.kv_bytes(0) == 8 * 2 * 2 * 128
     assert facts.kv_bytes(999) == (4 * 64 + 4 * 1000) * 2 * 2 * 128  # every other layer is global
-    untied = Facts.of_description(info | {"tied_output": False})
-    assert facts.token_bytes - untied.token_bytes == embedding * 599 // 600  # all rows but one
 
 
 @pytest.mark.parametrize(
@@ -164,20 +159,29 @@ def test_a_round_goes_by_turns(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert log[-3:] == ["machine closed", "peer closed", "ours closed"]
 
 
-@pytest.mark.parametrize("kind", ["short", "rows", "overhead", "busy", "profile"])
-def test_ours_is_measured_alone_and_shown(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes, with a small model."""
+def test_every_kind_of_work_is_done_by_real_processes_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ours alone, with a small model; the processes of one case can do the work of others."""
     write(tmp_path / "2b-Q4_0.gguf", SMALL, "Q4_0")
-    monkeypatch.setattr(rounds, "BUSY_SECONDS", 0.01)
-    case, setup = Case("2b-Q4_0", kind, 2, rounds=2), Setup(tmp_path, {})
-    facts = Facts.of(tmp_path / "2b-Q4_0.gguf")
-    measured, _ = rounds.measure(case, setup, facts, lambda _: None)
+    monkeypatch.setattr(cases, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(cases, "PROFILE_REPEATS", 1)
+    kinds = {"short": rounds._speed, "rows": rounds._rows, "busy": rounds._busy, "profile": rounds._profile}
+    setup, facts = Setup(tmp_path, {}), Facts.of(tmp_path / "2b-Q4_0.gguf")
+    measured, _ = rounds.measure(Case("2b-Q4_0", "overhead", 2, rounds=1), setup, facts, lambda _: None)
     result = Result([header(setup), *(one._asdict() for one in measured)])
-    of = result.cases()[case.name]
-    assert {len(series) for (side, _), series in of.series.items() if side != "model"} == {2}
-    assert all(value >= 0 for series in of.series.values() for value in series.values())
-    title = "### Gemma 2 2B shape, Q4_0\n" if kind == "profile" else "| Gemma 2 2B shape, Q4_0, 2 threads"
-    assert title in full([result]) + profiles([result])
+    with ExitStack() as stack:
+        bench = rounds._open(stack, Case("2b-Q4_0", "busy", 2), setup, facts, True)
+        for kind, work in kinds.items():
+            figures = [*rounds._limits(bench), *work(bench), *(("model", *fact) for fact in FACTS_NEEDED)]
+            result.lines += [Measurement(f"2b-Q4_0/{kind}/t2", side, n, 0, v)._asdict() for side, n, v in figures]
+    assert all(
+        value >= 0 for of in result.cases().values() for series in of.series.values() for value in series.values()
+    )
+    shown = full([result]) + profiles([result])
+    assert "### Gemma 2 2B shape, Q4_0\n" in shown and "threads, medians of" in shown
+    assert all(f"| Gemma 2 2B shape, Q4_0, 2 threads{end} |" in shown for end in (" | pp512", " | tg64", " | busy1"))
+    assert all(f"| Gemma 2 2B shape, Q4_0, 2 threads, {kind} |" in shown for kind in ("short", "rows", "overhead"))
 
 
 def test_a_start_is_measured_warm_and_cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
