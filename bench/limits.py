@@ -14,7 +14,7 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -106,7 +106,7 @@ def _multiply_nibbles(rounds: int, inputs: int) -> int:
     return sum_lanes_int(a + b + c)
 
 
-def _together(functions: list[Callable[[], Any]]) -> float:
+def _together(functions: Sequence[Callable[[], Any]]) -> float:
     """Seconds until all, each on a thread of its own, are done."""
     threads = [threading.Thread(target=f) for f in functions]
     start = time.perf_counter()
@@ -147,10 +147,10 @@ def dot_peak(threads: int, seconds: float, rounds: int = 10_000_000) -> float:
     multiply = _multiply_nibbles if ISA.dot == "vpmaddubsw" else _multiply
     multiply(2, inputs.ctypes.data)
     (times,) = _repeated([[partial(multiply, rounds, inputs.ctypes.data)] * threads], seconds)
-    return rounds * CHAINS * 4 * LANES * threads / median(times)
+    return float(rounds * CHAINS * 4 * LANES * threads / median(times))
 
 
-def _repeated(jobs: list[list[Callable[[], Any]]], seconds: float) -> list[list[float]]:
+def _repeated(jobs: Sequence[Sequence[Callable[[], Any]]], seconds: float) -> list[list[float]]:
     """The times of each job, by turns after a first one, until `seconds` have passed."""
     times: list[list[float]] = [[] for _ in jobs]
     for job in jobs:

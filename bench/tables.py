@@ -130,14 +130,13 @@ def _scaled(scale: float, side: str, measure: str) -> Figures:
     return lambda of: [scale * value for value in values(of, measure, side)]
 
 
-_STEPS: list[Column] = [
-    column
-    for side, one, several in (("ours", "one row", "{} rows"), ("peer", "peer: 1", "peer: {}"))
-    for column in (
-        (one, "{:.1f} ms", _scaled(1e3, side, "rows1")),
-        *((several.format(n), "{:.2f}x", partial(step_ratios, measure=f"rows{n}", side=side)) for n in ROWS[1:]),
-    )
-]
+def _steps(side: str, one: str, several: str) -> list[Column]:
+    ratios = {n: partial(step_ratios, measure=f"rows{n}", side=side) for n in ROWS[1:]}
+    columns: list[Column] = [(one, "{:.1f} ms", _scaled(1e3, side, "rows1"))]
+    return columns + [(several.format(n), "{:.2f}x", figures) for n, figures in ratios.items()]
+
+
+_STEPS = [*_steps("ours", "one row", "{} rows"), *_steps("peer", "peer: 1", "peer: {}")]
 _STARTS: list[Column] = [
     ("first token", "{:.2f} s", _scaled(1, "ours", "first_token")),
     ("peer", "{:.2f} s", _scaled(1, "peer", "first_token")),
