@@ -16,6 +16,7 @@ from bench.processes import Worker, WorkerError, first_token, resident
 from bench.results import Measurement, Result
 from bench.rounds import Setup, Skipped
 from bench.side_by_side import header, opened, run
+from bench.synthetic import SHAPES, Shape
 
 CASES = [Case("270m-Q4_K_M", "short", 2), Case("270m-Q4_K_M", "rows", 2)]
 SHORT, ROWS = (case.name for case in CASES)
@@ -117,14 +118,17 @@ def test_wrong_options_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_the_list_of_cases_needs_no_model(
+def test_the_list_of_cases_needs_no_model_and_make_writes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        sys, "argv", ["side_by_side.py", "--models", str(tmp_path), "--list", "--rounds", "7", "-t", "2"]
-    )
-    assert side_by_side.main() == 0
-    assert f"{SHORT:36} 7 rounds " in capsys.readouterr().out
+    monkeypatch.setitem(SHAPES, "gemma2-2b", Shape(1, 256, 256, 2, 1, 128, vocab=300))
+    command = ["side_by_side.py", "--models", str(tmp_path), "--list", "--only", "2b-Q4_0/short/t2", "--rounds", "7"]
+    for options in (["-t", "2"], ["-t", "2", "--make"]):
+        monkeypatch.setattr(sys, "argv", command + options)
+        assert side_by_side.main() == 0
+    without, having = capsys.readouterr().out.splitlines()[::2]
+    assert without.startswith(f"{'2b-Q4_0/short/t2':36} 7 rounds ") and without == f"{having}  no 2b-Q4_0.gguf"
+    assert [path.name for path in tmp_path.iterdir()] == ["2b-Q4_0.gguf"]
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------
