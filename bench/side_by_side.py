@@ -174,6 +174,8 @@ def main() -> int:
         return 0
     if not args.output:
         parser.error("-o is needed")
+    if not args.output.parent.is_dir():
+        parser.error(f"-o: there is no folder {args.output.parent}")
     transformers = args.transformers_python if args.transformers_model else None
     peers = {"llama.cpp": args.peer_python, "llama.cpp-avx2": args.avx2_python, "transformers": transformers}
     setup = Setup(args.models, {peer: python for peer, python in peers.items() if python}, args.transformers_model)

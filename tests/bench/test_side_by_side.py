@@ -105,6 +105,7 @@ def test_a_missing_file_is_a_reason_that_says_how(setup: Setup) -> None:
     [
         (["--only", "nothing", "-o", "r.jsonl"], "no case has such a name"),
         ([], "-o is needed"),
+        (["-o", "nowhere/r.jsonl"], "-o: there is no folder nowhere"),
         (["-o", "r.jsonl", "--peer-python", "/no/python"], "llama.py: /no/python does not start: No such file"),
         (["-o", "r.jsonl", "--peer-python", sys.executable], "No module named 'llama_cpp'"),
     ],
