@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
+from edge_gemma.gguf.values import Metadata, string, u32
 
 from . import presets
 from .checkpoint.metadata import QUANTIZATION_VERSION
 from .checkpoint.names import OUTPUT
 from .checkpoint.source import Source, SourceTensor
 from .output.provenance import Certificate
-from .output.values import Metadata, string, u32
 from .output.writer import TensorInfo, encode_header
 from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, layer_and_role
 

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..output.values import Metadata, f32, i32, string
+from edge_gemma.gguf.values import Metadata, f32, i32, string
+
 from .folder import CheckpointFolder
 
 NAMES = ("name", "version", "organization", "finetune", "basename", "size_label")

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import GgufFile, Tensor
+from edge_gemma.gguf.values import Metadata, Value, u32
 from edge_gemma.models.config import GemmaConfig
 from edge_gemma.models.weights import Weights
 from edge_gemma.text.vocabulary import read_vocabulary
 
-from ..output.values import Metadata, Value, u32
 from .metadata import explicit_metadata
 from .source import Source, SourceTensor
 

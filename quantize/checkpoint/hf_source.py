@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_gemma.errors import CheckpointError
+from edge_gemma.gguf.values import Metadata
 
-from ..output.values import Metadata
 from .folder import CheckpointFolder
 from .general import general_metadata
 from .hf_config import Hyperparameters, quantization, read_hyperparameters

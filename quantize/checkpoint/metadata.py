@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import __version__
+from edge_gemma.gguf.values import Metadata, Value, boolean, bools, f32, string, strings, u32
 
-from ..output.values import Metadata, Value, boolean, bools, f32, string, strings, u32
 from .hf_config import Hyperparameters
 from .special_tokens import SpecialTokens
 from .vocabulary import CONTROL, Vocabulary

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.formats import BlockFormat
-
-from ..output.values import Metadata
+from edge_gemma.gguf.values import Metadata
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import numpy as np
 
 from edge_gemma.formats import BlockFormat
 from edge_gemma.gguf.parse import ARRAY, SCALARS, STRING
-
-from .values import Metadata, Value
+from edge_gemma.gguf.values import Metadata, Value
 
 ALIGNMENT = 32
 VERSION = 3

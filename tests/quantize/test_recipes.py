@@ -17,11 +17,11 @@ from edge_gemma.commands import quantize as cli
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.gguf.values import f32, string
 from edge_gemma.quantize import presets, quantize
 from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.output.provenance import Certificate
-from edge_gemma.quantize.output.values import f32, string
 from edge_gemma.quantize.plan import make_plan
 from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
 from tests.quantize import tiny_checkpoint as tiny

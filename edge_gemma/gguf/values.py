@@ -1,4 +1,4 @@
-"""Typed values of a GGUF file's key-value section. Knows kinds, neither keys nor bytes (`writer.py`)."""
+"""Typed values of a key-value section to be written. Knows kinds, neither keys nor bytes."""
 
 from __future__ import annotations
 
