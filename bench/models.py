@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge_gemma.measure.info import describe
 
@@ -89,7 +90,6 @@ class Facts:
         config, tensors = info["hyper_parameters"], info["tensors"]
         matrices = [t for t in tensors if len(t["shape"]) == 2 and t["name"].startswith("blk.")]
         embedding = next(t for t in tensors if t["name"] == "token_embd.weight")
-        position = 2 * 2 * config["n_kv_heads"] * config["head_dim"]
         return cls(
             file_bytes=info["file_size"],
             token_bytes=sum(t["bytes"] for t in tensors),
@@ -97,7 +97,7 @@ class Facts:
             output_macs=math.prod(embedding["shape"]),
             repacked=sum(t["bytes"] for t in matrices if t["type"] in REPACKED),
             vocabulary=config["vocab_size"],
-            kv_layers=tuple((config["window"] or 0 if local else 0, position) for local in config["local_layers"]),
+            kv_layers=tuple((layer["window"] or 0, _position_bytes(layer)) for layer in config["layers"]),
         )
 
     def kv_bytes(self, depth: float) -> float:
@@ -117,3 +117,8 @@ class Facts:
         cache = int(self.kv_bytes(context))
         theirs = cache + 4 * PHYSICAL_BATCH * self.vocabulary
         return self.file_bytes + cache + OVERHEAD + (theirs if peer else 0)
+
+
+def _position_bytes(layer: dict[str, Any]) -> int:
+    """Of a key and a value in every head, as float16."""
+    return 2 * 2 * int(layer["n_kv_heads"]) * int(layer["head_dim"])

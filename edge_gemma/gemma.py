@@ -29,7 +29,7 @@ from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import AllLogits, Generation, Progress
 from edge_gemma.errors import ContextOverflowError
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.architecture import Config
 from edge_gemma.streams import AsyncStream, Completion, PromptProgress, Received, Stream
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ class Gemma:
     slots: answers made at a time. plan: the memory this takes. tokenizer: text to ids and back.
     """
 
-    config: GemmaConfig
+    config: Config
     context: int
     threads: int
     slots: int

@@ -16,7 +16,7 @@ from pathlib import Path
 from edge_gemma.cores import usable_processors
 from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from edge_gemma.text.tokenizer import Tokenizer
 
@@ -217,7 +217,7 @@ def _verify(written: Path, target: Path) -> None:
     """Open what was written as the runtime will; a file it refuses must never get its name."""
     try:
         with GgufFile.open(written, strict=True) as file:
-            Weights.bind(file, GemmaConfig.from_gguf(file))
+            Weights.bind(file, read_config(file))
             Tokenizer.from_gguf(file)
     except ModelFormatError as error:
         reason = str(error).removeprefix(f"{written}: ")

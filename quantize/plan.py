@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
 from edge_gemma.gguf.values import Metadata, string, u32
+from edge_gemma.models.tensor_table import OUTPUT
 
 from . import presets
 from .checkpoint.metadata import QUANTIZATION_VERSION
-from .checkpoint.names import OUTPUT
 from .checkpoint.source import Source, SourceTensor
 from .output.provenance import Certificate
 from .output.writer import TensorInfo, encode_header
-from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, layer_and_role
+from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose
 
 Importance = Mapping[str, NDArray[np.float32]]
 AS_REFERENCE = ("Q4_0", "Q8_0")
@@ -118,11 +118,8 @@ def _check_importance(source: Source, importance: Importance) -> None:
 
 
 def _model(source: Source, importance: bool) -> Model:
-    """From the tensors, which every source has under the same names."""
-    rows = {tensor.name: tensor.rows for tensor in source.tensors}
-    places = filter(None, map(layer_and_role, rows))
-    queries = rows["blk.0.attn_q.weight"] // rows["blk.0.attn_k.weight"]
-    return Model(1 + max(layer for layer, _ in places), queries, importance)
+    config = source.config
+    return Model(len(config.layers), config.n_heads // config.layers[0].n_kv_heads, importance)
 
 
 def _info(tensor: SourceTensor, chosen: BlockFormat) -> TensorInfo:

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_gemma.formats import FORMATS, BlockFormat
+from edge_gemma.models.tensor_table import EMBEDDING, OUTPUT, layer_and_role
 
-from .checkpoint.names import EMBEDDING, OUTPUT
 from .checkpoint.source import SourceTensor
 from .output.writer import padded
-from .recipe import MIXES, PRESETS, Model, Overrides, choose, layer_and_role
+from .recipe import MIXES, PRESETS, Model, Overrides, choose
 
 ERRORS = {
     "IQ4_NL": 5.4e-3,

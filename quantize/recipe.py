@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS, BlockFormat
-
-from .checkpoint.names import EMBEDDING, OUTPUT
+from edge_gemma.models.tensor_table import EMBEDDING, OUTPUT, layer_and_role
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,6 @@ _FALLBACK = {
     "Q6_K": "Q8_0",
 }
 """What takes the place of a format of 256-blocks where 32-blocks fit. Where nothing does, F16."""
-
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
 @dataclass(frozen=True)
@@ -162,12 +159,6 @@ def _as_said(chosen: BlockFormat, name: str, columns: int) -> BlockFormat:
     if columns % chosen.block:
         raise CheckpointError(f"{name}: {chosen.name} needs rows of a multiple of {chosen.block} values, not {columns}")
     return chosen
-
-
-def layer_and_role(name: str) -> tuple[int, str] | None:
-    """(3, "ffn_down") of "blk.3.ffn_down.weight"; None outside the layers."""
-    match = _LAYER.fullmatch(name)
-    return (int(match[1]), match[2]) if match else None
 
 
 def _of_layer(mix: Mix, model: Model, name: str) -> str:

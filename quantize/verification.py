@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 
 from . import blocks
@@ -71,7 +71,7 @@ def verify(path: Path, against: Source | None = None, progress: Progress | None 
     Raises ModelFormatError for a file that does not run at all, OSError if it cannot be read.
     """
     with GgufFile.open(path, strict=True) as file:
-        weights = Weights.bind(file, GemmaConfig.from_gguf(file))
+        weights = Weights.bind(file, read_config(file))
         certificate = _certificate(file)
         result = Verification(len(file.tensors), certificate is not None)
         if certificate is not None and certificate.other_tensors:

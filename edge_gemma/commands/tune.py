@@ -69,11 +69,11 @@ def _matrices(model: str | None) -> list[Any]:
         return [Matrix(name, FORMATS[name].row_bytes(columns), 1) for name, columns in USUAL]
     from edge_gemma.engine.runner import product_matrices
     from edge_gemma.gguf.file import GgufFile
-    from edge_gemma.models.config import GemmaConfig
+    from edge_gemma.models.registry import read_config
     from edge_gemma.models.weights import Weights
 
     with GgufFile.open(model) as file:
-        return product_matrices(Weights.bind(file, GemmaConfig.from_gguf(file)))
+        return product_matrices(Weights.bind(file, read_config(file)))
 
 
 def _as_dict(result: Result, threads: int, kept: bool) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.graph.cache import cache_bytes, layer_caches
 from edge_gemma.graph.program import Program
 from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
-from edge_gemma.models.config import GemmaConfig
-from edge_gemma.models.gemma import record, record_logits
+from edge_gemma.models.architecture import Config, record, record_logits
 from edge_gemma.models.weights import Weights
 
 KvType: TypeAlias = Literal["f16", "f32"]
@@ -40,7 +39,7 @@ class MemoryPlan:
 
 
 def memory_plan(
-    config: GemmaConfig,
+    config: Config,
     weights: Weights,
     context: int,
     *,
@@ -62,7 +61,7 @@ def memory_plan(
     )
 
 
-def buffer_bytes(config: GemmaConfig, weights: Weights, context: int, chunk: int, kv_type: KvType) -> int:
+def buffer_bytes(config: Config, weights: Weights, context: int, chunk: int, kv_type: KvType) -> int:
     """What the operations of `chunk` rows work in: known exactly, from recording them without memory."""
     program = Program(chunk, lambda _tensor: 0, kv_type, allocate=False)
     x = record(program, config, weights, layer_caches(config.states, context, kv_type))
@@ -70,18 +69,21 @@ def buffer_bytes(config: GemmaConfig, weights: Weights, context: int, chunk: int
     return program.buffer_bytes()
 
 
-def scratch_bytes(config: GemmaConfig, chunk: int) -> int:
+def scratch_bytes(config: Config, chunk: int) -> int:
     """What each thread works in, by the operation that needs the most, in whole pages."""
-    group = config.n_heads // config.n_kv_heads
-    need = max(matmul_scratch(chunk), attention_scratch(config.head_dim, group), row_scratch(config.d_model))
+    shapes = {(layer.head_dim, config.n_heads // layer.n_kv_heads) for layer in config.layers}
+    attention = max(attention_scratch(head_dim, group) for head_dim, group in shapes)
+    need = max(matmul_scratch(chunk), attention, row_scratch(config.d_model))
     return -(-need // PAGE) * PAGE
 
 
-def default_chunk(config: GemmaConfig) -> int:
+def default_chunk(config: Config) -> int:
     """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK."""
-    q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    q_width = config.n_heads * max(layer.head_dim for layer in config.layers)
+    kv_width = max(layer.n_kv_heads * layer.head_dim for layer in config.layers)
+    d_ff = max(layer.d_ff for layer in config.layers)
     floats = 3 * config.d_model + 2 * q_width + 2 * kv_width
-    row_bytes = 4 * floats + 2 * (config.d_model + q_width + config.d_ff)  # 2 for a value that is also quantized
+    row_bytes = 4 * floats + 2 * (config.d_model + q_width + d_ff)  # 2 for a value that is also quantized
     chunk = DEFAULT_CHUNK
     while chunk > 32 and chunk * row_bytes > BUFFER_LIMIT:
         chunk //= 2
@@ -89,7 +91,7 @@ def default_chunk(config: GemmaConfig) -> int:
 
 
 def require_budget(
-    config: GemmaConfig,
+    config: Config,
     weights: Weights,
     context: int,
     budget: int,

@@ -27,8 +27,8 @@ from edge_gemma.kernels.threads.pool import KERNELS, ThreadPool
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import Matrix, tune_once
 from edge_gemma.memory import memory_for, require_memory
-from edge_gemma.models.config import GemmaConfig
-from edge_gemma.models.gemma import record, record_logits
+from edge_gemma.models.architecture import Config, record, record_logits
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 
 HEAD_STEP = 32
@@ -39,11 +39,12 @@ ChunkProgress = Callable[[int, int], None]
 Logits = NDArray[np.float32]
 
 
-def require_head_step(file: GgufFile, config: GemmaConfig) -> None:
+def require_head_step(file: GgufFile, config: Config) -> None:
     """Raise ModelFormatError for heads that the kernels do not take."""
-    if config.head_dim % HEAD_STEP:
-        key = f"{config.architecture}.attention.key_length"
-        raise ModelFormatError(f"{config.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
+    for layer in config.layers:
+        if layer.head_dim % HEAD_STEP:
+            key = f"{config.architecture}.attention.key_length"
+            raise ModelFormatError(f"{layer.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
 
 
 def product_matrices(weights: Weights) -> list[Matrix]:
@@ -84,7 +85,7 @@ class Runner:
         """
         self.file = GgufFile.open(path, load=load)
         try:
-            self.config = GemmaConfig.from_gguf(self.file)
+            self.config = read_config(self.file)
             self.weights = Weights.bind(self.file, self.config)
             require_head_step(self.file, self.config)
             self.context = context or min(self.config.context_length, default_context)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,12 +19,25 @@ from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.gguf.metadata import shown
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import by_class
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.architecture import Config, LayerConfig
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from edge_gemma.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
 MARGIN = "  "
+SHOWN = (
+    "d_model",
+    "n_heads",
+    "vocab_size",
+    "context_length",
+    "rms_eps",
+    "attn_scale",
+    "attn_softcap",
+    "final_softcap",
+    "embedding_scale",
+)
+"""Hyper-parameters of the model as a whole."""
 
 
 def describe(
@@ -37,11 +51,11 @@ def describe(
     """All facts about the model in `path`, ready for JSON; sizes in bytes.
 
     `context` (default: 4096, or the model's limit if lower) is what the memory section is computed for; chunk, threads
-    and cache are those of `Gemma`, with the same defaults. Raises what `GgufFile.open`, `GemmaConfig.from_gguf`,
+    and cache are those of `Gemma`, with the same defaults. Raises what `GgufFile.open`, `read_config`,
     `Weights.bind`, `Tokenizer.from_gguf` and `memory_plan` raise: a file that `Gemma` refuses is refused here.
     """
     with GgufFile.open(path) as file:
-        config = GemmaConfig.from_gguf(file)
+        config = read_config(file)
         require_head_step(file, config)
         weights = Weights.bind(file, config)
         Tokenizer.from_gguf(file)
@@ -60,7 +74,7 @@ def describe(
             "parameters": sum(math.prod(t.shape) for t in tensors),
             "bits_per_weight": _bits_per_weight(tensors),
             "tied_output": weights.output is weights.token_embd,
-            "hyper_parameters": asdict(config),
+            "hyper_parameters": _hyper_parameters(config),
             "types": _types(tensors),
             "memory": {"context": context, "kv_type": kv_type, **run, **asdict(plan), "total": plan.total},
             "strategies": tuned_choices().describe(classes),
@@ -75,7 +89,6 @@ def render(info: dict[str, Any]) -> str:
 
 def _lines(info: dict[str, Any]) -> Iterator[str]:
     memory = info["memory"]
-    hyper_parameters = [pair for pair in info["hyper_parameters"].items() if pair[0] != "architecture"]
     yield shown(info["path"])
     yield from _pairs(
         [
@@ -87,7 +100,7 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
         ]
     )
     yield from ("", "Hyper-parameters")
-    yield from _pairs((name, _hyper_parameter(value)) for name, value in hyper_parameters)
+    yield from _pairs(_of_all_layers(info["hyper_parameters"]))
     yield from ("", "Types")
     rows = [(name, f"{t['tensors']}", f"{t['parameters']:,}", _size(t["bytes"])) for name, t in info["types"].items()]
     yield from _table(("type", "tensors", "parameters", "size"), rows)
@@ -133,16 +146,36 @@ def _types(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
     return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def _hyper_parameter(value: Any) -> str:
+def _hyper_parameters(config: Config) -> dict[str, Any]:
+    """Those of the model, and under "layers" those of each layer."""
+    return {name: getattr(config, name) for name in SHOWN} | {"layers": [_layer(layer) for layer in config.layers]}
+
+
+def _layer(layer: LayerConfig) -> dict[str, Any]:
+    facts = asdict(layer)
+    rope = facts.pop("rope")
+    return facts | {f"rope_{name}": value for name, value in rope.items()}
+
+
+def _of_all_layers(hyper_parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values; one that is not the same in all layers with the number of layers that have it."""
+    layers = hyper_parameters["layers"]
+    yield from ((name, _value(value)) for name, value in hyper_parameters.items() if name != "layers")
+    yield "n_layers", str(len(layers))
+    for name in layers[0]:
+        counts = Counter(_value(layer[name]) for layer in layers)
+        each = [f"{value} in {count}" for value, count in counts.items()]
+        yield name, ", ".join(each) if len(each) > 1 else next(iter(counts))
+    local = "".join("G" if layer["window"] is None else "L" for layer in layers)
+    yield "local layers", f"{local.count('L')} of {len(layers)}: {local}"
+
+
+def _value(value: Any) -> str:
     match value:
         case None:
             return "none"
-        case bool():
-            return "yes" if value else "no"
         case float():
             return f"{value:.6g}"
-        case tuple() | list():
-            return f"{sum(value)} of {len(value)}: " + "".join("L" if local else "G" for local in value)
         case _:
             return str(value)
 

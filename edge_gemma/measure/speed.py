@@ -26,7 +26,7 @@ from edge_gemma.engine.runner import Engine, Runner
 from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.kernels import isa
 from edge_gemma.measure.info import describe
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.architecture import Config
 
 SEED = 0
 LIMIT = 2**22
@@ -146,7 +146,7 @@ def _work(engine: Engine, test: Test, tokens: list[int]) -> None:
             engine.decode(token)
 
 
-def _random_tokens(config: GemmaConfig, count: int) -> list[int]:
+def _random_tokens(config: Config, count: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(SEED).integers(0, config.vocab_size, count)]
 
 

@@ -1,14 +1,14 @@
-"""`Weights`: the tensors of a Gemma model under their names, each checked for presence, shape and type.
+"""`Weights`: the tensors of a model under their names, each checked for presence, shape and type.
 
-Knows no maths: what a tensor is multiplied with is `model.py`'s business.
+Knows no architecture, only tables of tensors, and no maths: what a tensor is multiplied with is the model's business.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from edge_gemma.errors import ModelFormatError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.gguf.metadata import shown
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.tensor_table import TensorSpec
 
 MIN_ROWS = 16
 COLUMN_STEP = 32
@@ -28,23 +28,36 @@ TEXT_PREFIXES = ("blk.", "output", "token_", "rope_", "position_embd", "per_laye
 NAMES_SHOWN = 5
 
 
-@dataclass(frozen=True)
 class LayerWeights:
-    """One layer. Each field is named as its tensor is: `blk.<layer>.<field>.weight`. None: not in this architecture."""
+    """The tensors of one layer, each an attribute named by its role: `attn_norm`, `ffn_down`, ..."""
 
-    attn_norm: Tensor
-    attn_q: Tensor
-    attn_k: Tensor
-    attn_v: Tensor
-    attn_output: Tensor
-    ffn_norm: Tensor
-    ffn_gate: Tensor
-    ffn_up: Tensor
-    ffn_down: Tensor
-    post_attention_norm: Tensor | None
-    post_ffw_norm: Tensor | None
-    attn_q_norm: Tensor | None
-    attn_k_norm: Tensor | None
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getattr__(self, role: str) -> Tensor:
+        try:
+            return self._tensors[role]
+        except KeyError:
+            raise AttributeError(f"no tensor {role} in this layer ({', '.join(self._tensors)} are)") from None
+
+    def get(self, role: str) -> Tensor | None:
+        """The tensor, None in a layer without it."""
+        return self._tensors.get(role)
+
+
+class Described(Protocol):
+    """What `Weights.bind` asks of a configuration."""
+
+    @property
+    def architecture(self) -> str:
+        """For messages."""
+
+    @property
+    def layers(self) -> Sequence[object]:
+        """As many as there are layers."""
+
+    def tensors(self) -> list[TensorSpec]:
+        """Every tensor."""
 
 
 @dataclass(frozen=True)
@@ -55,81 +68,39 @@ class Weights:
     output_norm: Tensor
     output: Tensor
     layers: tuple[LayerWeights, ...]
+    bound: tuple[Tensor, ...]
+    """Every tensor once, in the order of the model's table."""
 
     @classmethod
-    def bind(cls, file: GgufFile, config: GemmaConfig) -> Self:
+    def bind(cls, file: GgufFile, config: Described) -> Self:
         """Find every tensor that `config` asks for in `file`, and no other that takes part in a text model.
 
         Raises ModelFormatError for such a one, for missing, misshapen or misaligned tensors, for types that are not
         executed, and for norms that are not F32 or not finite. Warns of tensors that nothing here knows, which are
         ignored. Reads the norms; the matrices are not touched.
         """
-        expected = expected_shapes(config)
-        if "output.weight" in file.tensors:
-            expected["output.weight"] = expected["token_embd.weight"]
-        _check_names(file, config, expected)
-        for name, shape in expected.items():
-            _check_tensor(file, file.tensors[name], shape)
-        tensors = file.tensors
+        specs = [spec for spec in config.tensors() if not spec.optional or spec.name in file.tensors]
+        _check_names(file, config, [spec.name for spec in specs])
+        outside: dict[str, Tensor] = {}
+        layers: list[dict[str, Tensor]] = [{} for _ in config.layers]
+        for spec in specs:
+            tensor = file.tensors[spec.name]
+            _check_tensor(file, tensor, spec.shape)
+            (outside if spec.layer is None else layers[spec.layer])[spec.role] = tensor
         return cls(
-            token_embd=tensors["token_embd.weight"],
-            output_norm=tensors["output_norm.weight"],
-            output=tensors.get("output.weight", tensors["token_embd.weight"]),
-            layers=tuple(_layer(tensors, i) for i in range(config.n_layers)),
+            token_embd=outside["token_embd"],
+            output_norm=outside["output_norm"],
+            output=outside.get("output", outside["token_embd"]),
+            layers=tuple(map(LayerWeights, layers)),
+            bound=tuple(file.tensors[spec.name] for spec in specs),
         )
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once, a tied one too."""
-        yield self.token_embd
-        yield self.output_norm
-        if self.output is not self.token_embd:
-            yield self.output
-        for layer in self.layers:
-            for field in fields(layer):
-                tensor = getattr(layer, field.name)
-                if tensor is not None:
-                    yield tensor
+        return iter(self.bound)
 
 
-def expected_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape, (rows, columns) or (n,), of every tensor of a tied model."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (config.vocab_size, config.d_model),
-        "output_norm.weight": (config.d_model,),
-    }
-    per_layer = _layer_shapes(config)
-    for i in range(config.n_layers):
-        shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in per_layer.items()}
-    return shapes
-
-
-def _layer_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
-    D, F = config.d_model, config.d_ff
-    q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "attn_norm": (D,),
-        "attn_q": (q_width, D),
-        "attn_k": (kv_width, D),
-        "attn_v": (kv_width, D),
-        "attn_output": (D, q_width),
-        "ffn_norm": (D,),
-        "ffn_gate": (F, D),
-        "ffn_up": (F, D),
-        "ffn_down": (D, F),
-    }
-    if config.post_norms:
-        shapes |= {"post_attention_norm": (D,), "post_ffw_norm": (D,)}
-    if config.qk_norm:
-        shapes |= {"attn_q_norm": (config.head_dim,), "attn_k_norm": (config.head_dim,)}
-    return shapes
-
-
-def _layer(tensors: dict[str, Tensor], index: int) -> LayerWeights:
-    found: dict[str, Any] = {f.name: tensors.get(f"blk.{index}.{f.name}.weight") for f in fields(LayerWeights)}
-    return LayerWeights(**found)
-
-
-def _check_names(file: GgufFile, config: GemmaConfig, expected: Iterable[str]) -> None:
+def _check_names(file: GgufFile, config: Described, expected: Iterable[str]) -> None:
     """The file has all the expected tensors, and no other that a text model computes with."""
     for name, tensor in file.tensors.items():
         if "attn_qkv" in name:

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import GgufFile, Tensor
-from edge_gemma.gguf.values import Metadata, Value, u32
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.gguf.values import Metadata, Value
+from edge_gemma.models.architecture import Config
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from edge_gemma.text.vocabulary import read_vocabulary
 
-from .metadata import explicit_metadata
 from .source import Source, SourceTensor
 
 DROPPED = ("general.alignment", "split.", "quantize.", "edge_gemma.")
@@ -26,14 +26,14 @@ def open_gguf(path: Path) -> Source:
     Raises ModelFormatError naming field and offset for a file this package would not run, OSError if unreadable.
     """
     file = GgufFile.open(path)
-    config = GemmaConfig.from_gguf(file)
+    config = read_config(file)
     bound = {tensor.name for tensor in Weights.bind(file, config).tensors()}
     text = [tensor for tensor in file.tensors.values() if tensor.name in bound]
     tensors = [_tensor(file, tensor) for tensor in text]
     notices = _notices(tensors)
     if others := len(file.tensors) - len(text):
         notices.append(f"left out, as the text model does not use them (a vision tower): {others} tensors")
-    return Source(_carried_over(file) | _explicit(config), tensors, [path], notices)
+    return Source(config, _carried_over(file) | _explicit(config), tensors, [path], notices)
 
 
 def _tensor(file: GgufFile, tensor: Tensor) -> SourceTensor:
@@ -54,16 +54,11 @@ def _carried_over(file: GgufFile) -> Metadata:
     return {key: Value(keys.kind(key), value) for key, value in keys.items() if not key.startswith(DROPPED)}
 
 
-def _explicit(config: GemmaConfig) -> Metadata:
+def _explicit(config: Config) -> Metadata:
     """What is said anew; of the window that it is no longer than the context, as in files of checkpoints."""
-    window = {} if config.window is None else {f"{config.architecture}.attention.sliding_window": u32(config.window)}
-    return window | explicit_metadata(
-        scale=config.attn_scale,
-        local_layers=config.local_layers,
-        rope_base=config.rope_base,
-        rope_base_local=config.rope_base_local,
-        rope_scale=config.rope_scale,
-    )
+    window = f"{config.architecture}.attention.sliding_window"
+    keys = config.model.metadata(config)
+    return {key: value for key, value in keys.items() if key.startswith("edge_gemma.") or key == window}
 
 
 def _notices(tensors: list[SourceTensor]) -> list[str]:

@@ -10,26 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from edge_gemma.errors import CheckpointError
-from edge_gemma.gguf.values import Metadata
+from edge_gemma.models.architecture import Config
+from edge_gemma.models.tensor_table import EMBEDDING, HF_OUTPUT, OUTPUT, TensorSpec
 
 from .folder import CheckpointFolder
 from .general import general_metadata
-from .hf_config import Hyperparameters, quantization, read_hyperparameters
+from .hf_config import HfModel, quantization, read_model
 from .meant import no_checkpoint
-from .metadata import explicit_metadata, model_metadata, tokenizer_metadata, usual_pattern
-from .names import (
-    EMBEDDING,
-    HF_OUTPUT,
-    OUTPUT,
-    Target,
-    is_adapted,
-    is_output,
-    is_unread,
-    is_value_head,
-    is_vision,
-    short_names,
-    targets,
-)
+from .metadata import tokenizer_metadata
+from .names import is_adapted, is_output, is_unread, is_value_head, is_vision, short_names
 from .own_output import own_output_notices, settle_output
 from .source import Source, SourceTensor
 from .special_tokens import read_special_tokens
@@ -45,27 +34,27 @@ def open_folder(path: Path) -> Source:
     config = folder.json("config.json")
     if config is None:
         raise no_checkpoint(folder.path)
-    model = read_hyperparameters(config, str(folder.path / "config.json"))
+    model = read_model(config, str(folder.path / "config.json"))
     with _quantized_if_so(folder, config):
         stored = _text_tensors(folder)
-    vocabulary = read_vocabulary(folder, model.vocab_size if model.vocab_size_given else None)
-    rows = _rows_to_keep(model, vocabulary, folder.path)
+    vocabulary = read_vocabulary(folder, model.config.vocab_size if model.vocab_size_given else None)
+    rows = _rows_to_keep(model.config, vocabulary, folder.path)
     stored, model, notices = settle_output(stored, model, rows)
     with _quantized_if_so(folder, config):
         tensors = _place(stored, model, rows, folder.path)
+    architecture = model.config.model
     special = read_special_tokens(folder, vocabulary, config)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
-        general_metadata(folder, model.architecture, config, parameters)
-        | model_metadata(model)
-        | _explicit(model)
-        | tokenizer_metadata(vocabulary, special, model.architecture)
+        general_metadata(folder, model.config.architecture, config, parameters)
+        | architecture.metadata(model.config)
+        | tokenizer_metadata(vocabulary, special, architecture.control_ids)
     )
     files = [entry for entry in folder.path.iterdir() if entry.is_file()]
     if quantization(config):
         notices.append("quantization_config in config.json ignored: the weights are not quantized")
     notices = [*_left_out(folder.left_out), *folder.notices, *notices, *_compatibility(model), *vocabulary.notices]
-    return Source(metadata, tensors, files, notices)
+    return Source(replace(model.config, vocab_size=rows), metadata, tensors, files, notices)
 
 
 @contextmanager
@@ -101,16 +90,14 @@ def _left_out(names: Collection[str]) -> list[str]:
     return notices + ([f"value head left out: {heads} tensors"] if heads else [])
 
 
-def _place(
-    stored: dict[str, StoredTensor], model: Hyperparameters, vocab_rows: int, folder: Path
-) -> list[SourceTensor]:
-    table = targets(model)
+def _place(stored: dict[str, StoredTensor], model: HfModel, vocab_rows: int, folder: Path) -> list[SourceTensor]:
+    table = {spec.hf_name: spec for spec in model.config.tensors() if not (model.tied and spec.name == OUTPUT)}
     if missing := [name for name in table if name not in stored]:
         raise CheckpointError(f"{folder}: {_missing(missing, stored)}")
     if extra := [tensor.where for name, tensor in stored.items() if name not in table]:
         text = f"{len(extra)} tensors are extra, config.json has no place for {', '.join(extra[:SHOWN])}"
         raise CheckpointError(f"{text}; is it the config.json of this model, and the model a Gemma?")
-    tensors = [_tensor(stored[name], target) for name, target in table.items()]
+    tensors = [_tensor(stored[name], spec) for name, spec in table.items()]
     return [
         replace(tensor, shape=(vocab_rows, tensor.columns)) if tensor.name in (EMBEDDING, OUTPUT) else tensor
         for tensor in tensors
@@ -126,43 +113,33 @@ def _missing(missing: list[str], stored: dict[str, StoredTensor]) -> str:
     return f"{text}; the weights hold {len(stored)}: {there}"
 
 
-def _tensor(stored: StoredTensor, target: Target) -> SourceTensor:
-    if stored.shape != target.shape:
-        raise CheckpointError(f"{stored.where} has shape {stored.shape}; config.json asks for {target.shape}")
-    return SourceTensor(target.name, stored.where, target.shape, stored.format, stored.raw_rows, target.shift)
+def _tensor(stored: StoredTensor, spec: TensorSpec) -> SourceTensor:
+    if stored.shape != spec.shape:
+        raise CheckpointError(f"{stored.where} has shape {stored.shape}; config.json asks for {spec.shape}")
+    return SourceTensor(spec.name, stored.where, spec.shape, stored.format, stored.raw_rows, spec.shift)
 
 
-def _rows_to_keep(model: Hyperparameters, vocabulary: Vocabulary, folder: Path) -> int:
+def _rows_to_keep(config: Config, vocabulary: Vocabulary, folder: Path) -> int:
     """Rows of the embedding that have a token; Gemma 3's multimodal tables have more than the tokenizer."""
     tokens = len(vocabulary.tokens)
-    if tokens > model.vocab_size:
-        raise CheckpointError(f"{folder}: the tokenizer has {tokens} tokens, the embedding {model.vocab_size} rows")
-    if tokens < model.vocab_size:
-        cut = model.vocab_size - tokens
+    if tokens > config.vocab_size:
+        raise CheckpointError(f"{folder}: the tokenizer has {tokens} tokens, the embedding {config.vocab_size} rows")
+    if tokens < config.vocab_size:
+        cut = config.vocab_size - tokens
         vocabulary.notices.append(f"{cut} rows of the embedding without a token cut off ({tokens} kept)")
     return tokens
 
 
-def _compatibility(model: Hyperparameters) -> list[str]:
-    """What llama.cpp, which guesses scale and output from the architecture and the layer count, would do otherwise."""
-    notices = []
-    usual = model.head_dim**-0.5
-    if (model.architecture, model.layers) in (("gemma2", 46), ("gemma3", 62)):  # the 27B models
-        usual = (model.hidden_size / model.heads) ** -0.5
-    if not math.isclose(model.attention_scale, usual, rel_tol=1e-6):
-        notices.append(f"attention scale {model.attention_scale:.6g}: llama.cpp will use {usual:.6g} instead")
+def _compatibility(model: HfModel) -> list[str]:
+    """What llama.cpp, which guesses some facts from the architecture and the layer count, would do otherwise."""
+    config, architecture = model.config, model.config.model
+    if not architecture.in_llama_cpp:
+        return [f"llama.cpp does not load {architecture.name}"]
+    notices, guessed = [], architecture.guessed(config)
+    if not math.isclose(config.attn_scale, guessed.attn_scale, rel_tol=1e-6):
+        notices.append(f"attention scale {config.attn_scale:.6g}: llama.cpp will use {guessed.attn_scale:.6g} instead")
     if not model.tied:
-        notices += own_output_notices(model.architecture)
-    if model.architecture != "gemma" and model.local_layers != usual_pattern(model.architecture, model.layers):
+        notices += own_output_notices(architecture)
+    if config.local_layers != guessed.local_layers:
         notices.append("unusual pattern of local layers: old versions of llama.cpp do not read it")
     return notices
-
-
-def _explicit(model: Hyperparameters) -> Metadata:
-    return explicit_metadata(
-        scale=model.attention_scale,
-        local_layers=model.local_layers,
-        rope_base=model.rope_base,
-        rope_base_local=model.rope_base_local,
-        rope_scale=model.rope_scale,
-    )

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
+from edge_gemma.models.tensor_table import EMBEDDING, OUTPUT
 
 from .. import blocks
 from .folder import ADAPTERS, CheckpointFolder
 from .lora_config import AdapterConfig, read_adapter_config
 from .lora_names import Pair, pair_up
 from .meant import no_such_source
-from .names import EMBEDDING, OUTPUT
 from .own_output import own_output_notices
 from .safetensors import read_safetensors
 from .source import Source, SourceTensor
@@ -136,8 +136,7 @@ def _untie(tensors: dict[str, SourceTensor], adapter: Adapter, source: Source) -
     """
     tensors[OUTPUT] = replace(tensors[EMBEDDING], name=OUTPUT)
     text = f"{adapter.path.name} changes the output, which was the embedding: it gets a matrix of its own"
-    architecture = source.metadata["general.architecture"].value
-    return [text, *own_output_notices(architecture if isinstance(architecture, str) else architecture.decode())]
+    return [text, *own_output_notices(source.config.model)]
 
 
 def _check_fits(adapter: Adapter, delta: Delta, tensor: SourceTensor | None, name: str) -> None:

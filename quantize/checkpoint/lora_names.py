@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_gemma.errors import CheckpointError
+from edge_gemma.models.registry import ARCHITECTURES
+from edge_gemma.models.tensor_table import OUTPUT
 
-from .names import MATRICES, is_vision, without_prefix
+from .names import is_vision, without_prefix
 from .stored_tensor import StoredTensor
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
 _LAYER = re.compile(r"layers\.(?P<layer>0|[1-9][0-9]{0,3})\.(?P<matrix>.+)")
+_ROLES = {module: role for model in ARCHITECTURES.values() for module, role in model.matrices.items()}
 _UNSUPPORTED = {
     "lora_magnitude_vector": "DoRA is not merged",
     "lora_embedding_": "the token embedding is also the output matrix, for which this adapter was not trained",
@@ -77,8 +80,8 @@ def _pairs(modules: dict[str, dict[str, StoredTensor]], where: str) -> list[Pair
 def _target(module: str, where: str) -> str:
     short = without_prefix(module)
     if short == "lm_head":
-        return "output.weight"
+        return OUTPUT
     match = _LAYER.fullmatch(short)
-    if match is None or match["matrix"] not in MATRICES:
+    if match is None or match["matrix"] not in _ROLES:
         raise CheckpointError(f"{where}: module {module!r} is no matrix of a Gemma that is merged")
-    return f"blk.{match['layer']}.{MATRICES[match['matrix']]}.weight"
+    return f"blk.{match['layer']}.{_ROLES[match['matrix']]}.weight"

@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from .hf_config import Hyperparameters
-from .names import HF_EMBEDDING, HF_OUTPUT
+from edge_gemma.models.architecture import Architecture
+from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT
+
+from .hf_config import HfModel
 from .stored_tensor import StoredTensor
 
 SLAB_VALUES = 1 << 21
@@ -19,7 +21,7 @@ SLAB_VALUES = 1 << 21
 Stored = dict[str, StoredTensor]
 
 
-def settle_output(stored: Stored, model: Hyperparameters, rows: int) -> tuple[Stored, Hyperparameters, list[str]]:
+def settle_output(stored: Stored, model: HfModel, rows: int) -> tuple[Stored, HfModel, list[str]]:
     """The tensors without an `lm_head` that is the embedding in its first `rows` rows; `model.tied` as they are.
 
     `stored`: tensors by their names without prefix. The last value is what to tell. Reads both matrices.
@@ -35,7 +37,7 @@ def settle_output(stored: Stored, model: Hyperparameters, rows: int) -> tuple[St
     return stored, replace(model, tied=False), notices if model.tied else []
 
 
-def _embedding_from_output(stored: Stored, model: Hyperparameters) -> tuple[Stored, Hyperparameters, list[str]]:
+def _embedding_from_output(stored: Stored, model: HfModel) -> tuple[Stored, HfModel, list[str]]:
     """Of tied weights some tools save one name only, and this may be it."""
     if not model.tied:
         return stored, model, []
@@ -61,8 +63,8 @@ def _same_slab(a: StoredTensor, b: StoredTensor, start: int, stop: int) -> bool:
     return np.array_equal(a.rows(start, stop), b.rows(start, stop))
 
 
-def own_output_notices(architecture: str) -> list[str]:
+def own_output_notices(architecture: Architecture) -> list[str]:
     """What to tell of a file with an output matrix of its own."""
-    if architecture == "gemma3":
+    if architecture.own_output_in_llama_cpp or not architecture.in_llama_cpp:
         return []
-    return [f"output matrix of its own: llama.cpp does not load that for {architecture}"]
+    return [f"output matrix of its own: llama.cpp does not load that for {architecture.name}"]

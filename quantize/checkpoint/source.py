@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import BlockFormat
 from edge_gemma.gguf.values import Metadata
+from edge_gemma.models.architecture import Config
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ class SourceTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint: metadata of the GGUF file to be, its tensors in file order, the files read, and what to tell."""
+    """A checkpoint: metadata of the GGUF file to be, its tensors in file order, the files read, and what to tell.
 
+    config: of the model, which has as many rows of the embedding as there are tokens.
+    """
+
+    config: Config
     metadata: Metadata
     tensors: list[SourceTensor]
     files: list[Path]

@@ -17,7 +17,8 @@ from edge_gemma.errors import ContextOverflowError, MemoryBudgetError, ModelForm
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import most_pages
 from edge_gemma.measure.info import describe, render
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.architecture import Config
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from tests.gguf_builder import (
     BOOL,
@@ -35,7 +36,7 @@ from tests.gguf_builder import (
     u32,
 )
 
-Model = tuple[GemmaConfig, Weights]
+Model = tuple[Config, Weights]
 VOCAB = len(SMALL_VOCABULARY)
 
 
@@ -44,7 +45,7 @@ def model(tmp_path: Path) -> Model:
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny_gemma("gemma2").set("gemma2.context_length", u32(8192)).build())
     with GgufFile.open(path) as file:
-        config = GemmaConfig.from_gguf(file)
+        config = read_config(file)
         return config, Weights.bind(file, config)
 
 

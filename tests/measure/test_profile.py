@@ -24,7 +24,7 @@ from edge_gemma.kernels.operations import NO_WINDOW
 from edge_gemma.measure.profile import Outside, Profile, StepProfile, as_dict, profile
 from edge_gemma.measure.profile_parts import Part, gather, label_of, part
 from edge_gemma.measure.timestamps import StampedRunner
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from tests.conftest import TinyGguf
 
@@ -75,7 +75,7 @@ def test_weights_and_products_are_those_of_the_file(tiny_gguf: TinyGguf) -> None
     path = tiny_gguf("gemma2-untied", "Q4_0")
     result = profile(path, n_prompt=8, n_gen=1, threads=1, repeats=1)
     with GgufFile.open(path) as file:
-        weights = Weights.bind(file, GemmaConfig.from_gguf(file))
+        weights = Weights.bind(file, read_config(file))
         matrices = [t for t in weights.tensors() if len(t.shape) == 2 and t is not weights.token_embd]
     assert result.decode and result.prefill
     assert sum(p.weight_bytes for p in result.decode.parts) == sum(t.row_bytes * t.shape[0] for t in matrices)

@@ -1,8 +1,9 @@
-"""Metadata -> GemmaConfig: defaults of each architecture, both dialects, and every limit at its edge and one beyond."""
+"""GGUF metadata -> `Config`: defaults, both dialects, and every limit at its edge and one beyond."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,39 @@ import pytest
 
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.graph.states import Rope
+from edge_gemma.models.architecture import Config, LayerConfig
+from edge_gemma.models.registry import ARCHITECTURES, read_config
 from tests.gguf_builder import BOOL, F64, I32, STRING, U32, U64, Builder, array, f32, tiny_gemma, typed, u32
 
 
-def configure(builder: Builder, folder: Path) -> GemmaConfig:
+def configure(builder: Builder, folder: Path) -> Config:
     path = folder / "model.gguf"
     path.write_bytes(Builder(keys=builder.keys).build())  # no tensors: the configuration does not look at them
     with GgufFile.open(path) as file:
-        return GemmaConfig.from_gguf(file)
+        return read_config(file)
+
+
+def window_of(config: Config) -> int | None:
+    layer = config.of_kind(local=True)
+    return layer and layer.window
+
+
+def ropes_of(config: Config) -> dict[str, float]:
+    """Of each kind of layers, or what is said of a kind that there is not."""
+    (whole, local) = (
+        layer.rope if (layer := config.of_kind(local=local)) else config.unused_rope for local in (False, True)
+    )
+    assert whole is not None and local is not None and local.scale == 1
+    return {"rope_base": whole.base, "rope_base_local": local.base, "rope_scale": whole.scale}
+
+
+def softcaps_of(config: Config) -> tuple[float | None, float | None]:
+    return config.attn_softcap, config.final_softcap
+
+
+def roles_of(config: Config) -> set[str]:
+    return {spec.role for spec in config.tensors()}
 
 
 def refused(builder: Builder, folder: Path) -> ModelFormatError:
@@ -44,53 +69,44 @@ GEMMA3_27B = {"layers": 62, "d_model": 5376, "heads": 32, "kv": 16, "head_dim": 
 
 def test_gemma(tmp_path: Path) -> None:
     config = configure(tiny_gemma("gemma"), tmp_path)
-    assert config == GemmaConfig(
-        architecture="gemma",
-        n_layers=4,
+    assert config == Config(
+        model=ARCHITECTURES["gemma"],
         d_model=64,
-        d_ff=96,
         n_heads=4,
-        n_kv_heads=2,
-        head_dim=16,
         vocab_size=48,
         context_length=512,
         rms_eps=float(np.float32(1e-6)),
         attn_scale=0.25,
         attn_softcap=None,
         final_softcap=None,
-        window=None,
-        local_layers=(False,) * 4,
-        rope_base=10000,
-        rope_base_local=10000,
-        rope_scale=1,
         embedding_scale=8,
-        qk_norm=False,
-        post_norms=False,
+        layers=(LayerConfig(n_kv_heads=2, head_dim=16, d_ff=96, rope=Rope(16, 10000)),) * 4,
+        unused_rope=Rope(16, 10000),
     )
 
 
 def test_gemma2(tmp_path: Path) -> None:
     config = configure(tiny_gemma("gemma2"), tmp_path)
-    assert (config.window, config.local_layers) == (64, (True, False, True, False))
+    assert (window_of(config), config.local_layers) == (64, (True, False, True, False))
     assert (config.attn_softcap, config.final_softcap) == (50, 30)
-    assert (config.rope_base, config.rope_base_local, config.rope_scale) == (10000, 10000, 1)
-    assert (config.qk_norm, config.post_norms) == (False, True)
+    assert ropes_of(config) == {"rope_base": 10000, "rope_base_local": 10000, "rope_scale": 1}
+    assert "post_ffw_norm" in roles_of(config) and "attn_q_norm" not in roles_of(config)
 
 
 def test_gemma3(tmp_path: Path) -> None:
     config = configure(tiny_gemma("gemma3", n_layers=7), tmp_path)
     assert config.local_layers == (True,) * 5 + (False, True)
-    assert (config.attn_softcap, config.final_softcap) == (None, None)
-    assert (config.rope_base, config.rope_base_local, config.rope_scale) == (1e6, 1e4, 1)
-    assert (config.qk_norm, config.post_norms) == (True, True)
+    assert softcaps_of(config) == (None, None)
+    assert ropes_of(config) == {"rope_base": 1e6, "rope_base_local": 1e4, "rope_scale": 1}
+    assert {"post_ffw_norm", "attn_q_norm"} <= roles_of(config)
 
 
 def test_very_old_gemma2_lacks_window_and_softcaps(tmp_path: Path) -> None:
     builder = tiny_gemma("gemma2").set("gemma2.attention.sliding_window", None)
-    assert configure(builder, tmp_path).window == 512  # 4096, but no larger than the context
+    assert window_of(configure(builder, tmp_path)) == 512  # 4096, but no larger than the context
     builder.set("gemma2.context_length", u32(8192))
     config = configure(builder, tmp_path)
-    assert (config.window, config.attn_softcap, config.final_softcap) == (4096, 50, 30)
+    assert (window_of(config), config.attn_softcap, config.final_softcap) == (4096, 50, 30)
 
 
 @pytest.mark.parametrize("window", [511, 512, 513, 4096, 2**32 - 1])
@@ -98,7 +114,7 @@ def test_very_old_gemma2_lacks_window_and_softcaps(tmp_path: Path) -> None:
 def test_a_window_is_at_most_the_context(tmp_path: Path, architecture: str, window: int) -> None:
     builder = tiny_gemma(architecture).set(f"{architecture}.attention.sliding_window", u32(window))
     config = configure(builder, tmp_path)
-    assert (config.window, config.local_layers[0]) == (min(window, 512), True)
+    assert (window_of(config), config.local_layers[0]) == (min(window, 512), True)
 
 
 def test_a_vocabulary_size_is_not_read(tmp_path: Path) -> None:
@@ -117,7 +133,7 @@ def test_softcaps_are_read(tmp_path: Path) -> None:
 def test_gemma3_without_window_is_global_everywhere(tmp_path: Path) -> None:
     for value in (None, u32(0)):
         config = configure(tiny_gemma("gemma3").set("gemma3.attention.sliding_window", value), tmp_path)
-        assert (config.window, config.local_layers) == (None, (False,) * 4)
+        assert (window_of(config), config.local_layers) == (None, (False,) * 4)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +155,8 @@ def test_our_keys_win_over_what_would_be_guessed(tmp_path: Path) -> None:
     builder.set("edge_gemma.rope.scale_linear", f32(4))
     config = configure(builder, tmp_path)
     assert config.local_layers == (False, True, True, False)
-    assert (config.attn_scale, config.rope_base, config.rope_base_local, config.rope_scale) == (0.5, 20000, 30000, 4)
+    assert config.attn_scale == 0.5
+    assert ropes_of(config) == {"rope_base": 20000, "rope_base_local": 30000, "rope_scale": 4}
 
 
 @pytest.mark.parametrize(
@@ -171,21 +188,22 @@ def test_window_pattern(tmp_path: Path, architecture: str, pattern: bytes, local
     ],
 )
 def test_spellings_of_both_dialects(tmp_path: Path, key: str, field: str) -> None:
-    assert getattr(configure(tiny_gemma("gemma3").set(key, f32(12)), tmp_path), field) == 12
+    config = configure(tiny_gemma("gemma3").set(key, f32(12)), tmp_path)
+    assert (ropes_of(config) | {"attn_scale": config.attn_scale})[field] == 12
 
 
 def test_gemma2_local_base_follows_the_global_one(tmp_path: Path) -> None:
     builder = tiny_gemma("gemma2").set("gemma2.rope.freq_base", f32(500))
-    assert configure(builder, tmp_path).rope_base_local == 500
-    assert configure(builder.set("gemma2.rope.freq_base_swa", f32(600)), tmp_path).rope_base_local == 600
+    assert ropes_of(configure(builder, tmp_path))["rope_base_local"] == 500
+    assert ropes_of(configure(builder.set("gemma2.rope.freq_base_swa", f32(600)), tmp_path))["rope_base_local"] == 600
 
 
 def test_rope_scaling_type(tmp_path: Path) -> None:
     linear = tiny_gemma("gemma3").set("gemma3.rope.scaling.type", typed(STRING, "linear"))
     assert "required key is missing" in str(refused(linear, tmp_path))
-    assert configure(linear.set("gemma3.rope.scaling.factor", f32(8)), tmp_path).rope_scale == 8
+    assert ropes_of(configure(linear.set("gemma3.rope.scaling.factor", f32(8)), tmp_path))["rope_scale"] == 8
     none = published("gemma3", **GEMMA3_4B).set("gemma3.rope.scaling.type", typed(STRING, "none"))
-    assert configure(none, tmp_path).rope_scale == 1
+    assert ropes_of(configure(none, tmp_path))["rope_scale"] == 1
     assert "contradicts" in str(refused(none.set("gemma3.rope.scaling.factor", f32(8)), tmp_path))
     yarn = tiny_gemma("gemma3").set("gemma3.rope.scaling.type", typed(STRING, "yarn"))
     assert "'yarn' is not supported" in str(refused(yarn, tmp_path))
@@ -196,16 +214,16 @@ def test_early_ollama_files(tmp_path: Path) -> None:
     for sizes in (GEMMA3_4B, GEMMA3_27B):
         builder = published("gemma3", **sizes).set("gemma3.attention.layer_norm_rms_epsilon", None)
         config = configure(builder, tmp_path)
-        assert (config.rope_scale, config.rms_eps) == (8, 1e-6)
+        assert (ropes_of(config)["rope_scale"], config.rms_eps) == (8, 1e-6)
     builder = published("gemma3", **GEMMA3_1B).set("gemma3.final_logit_softcapping", f32(30))
     config = configure(builder, tmp_path)
-    assert (config.rope_scale, config.final_softcap) == (1, None)
+    assert (ropes_of(config)["rope_scale"], config.final_softcap) == (1, None)
 
 
 def test_kv_heads_per_layer(tmp_path: Path) -> None:
     key = "gemma3.attention.head_count_kv"
-    assert configure(tiny_gemma("gemma3").set(key, array(U32, [2] * 4)), tmp_path).n_kv_heads == 2
-    assert configure(tiny_gemma("gemma3").set(key, None), tmp_path).n_kv_heads == 4
+    assert configure(tiny_gemma("gemma3").set(key, array(U32, [2] * 4)), tmp_path).layers[0].n_kv_heads == 2
+    assert configure(tiny_gemma("gemma3").set(key, None), tmp_path).layers[0].n_kv_heads == 4
     for values in ([2] * 3, [2] * 5, [2, 2, 2, 1], [0] * 4, [8] * 4, [3] * 4):
         assert refused(tiny_gemma("gemma3").set(key, array(U32, values)), tmp_path).field == key
 
@@ -276,14 +294,14 @@ def test_limits(tmp_path: Path, name: str, inside: bytes, outside: bytes) -> Non
 def test_head_dim(tmp_path: Path, head_dim: int, accepted: bool) -> None:
     builder = tiny_gemma("gemma3", head_dim=head_dim)
     if accepted:
-        assert configure(builder, tmp_path).head_dim == head_dim
+        assert configure(builder, tmp_path).layers[0].head_dim == head_dim
     else:
         assert refused(builder, tmp_path).field == "gemma3.attention.key_length"
 
 
 def test_value_length_equals_key_length(tmp_path: Path) -> None:
     key = "gemma.attention.value_length"
-    assert configure(tiny_gemma("gemma").set(key, None), tmp_path).head_dim == 16
+    assert configure(tiny_gemma("gemma").set(key, None), tmp_path).layers[0].head_dim == 16
     assert refused(tiny_gemma("gemma").set(key, u32(18)), tmp_path).field == key
 
 
@@ -358,20 +376,19 @@ def test_pattern_without_window(tmp_path: Path) -> None:
     builder = tiny_gemma("gemma3").set("gemma3.attention.sliding_window", None)
     key = "gemma3.attention.sliding_window_pattern"
     assert refused(builder.set(key, array(BOOL, [1, 0, 1, 0])), tmp_path).field == key
-    assert configure(builder.set(key, array(BOOL, [0] * 4)), tmp_path).window is None
+    assert window_of(configure(builder.set(key, array(BOOL, [0] * 4)), tmp_path)) is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3n", "gemma4", "Gemma2", "", "gemma2\0"])
 def test_other_architectures(tmp_path: Path, architecture: str) -> None:
     builder = tiny_gemma("gemma2").set("general.architecture", typed(STRING, architecture))
-    assert f"{architecture!r} is not supported (gemma, gemma2, gemma3 are)" in str(refused(builder, tmp_path))
+    assert f"{architecture!r} is not supported ({', '.join(ARCHITECTURES)} are)" in str(refused(builder, tmp_path))
 
 
 def test_real_model(real_model: Path) -> None:
     with GgufFile.open(real_model) as file:
-        config = GemmaConfig.from_gguf(file)
-    assert (config.architecture, config.n_layers, config.d_model, config.d_ff) == ("gemma3", 18, 640, 2048)
-    assert (config.n_heads, config.n_kv_heads, config.head_dim, config.vocab_size) == (4, 1, 256, 262144)
-    assert (config.window, config.context_length, config.attn_scale) == (512, 32768, 0.0625)
-    assert (config.rope_base, config.rope_base_local, config.rope_scale) == (1e6, 1e4, 1)
-    assert config.local_layers == ((True,) * 5 + (False,)) * 3
+        config = read_config(file)
+    assert (config.architecture, config.d_model, config.n_heads, config.vocab_size) == ("gemma3", 640, 4, 262144)
+    assert (config.context_length, config.attn_scale) == (32768, 0.0625)
+    local = LayerConfig(n_kv_heads=1, head_dim=256, d_ff=2048, window=512, rope=Rope(256, 1e4))
+    assert config.layers == ((local,) * 5 + (replace(local, window=None, rope=Rope(256, 1e6)),)) * 3

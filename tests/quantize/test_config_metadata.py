@@ -1,13 +1,16 @@
 """config.json and its companions -> metadata, in both dialects of config.json."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_gemma.graph.states import Rope
+from edge_gemma.models.architecture import LayerConfig
 from edge_gemma.quantize import quantize
-from edge_gemma.quantize.checkpoint.hf_config import read_hyperparameters
+from edge_gemma.quantize.checkpoint.hf_config import read_model
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import convert, metadata
 
@@ -84,12 +87,13 @@ def test_both_dialects_of_config_say_the_same(architecture: str) -> None:
     layer_types = [kinds[(i + 1) % period == 0] for i in range(old["num_hidden_layers"])]
     left_out = dict.fromkeys(("rope_theta", "rope_local_base_freq", "sliding_window_pattern"), ...)
     new = tiny.make_config(architecture, **left_out, layer_types=layer_types, rope_parameters=V5_ROPE[architecture])
-    assert read_hyperparameters(old) == read_hyperparameters(new)
+    assert read_model(old) == read_model(new)
 
 
 def test_old_spelling_of_scaled_positions() -> None:
     config = tiny.make_config("gemma3", rope_scaling={"type": "linear", "factor": 4.0})
-    assert read_hyperparameters(config).rope_scale == 4.0
+    layer = read_model(config).config.of_kind(local=False)
+    assert layer is not None and layer.rope.scale == 4.0
 
 
 def test_defaults_left_out_of_text_config_are_filled_in() -> None:
@@ -102,12 +106,13 @@ def test_defaults_left_out_of_text_config_are_filled_in() -> None:
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     }
-    model = read_hyperparameters({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text})
-    assert (model.heads, model.kv_heads, model.head_dim) == (8, 4, 256)
-    assert (model.vocab_size, model.vocab_size_given, model.context_length) == (262208, False, 131072)
-    assert (model.rope_base, model.rope_base_local, model.rope_scale) == (1e6, 1e4, 8.0)
-    assert model.attention_scale == 256**-0.5 and model.sliding_window == 1024 and model.multimodal
-    assert [layer for layer, local in enumerate(model.local_layers) if not local] == [5, 11, 17, 23, 29]
+    model = read_model({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text})
+    config = model.config
+    assert (config.n_heads, config.attn_scale, model.vocab_size_given) == (8, 256**-0.5, False)
+    assert (config.vocab_size, config.context_length) == (262208, 131072)
+    whole = LayerConfig(n_kv_heads=4, head_dim=256, d_ff=10240, rope=Rope(256, 1e6, 8.0))
+    local = replace(whole, window=1024, rope=Rope(256, 1e4))
+    assert config.layers == (((local,) * 5 + (whole,)) * 6)[:34]
 
 
 def test_generation_config_and_size(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models import gemma
 from edge_gemma.quantize import quantize
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, values
@@ -138,10 +139,8 @@ def write_multimodal(folder: Path, prefix: str, vision: str, rows: int) -> dict[
 def test_text_model_of_a_multimodal_folder(
     tmp_path: Path, prefix: str, vision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_gemma.quantize.checkpoint import hf_config
-
     rows = tiny.VOCAB + 64
-    monkeypatch.setitem(hf_config.DEFAULTS["gemma3"], "vocab_size", rows)
+    monkeypatch.setitem(gemma.HF_3, "vocab_size", rows)
     tensors = write_multimodal(tmp_path / "hf", prefix, vision, rows)
     report = quantize(tmp_path / "hf", tmp_path / "out.gguf", "F32")
     assert "vision tower left out: 2 tensors" in report.notices

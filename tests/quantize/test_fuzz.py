@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.quantize.checkpoint.folder import SAFETENSORS, TORCH, CheckpointFolder
-from edge_gemma.quantize.checkpoint.hf_config import read_hyperparameters
+from edge_gemma.quantize.checkpoint.hf_config import read_model
 from edge_gemma.quantize.checkpoint.hf_source import open_folder
 from edge_gemma.quantize.checkpoint.lora import open_adapter
-from edge_gemma.quantize.checkpoint.names import targets
 from edge_gemma.quantize.checkpoint.safetensors import read_safetensors
 from edge_gemma.quantize.checkpoint.special_tokens import read_special_tokens
 from edge_gemma.quantize.checkpoint.stored_tensor import StoredTensor
@@ -173,9 +172,9 @@ def test_configs(seed: int) -> None:
     config = tiny.make_config(architecture, tie_word_embeddings=True, **rng.choice([{}, scaling]))
     if rng.random() < 0.3:
         config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": config, "vision_config": {}}
-    model = accepted(lambda: read_hyperparameters(changed(config, rng)))
+    model = accepted(lambda: read_model(changed(config, rng)))
     if model is not None:
-        assert len(model.local_layers) == model.layers and targets(model)
+        assert model.config.layers and model.config.tensors()
 
 
 @fuzz(150)

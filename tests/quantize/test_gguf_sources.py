@@ -10,7 +10,7 @@ import pytest
 
 from edge_gemma.errors import CheckpointError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models.config import GemmaConfig
+from edge_gemma.models.registry import read_config
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint import gguf_source
 from edge_gemma.quantize.convert import open_source, plan
@@ -78,7 +78,7 @@ def test_a_window_larger_than_the_context_is_clamped_in_what_is_written_too(tmp_
     (tmp_path / "wide.gguf").write_bytes(builder.build())
     quantize(tmp_path / "wide.gguf", tmp_path / "out.gguf", "Q8_0")
     with GgufFile.open(tmp_path / "out.gguf", strict=True) as file:
-        assert GemmaConfig.from_gguf(file).window == 512
+        assert read_config(file).layers[0].window == 512
 
 
 def test_quantized_source_is_told_and_its_blocks_of_the_same_type_are_copied(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.gguf.values import f32, string
+from edge_gemma.models.hf_fields import HfFields
+from edge_gemma.models.registry import ARCHITECTURES
 from edge_gemma.quantize import presets, quantize
 from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
@@ -196,7 +198,9 @@ def test_presets_fit_into_the_bytes_of_the_type_they_are_like(name: str, preset:
 def test_the_file_of_a_preset_with_its_certificate_is_no_larger_than_one_without(preset: str) -> None:
     model = MODELS["gemma3-270m"]
     own = {"edge_gemma.version": string("0.0.0"), "edge_gemma.attention.scale": f32(1.0)}
-    source = Source(own | {"general.name": string("x")}, model, [], [])
+    sizes = {"num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1}
+    config = ARCHITECTURES["gemma3"].from_hf(HfFields(sizes, {}, "config.json"))
+    source = Source(config, own | {"general.name": string("x")}, model, [], [])
     made = make_plan(source, preset, Overrides(), None)
     like = make_plan(replace(source, metadata={}), presets.PRESETS[preset].like, Overrides(), None)
     certificate = Certificate([t.name for t in model], certified=True).metadata()

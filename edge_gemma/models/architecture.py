@@ -1,0 +1,156 @@
+"""What a model says of itself to the runtime and to the quantizer, whichever its architecture. Knows none of them.
+
+`Config` has the hyper-parameters; what differs between layers is in a `LayerConfig` of each. An `Architecture` makes a
+`Config` of a GGUF file or a config.json, says which tensors there are, and records the forward pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from edge_gemma.gguf.values import Metadata
+from edge_gemma.graph.cache import LayerCache
+from edge_gemma.graph.program import Program, Rows
+from edge_gemma.graph.states import AttentionState, Rope
+from edge_gemma.models.gguf_keys import GgufKeys
+from edge_gemma.models.hf_fields import HfFields
+from edge_gemma.models.tensor_table import TensorSpec
+from edge_gemma.models.weights import Weights
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What may differ from layer to layer."""
+
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    rope: Rope
+    window: int | None = None
+    """A key is visible where query position - key position < window. None: the layer is global, all are."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyper-parameters, checked: every field is in the range that the runtime can execute."""
+
+    model: Architecture
+    d_model: int
+    n_heads: int
+    vocab_size: int
+    """Rows of the embedding."""
+    context_length: int
+    """Positions the model was trained for."""
+    rms_eps: float
+    attn_scale: float
+    """Multiplies the product of query and key."""
+    attn_softcap: float | None
+    final_softcap: float | None
+    embedding_scale: float
+    layers: tuple[LayerConfig, ...]
+    unused_rope: Rope | None = None
+    """What the file says of local layers where all are global, or the other way round: carried over, not run."""
+
+    @property
+    def architecture(self) -> str:
+        """GGUF's name of it."""
+        return self.model.name
+
+    @property
+    def local_layers(self) -> tuple[bool, ...]:
+        """Which layers see a window of positions only."""
+        return tuple(layer.window is not None for layer in self.layers)
+
+    @property
+    def states(self) -> list[AttentionState]:
+        """What each layer keeps of a sequence."""
+        return self.model.states(self)
+
+    def rope(self, layer: int) -> Rope:
+        """The rotary embedding of a layer."""
+        return self.layers[layer].rope
+
+    def tensors(self) -> list[TensorSpec]:
+        """Every tensor, in the order of the files we write."""
+        return self.model.tensors(self)
+
+    def of_kind(self, *, local: bool) -> LayerConfig | None:
+        """The first local or the first global layer."""
+        return next((layer for layer in self.layers if (layer.window is not None) == local), None)
+
+    def with_windows(self, windows: tuple[int | None, ...]) -> Config:
+        """The same with other windows, one for each layer."""
+        changed = (replace(layer, window=window) for layer, window in zip(self.layers, windows, strict=True))
+        return replace(self, layers=tuple(changed))
+
+
+def alike_but_for_windows(
+    layer: LayerConfig, windows: tuple[int | None, ...], local_rope: Rope
+) -> tuple[tuple[LayerConfig, ...], Rope | None]:
+    """`layers` and `unused_rope` of a `Config`: `layer` again for each window, local ones with their own rotation."""
+    layers = (layer if window is None else replace(layer, window=window, rope=local_rope) for window in windows)
+    unused = local_rope if not any(windows) else layer.rope if all(windows) else None
+    return tuple(layers), unused
+
+
+class Architecture(ABC):
+    """An architecture under GGUF's name of it."""
+
+    name: str
+    hf_classes: tuple[str, ...]
+    """Classes of transformers whose config.json is of a text model alone."""
+    hf_multimodal_classes: tuple[str, ...]
+    """Classes whose config.json has the text model's part under `text_config`."""
+    matrices: Mapping[str, str]
+    """Linear modules of a layer as transformers names them -> the roles of their weights: what LoRA may change."""
+    control_ids: Mapping[str, int]
+    """Roles of tokens, in GGUF's words, that no tokenizer file tells, and the ids that have them."""
+    in_llama_cpp: bool
+    """llama.cpp loads it."""
+    own_output_in_llama_cpp: bool
+    """llama.cpp loads it with an output matrix that is not the embedding."""
+
+    @abstractmethod
+    def from_gguf(self, keys: GgufKeys) -> Config:
+        """Read and check the metadata of a file. Raises ModelFormatError naming the key and its offset."""
+
+    @abstractmethod
+    def from_hf(self, fields: HfFields) -> Config:
+        """Read and check the text model's part of a config.json. Raises CheckpointError naming the key."""
+
+    @abstractmethod
+    def metadata(self, config: Config) -> Metadata:
+        """The keys of a GGUF file that `from_gguf` makes this config of, as llama.cpp's converter names them, and under
+        `edge_gemma.` what these leave to be guessed."""
+
+    @abstractmethod
+    def guessed(self, config: Config) -> Config:
+        """What llama.cpp takes this model for, which guesses some of it from the number of layers."""
+
+    @abstractmethod
+    def tensors(self, config: Config) -> list[TensorSpec]:
+        """Every tensor, in the order of the files we write."""
+
+    def states(self, config: Config) -> list[AttentionState]:
+        """What each layer keeps of a sequence."""
+        return [AttentionState(layer.n_kv_heads, layer.head_dim, layer.window) for layer in config.layers]
+
+    @abstractmethod
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+        """Tokens to the last layer's output, (T, D)."""
+
+    @abstractmethod
+    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+        """The last layer's output to logits, (T, V), written to `logits`."""
+
+
+def record(p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    """Tokens to the last layer's output, (T, D), as the model's architecture says."""
+    return config.model.record(p, config, weights, caches)
+
+
+def record_logits(p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+    """The last layer's output to logits, (T, V), written to `logits`."""
+    config.model.record_logits(p, config, weights, x, logits)

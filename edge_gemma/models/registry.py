@@ -1,0 +1,19 @@
+"""The architectures there are, by GGUF's name and by transformers' classes."""
+
+from __future__ import annotations
+
+from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models import gemma
+from edge_gemma.models.architecture import Architecture, Config
+from edge_gemma.models.gguf_keys import GgufKeys
+
+ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in (*gemma.FAMILIES,)}
+
+
+def read_config(file: GgufFile) -> Config:
+    """Read and check the metadata of `file`. Raises ModelFormatError naming the key and its offset."""
+    name = file.metadata.string("general.architecture")
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise file.metadata.error("general.architecture", f"{name!r} is not supported ({known} are)")
+    return ARCHITECTURES[name].from_gguf(GgufKeys(file.metadata, name))

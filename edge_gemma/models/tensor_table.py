@@ -1,0 +1,40 @@
+"""`TensorSpec`: what a model's tensors are called, how large they are, and what they are made of. Knows no file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+HF_EMBEDDING, HF_OUTPUT = "embed_tokens.weight", "lm_head.weight"
+
+_OF_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a model: a matrix, (rows, columns), or a vector, (n,).
+
+    role: what it does, in llama.cpp's words: "token_embd", "attn_q", ...
+    hf_name: in checkpoints of transformers, without what wraps the text model.
+    shift: is added to the checkpoint's values when they are converted.
+    optional: a file without it runs.
+    """
+
+    role: str
+    shape: tuple[int, ...]
+    hf_name: str
+    layer: int | None = None
+    shift: float = 0.0
+    optional: bool = False
+
+    @property
+    def name(self) -> str:
+        """GGUF's name."""
+        return f"{self.role}.weight" if self.layer is None else f"blk.{self.layer}.{self.role}.weight"
+
+
+def layer_and_role(name: str) -> tuple[int, str] | None:
+    """(3, "ffn_down") of "blk.3.ffn_down.weight"; None outside the layers."""
+    match = _OF_LAYER.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
