@@ -53,10 +53,15 @@ class HfFields:
             raise self.error(key, f"must be a number in {lo:g}..{hi:g}, got {value!r}")
         return float(value)
 
-    def softcap(self, key: str) -> float | None:
-        """A soft-cap. Where there is one by default an explicit null turns it off, which GGUF cannot express."""
-        if self.defaults.get(key) is not None and self.values.get(key, 0) is None:
-            raise self.error(key, "is null; a model of this class without its soft-caps is not supported")
+    def softcap(self, key: str, unsaid_in_gguf: float | None) -> float | None:
+        """A soft-cap, which an explicit null turns off. A GGUF file can say so only if it is off where it says nothing.
+
+        unsaid_in_gguf: what there is where a GGUF file says nothing.
+        """
+        if self.values.get(key, 0) is None:
+            if unsaid_in_gguf is not None:
+                raise self.error(key, "is null; a model of this class without its soft-caps is not supported")
+            return None
         return None if self.get(key) is None else self.number(key, 1e-3, 1e6)
 
     def object(self, key: str) -> dict[str, Any]:
