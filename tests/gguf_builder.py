@@ -176,7 +176,7 @@ def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | 
 def _layer(architecture: str, layer: int, s: dict[str, int]) -> list[TensorRecord]:
     d, ff, q, kv = s["d_model"], s["d_ff"], s["n_heads"] * s["head_dim"], s["n_kv_heads"] * s["head_dim"]
     norms = {"attn_norm": d, "ffn_norm": d}
-    if architecture != "gemma":
+    if architecture in ("gemma2", "gemma3"):
         norms |= {"post_attention_norm": d, "post_ffw_norm": d}
     if architecture == "gemma3":
         norms |= {"attn_q_norm": s["head_dim"], "attn_k_norm": s["head_dim"]}

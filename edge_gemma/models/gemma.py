@@ -1,7 +1,7 @@
-"""Gemma 1, 2 and 3 (text): what distinguishes the families, their tensors, and the forward pass they share.
+"""Gemma 1, 2 and 3 (text) and VaultGemma: what distinguishes them, their tensors, and the forward pass they share.
 
-Reads like the papers (arXiv:2403.08295, 2408.00118, 2503.19786). Knows no files, threads, instruction sets or
-sampling. T: rows of a step, D: model width, F: feed-forward width, H x d: query heads, K x d: key-value heads,
+Reads like the papers (arXiv:2403.08295, 2408.00118, 2503.19786, 2510.15001). Knows no files, threads, instruction sets
+or sampling. T: rows of a step, D: model width, F: feed-forward width, H x d: query heads, K x d: key-value heads,
 V: vocabulary.
 """
 
@@ -36,6 +36,7 @@ NORMS_2 = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+NORMS_VAULT = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm"}
 HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 NORM_SHIFT = 1.0
 
@@ -57,6 +58,7 @@ HF_2 = HF_1 | {
     "sliding_window": 4096,
     "hidden_activation": "gelu_pytorch_tanh",
 }
+HF_VAULT = HF_2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 HF_3 = HF_2 | {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 
 
@@ -174,5 +176,16 @@ FAMILIES = (
         default_eps=1e-6,
         scaled_by_width=62,
         own_output_in_llama_cpp=True,
+    ),
+    # Gemma 2 without norms after attention and feed-forward. llama.cpp has no such architecture, so that the keys are
+    # ours: as Gemma 2's, but a file that does not say so has neither soft-caps nor local layers.
+    Gemma(
+        name="vaultgemma",
+        hf_classes=("VaultGemmaForCausalLM",),
+        hf_defaults=HF_VAULT,
+        norms=NORMS_VAULT,
+        attn_softcaps=True,
+        period=2,
+        in_llama_cpp=False,
     ),
 )

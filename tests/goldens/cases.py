@@ -32,7 +32,7 @@ class Case:
     """One checkpoint. `local` says per layer whether it sees only `window` keys; gains multiply usual weight sizes."""
 
     name: str
-    architecture: str  # gemma, gemma2 or gemma3: GGUF's names
+    architecture: str  # gemma, gemma2, gemma3 or vaultgemma: GGUF's names
     local: str  # one letter per layer: L local, G global
     width: int
     hidden: int
@@ -89,12 +89,15 @@ CASES: dict[str, Case] = {
         Case("gemma3-27b", "gemma3", "LLGLLG", 192, 256, 8, 1, 128, 24, window=24, **_BASES, rope_factor=8.0),
         Case("gemma3-untied", "gemma3", "LG", 96, 160, 3, 3, 32, 32, window=10, tied=False, **_BASES, lengths=(47,)),
         Case("gemma3-final-cap", "gemma3", "GL", 64, 96, 4, 2, 32, 32, final_cap=30.0, logit_gain=25.0, **_BASES),
+        Case("vaultgemma-1b", "vaultgemma", "GGG", 96, 192, 4, 4, 32, 32, lengths=(61, 1), seed=2),
+        Case("vaultgemma-local", "vaultgemma", "LGLG", 128, 256, 4, 2, 64, 36, window=24, **_SOFT_CAPS),
         Case("gemma2-256", "gemma2", "LG", 256, 512, 4, 2, 128, 128, window=19, vocab=512, **_SOFT_CAPS, **_CALM),
         Case("gemma3-256", "gemma3", "LLG", 256, 768, 4, 1, 256, 256, window=16, vocab=320, **_BASES, **_CALM),
     )
 }  # fmt: skip
 """By name. The two ending in -256 have every width a multiple of 256, so that all block formats fit."""
 
+CLASSES = {"gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3", "vaultgemma": "VaultGemma"}
 GGUF_LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -131,7 +134,7 @@ def _shapes(case: Case) -> Iterator[tuple[str, tuple[int, ...], float]]:
     if not c.tied:
         yield "lm_head.weight", (c.vocab, c.width), c.embedding_gain * c.width**-0.5
     yield "model.norm.weight", (c.width,), c.logit_gain / c.embedding_gain
-    post = c.architecture != "gemma"  # branches end in a norm, which sets their size
+    post = c.architecture in ("gemma2", "gemma3")  # branches end in a norm, which sets their size
     branch = 1.0 if post else c.branch_gain
     scores = 1.0 if c.architecture == "gemma3" else c.query_key_gain  # query and key norms set it otherwise
     for i in range(c.layers):
@@ -144,9 +147,11 @@ def _shapes(case: Case) -> Iterator[tuple[str, tuple[int, ...], float]]:
         yield p + "mlp.up_proj.weight", (c.hidden, c.width), c.width**-0.5
         yield p + "mlp.down_proj.weight", (c.width, c.hidden), branch * c.hidden**-0.5
         yield p + "input_layernorm.weight", (c.width,), 1.0
-        yield p + "post_attention_layernorm.weight", (c.width,), c.branch_gain if post else 1.0
-        if post:
+        if c.architecture != "vaultgemma":
+            yield p + "post_attention_layernorm.weight", (c.width,), c.branch_gain if post else 1.0
+        if c.architecture != "gemma":
             yield p + "pre_feedforward_layernorm.weight", (c.width,), 1.0
+        if post:
             yield p + "post_feedforward_layernorm.weight", (c.width,), c.branch_gain
         if c.architecture == "gemma3":
             yield p + "self_attn.q_norm.weight", (c.head_dim,), c.query_key_gain
@@ -179,7 +184,7 @@ def config(case: Case, *, transformers: int = 5) -> dict[str, Any]:
     """config.json as transformers 4 or 5 writes it."""
     c = case
     out: dict[str, Any] = {
-        "architectures": [{"gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3"}[c.architecture] + "ForCausalLM"],
+        "architectures": [CLASSES[c.architecture] + "ForCausalLM"],
         "model_type": {"gemma3": "gemma3_text"}.get(c.architecture, c.architecture),
         "vocab_size": c.vocab,
         "hidden_size": c.width,

@@ -9,7 +9,7 @@ import pytest
 
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models.registry import read_config
+from edge_gemma.models.registry import ARCHITECTURES, read_config
 from edge_gemma.models.weights import Weights
 from tests.gguf_builder import TYPE_F16, TYPE_F32, TYPE_Q8_0, Builder, TensorRecord, tiny_gemma, u32
 
@@ -34,7 +34,7 @@ def replaced(builder: Builder, name: str, **changes: object) -> Builder:
     return builder
 
 
-@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_tensor_finds_its_place(tmp_path: Path, architecture: str) -> None:
     builder = tiny_gemma(architecture)
     weights = bind(builder, tmp_path)
@@ -105,7 +105,7 @@ def test_parts_of_another_text_model_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["extra.weight", "steering direction", "a\nb", b"\xff.weight"])
-@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tensors_that_nobody_knows_are_ignored(tmp_path: Path, architecture: str, name: str | bytes) -> None:
     """Also of a type that is not executed, of no elements, of any rank."""
     builder = tiny_gemma(architecture)
@@ -133,7 +133,7 @@ def test_fused_attention(tmp_path: Path) -> None:
     assert "not supported" in str(error)
 
 
-@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_towers_for_images_and_sound_are_ignored_silently(tmp_path: Path, architecture: str) -> None:
     builder = tiny_gemma(architecture)
     expected = {t.name for t in bind(builder, tmp_path).tensors()}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge_gemma.commands import quantize as cli
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models.registry import ARCHITECTURES
 from edge_gemma.quantize import pipeline, quantize
 from edge_gemma.quantize.checkpoint import lora
 from edge_gemma.quantize.checkpoint.lora import Delta, open_adapter
@@ -80,7 +81,7 @@ def rounding(*parts: Floats) -> float:
 
 
 @pytest.mark.parametrize("torch", [False, True])
-@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_matrix_gets_its_product(tmp_path: Path, architecture: str, torch: bool) -> None:
     weights = tiny.write_checkpoint(tmp_path / "hf", architecture)
     tensors = adapter_tensors(weights)

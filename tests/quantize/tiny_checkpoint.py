@@ -14,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
-CLASSES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+CLASSES = {
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "vaultgemma": "VaultGemmaForCausalLM",
+}
 VOCAB = 384
 SPACE = "\u2581"
 TEXT = (
@@ -43,6 +48,13 @@ EXTRA: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
         "rope_theta": 10000.0,
+    },
+    "vaultgemma": {
+        "query_pre_attn_scalar": 32,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": ["full_attention"] * 3,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
     },
     "gemma3": {
         "num_hidden_layers": 7,
@@ -137,10 +149,13 @@ def hf_tensors(config: Mapping[str, Any], architecture: str, seed: int = 0) -> d
         "mlp.up_proj": (hidden, width),
         "mlp.down_proj": (width, hidden),
         "input_layernorm": (width,),
-        "post_attention_layernorm": (width,),
     }
+    if architecture != "vaultgemma":
+        block |= {"post_attention_layernorm": (width,)}
     if architecture != "gemma":
-        block |= {"pre_feedforward_layernorm": (width,), "post_feedforward_layernorm": (width,)}
+        block |= {"pre_feedforward_layernorm": (width,)}
+    if architecture in ("gemma2", "gemma3"):
+        block |= {"post_feedforward_layernorm": (width,)}
     if architecture == "gemma3":
         block |= {"self_attn.q_norm": (head,), "self_attn.k_norm": (head,)}
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], width)}
