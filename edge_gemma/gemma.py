@@ -14,7 +14,7 @@ from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced:
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack, overload
+from typing import Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import AllLogits, Generation, Progress
 from edge_gemma.errors import ContextOverflowError
 from edge_gemma.models.architecture import Config
+from edge_gemma.options import AnswerOptions
 from edge_gemma.streams import AsyncStream, Completion, PromptProgress, Received, Stream
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
@@ -43,29 +44,6 @@ BACKLOG = 64
 UNLIMITED = 2**62
 BATCH_PRIORITY = -1
 Prompt = str | Sequence[int]
-
-
-class AnswerOptions(TypedDict, total=False):
-    """What an answer may be asked with.
-
-    max_tokens: most tokens, 256 by default. stop: strings before which it ends. priority: larger goes first where
-    answers wait. deadline: seconds from now, after which it ends with what there is. The rest is how tokens are chosen:
-    see `SamplingParams`, whose defaults hold.
-    """
-
-    max_tokens: int
-    stop: str | Sequence[str]
-    priority: int
-    deadline: float | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    penalty_last_n: int
-    seed: int | None
 
 
 class Gemma:
@@ -287,7 +265,7 @@ class Gemma:
     def sequence(self) -> TokenSequence:
         """A text that is read and continued under the caller's hands, token by token."""
         self._engine.check_open()
-        return TokenSequence(self, self._engine)
+        return TokenSequence(self, self._engine, self.tokenizer, self.context)
 
     # ---- numbers -------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence as Ids
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,8 @@ from edge_gemma.engine.pages import Table
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import Extension
 from edge_gemma.errors import ContextOverflowError, EdgeGemmaError
-
-if TYPE_CHECKING:
-    from edge_gemma.gemma import Gemma, SamplingOptions
+from edge_gemma.options import SamplingOptions
+from edge_gemma.text.tokenizer import Tokenizer
 
 Logits = NDArray[np.float32]
 
@@ -44,8 +43,9 @@ class TokenSequence:
     The logits are the same bits as those of any other way to have the same tokens read.
     """
 
-    def __init__(self, model: Gemma, engine: Engine) -> None:
-        self._model, self._engine = model, engine
+    def __init__(self, model: object, engine: Engine, tokenizer: Tokenizer, context: int) -> None:
+        self._model = model  # which stays open as long as there is a sequence of it
+        self._engine, self._tokenizer, self._context = engine, tokenizer, context
         self._tokens: list[int] = []
         self._logits: Logits | None = None
         self._held = Held(engine)
@@ -71,9 +71,9 @@ class TokenSequence:
         with self._lock:
             self._check_open()
             ids = self._ids(tokens)
-            if len(self._tokens) + len(ids) > self._model.context:
+            if len(self._tokens) + len(ids) > self._context:
                 raise ContextOverflowError(
-                    f"tokens: {len(self._tokens) + len(ids)} tokens do not fit the context of {self._model.context}"
+                    f"tokens: {len(self._tokens) + len(ids)} tokens do not fit the context of {self._context}"
                 )
             self._read([*self._tokens, *ids])
 
@@ -93,7 +93,7 @@ class TokenSequence:
         """Another sequence of the same tokens, which shares their memory until one of the two goes on."""
         with self._lock:
             self._check_open()
-            other = TokenSequence(self._model, self._engine)
+            other = TokenSequence(self._model, self._engine, self._tokenizer, self._context)
             other._tokens, other._logits = list(self._tokens), self._logits
             if (table := self._held.table) is not None:
                 other._held.table = self._engine.call(table.fork)
@@ -126,8 +126,8 @@ class TokenSequence:
             raise EdgeGemmaError("the sequence is closed")
 
     def _ids(self, tokens: str | Ids[int]) -> list[int]:
-        given = self._model.tokenize(tokens, add_bos=not self._tokens) if isinstance(tokens, str) else tokens
-        ids = arguments.token_ids("tokens", given, self._model.config.vocab_size)
+        given = self._tokenizer.encode(tokens, add_bos=not self._tokens) if isinstance(tokens, str) else tokens
+        ids = arguments.token_ids("tokens", given, self._tokenizer.vocab_size)
         if not ids:
             raise ValueError("tokens: there must be at least one token")
         return ids

@@ -22,8 +22,8 @@ from edge_gemma.graph.states import AttentionState
 from edge_gemma.kernels.layout import LANES, SPAN, most_spans, page_bytes
 
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
-SLACK = 16
-"""Positions that every table can go back, whatever its windows: those of tokens that were only proposed."""
+GO_BACK = 16
+"""After a step of at most so many rows a sequence can go back to any of them, whatever its windows."""
 
 
 def spans_of(positions: int) -> int:
@@ -35,7 +35,7 @@ def most_pages(state: AttentionState, context: int, rows: int) -> int:
     """Pages that a layer of one sequence needs at most, for `context` positions of which a step writes `rows`."""
     if state.window is None:
         return spans_of(context)
-    return min(spans_of(context), most_spans(state.window - 1 + SLACK + rows))
+    return min(spans_of(context), most_spans(state.window - 1 + max(rows, 2 * GO_BACK)))
 
 
 def cache_bytes(states: Sequence[AttentionState], context: int, rows: int, kv_type: str) -> int:
@@ -234,13 +234,14 @@ class PageTable:
     def advance(self, end: int) -> None:
         """Positions up to `end` are there now. Pages of windowed layers that no later row can see are given back."""
         assert self.length <= end <= self.reserved
+        seen = self.length + 1 if end - self.length <= GO_BACK else end
         self.length = end
-        if end >= self._next_leaves:
-            self._leave()
+        if seen >= self._next_leaves:
+            self._leave(seen)
 
-    def _leave(self) -> None:
+    def _leave(self, seen: int) -> None:
         for layer in range(len(self._first)):
-            low = self._low(layer, self.length - SLACK)
+            low = self._low(layer, seen)
             self._drop(layer, range(self._first[layer], low))
             self._first[layer] = low
         self._next_leaves = self._leaves_next()
@@ -253,7 +254,7 @@ class PageTable:
     def _leaves_next(self) -> int:
         """The length at which another page leaves a window."""
         windows = [(state.window, first) for state, first in zip(self.pool.states, self._first, strict=True)]
-        ends = [(first + 1) * SPAN + window - 1 + SLACK for window, first in windows if window is not None]
+        ends = [(first + 1) * SPAN + window - 1 for window, first in windows if window is not None]
         return min(ends, default=self.context + 1)
 
     def _drop(self, layer: int, spans: range) -> None:

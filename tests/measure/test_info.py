@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,13 +54,15 @@ def model(tmp_path: Path) -> Model:
 )
 def test_most_pages(model: Model, context: int, global_pages: int, local_pages: int) -> None:
     config, _ = model
-    assert config.window == 64  # 63 positions before the chunk of 256: in three pages, where they begin inside one
+    assert (
+        config.layers[0].window == 64
+    )  # 63 positions before the chunk of 256: in three pages, where they begin inside one
     assert most_pages(config.states[0], context, 256) == local_pages
     assert most_pages(config.states[1], context, 256) == global_pages
 
 
 def test_pages_without_window(model: Model) -> None:
-    config = replace(model[0], window=None, local_layers=(False,) * 4)
+    config = model[0].with_windows((None,) * 4)
     assert [most_pages(config.states[i], 1000, 256) for i in range(4)] == [4] * 4
 
 
@@ -94,7 +95,9 @@ def test_describe(tmp_path: Path) -> None:
     builder.tensors.append(TensorRecord("output.weight", (64, VOCAB), TYPE_Q8_0))
     path.write_bytes(builder.build())
     info = describe(path, 300)
-    assert json.loads(json.dumps(info))["hyper_parameters"]["local_layers"] == [True] * 4
+    layer = {"n_kv_heads": 2, "head_dim": 32, "d_ff": 96, "window": 64}
+    layer |= {"rope_dims": 32, "rope_base": 10000.0, "rope_scale": 1.0}
+    assert json.loads(json.dumps(info))["hyper_parameters"]["layers"] == [layer] * 4
     assert (info["name"], info["architecture"], info["file_size"]) == ("Tiny", "gemma3", path.stat().st_size)
     assert (info["gguf_version"], info["tied_output"]) == (3, False)
     assert info["parameters"] == sum(math.prod(t.dims) for t in builder.tensors)
