@@ -6,8 +6,8 @@ registers. Per 32-block and row, with exact integers in brackets,
     y += d_w d_x * [sum_subs  s * (z_sub + sum_e w_e q_e)]  (+ sum_subs  min_sub * S_sub)
 
 added in float32 block after block: the order `matmul` has too, so a row's result does not depend on its company.
-Bytes read per output: the row's bytes, once. The tile after the present one is prefetched meanwhile, linearly, by a
-thread that stays in one stretch of the matrix for most of its way: `_make_asks`, `_make_stream`.
+Bytes read per output: the row's bytes, once. A tile some way ahead is prefetched meanwhile, linearly, by a thread that
+stays in one stretch of the matrix for most of its way: `_make_asks`, `_make_stream`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _make_block(fmt: IntFormat) -> tuple[Any, Any]:
 
 
 def _make_asks(fmt: IntFormat, prefetch: Prefetch | None) -> tuple[Any, Any]:
-    """Prefetches of what a 32-block of this tile takes, of the next one: beside one row of activations, beside a few.
+    """Prefetches of what a 32-block of this tile takes, of one ahead: beside one row of activations, beside a few.
 
     In the pace in which this tile is read; the clock chooses how, see `strategies`. Asking for lines again pays where
     few instructions stand between, and costs where rows of activations are many.
@@ -109,37 +109,45 @@ def _tile_at(weights: Any, row_bytes: Any, rows: Any, tile: Any) -> Any:
 
 
 @inlined
-def _next_stretch(op: Any, step: Any, thread: Any) -> Any:
-    """Where the thread will begin in the next product's matrix; somewhere harmless if there is none."""
+def _next_stretch(op: Any, step: Any, thread: Any, tile: Any) -> Any:
+    """A tile of the thread's stretch in the next product's matrix; somewhere harmless if there is none."""
     if word(op, _NEXT_ROWS) == 0:
         return word(op, _W)
-    tile = thread * _dealt(word(op, _NEXT_ROWS), word(step, STEP_THREADS))
+    tile += thread * _dealt(word(op, _NEXT_ROWS), word(step, STEP_THREADS))
     return _tile_at(word(op, _NEXT_W), word(op, _NEXT_ROW_BYTES), word(op, _NEXT_ROWS), tile)
 
 
-def _make_stream(tile: Any, tiles_at_once: int = 1) -> Any:
-    """The loop over tiles: a thread's own stretch, then claims; each made when the tile before its first is begun.
+def _make_stream(tile: Any, prefetch: Prefetch | None, tiles_at_once: int = 1) -> Any:
+    """The loop over tiles: a thread's own stretch, then claims, each made when its first tile is to be asked for.
 
     tile(op, step, thread, tile's first row, second tile's if there are two at once, address of what to ask for)
     """
-    N = tiles_at_once
+    N, LEAD = tiles_at_once, prefetch.lead if prefetch else 0
 
     def stream(op: Any, step: Any, thread: Any) -> None:
         rows, row_bytes, threads = word(op, _ROWS), word(op, _ROW_BYTES), word(step, STEP_THREADS)
-        tiles, own = (rows + LANES - 1) // LANES, _dealt(rows, threads)
-        grain = max(1, GRAIN_BYTES // (N * LANES * row_bytes)) * N
+        tiles, own, turn = (rows + LANES - 1) // LANES, _dealt(rows, threads), N * LANES * row_bytes
+        lead = max(1, (LEAD + turn - 1) // turn) * N
+        grain = max(lead, GRAIN_BYTES // turn * N)
         t, end = thread * own, (thread + 1) * own
         if own == 0:
             t = claim(op, grain)
             end = t + grain
+        lead = min(lead, end - t)
+        asked, asked_end, beyond = t + lead, end, 0
         while t < tiles:
-            row, second = min(LANES * t, rows - LANES), min(LANES * (t + N - 1), rows - LANES)
-            t += N
+            if asked == asked_end:
+                asked = own * threads + claim(op, grain)
+                asked_end = asked + grain
+            if asked < tiles:
+                ahead = _tile_at(word(op, _W), row_bytes, rows, asked)
+            else:
+                ahead = _next_stretch(op, step, thread, beyond)
+                beyond += N
+            tile(op, step, thread, min(LANES * t, rows - LANES), min(LANES * (t + N - 1), rows - LANES), ahead)
+            t, asked = t + N, asked + N
             if t == end:
-                t = own * threads + claim(op, grain)
-                end = t + grain
-            ahead = _tile_at(word(op, _W), row_bytes, rows, t) if t < tiles else _next_stretch(op, step, thread)
-            tile(op, step, thread, row, second, ahead)
+                t, end = asked - lead, asked_end
 
     return stream
 
@@ -181,7 +189,7 @@ def make_matvec(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
             y = whole(y, at + b * NBYTES, stride, x + b * BLOCKS * LINE, ahead + b * LANES * NBYTES)
         store(word(op, _Y) + 4 * row, y)
 
-    return _make_stream(tile)
+    return _make_stream(tile, prefetch)
 
 
 def make_few(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
@@ -228,7 +236,7 @@ def make_few(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
             if TILES > 1:
                 store(y + 4 * second, load(sums + (2 * t + 1) * VECTOR))
 
-    return _make_stream(tile, TILES)
+    return _make_stream(tile, prefetch, TILES)
 
 
 def kernels(strategy: str) -> dict[str, Any]:

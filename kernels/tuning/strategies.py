@@ -1,9 +1,9 @@
 """Ways of a decoding product to prefetch the weights that it reads next. All give the same bits; the clock may choose.
 
-A product of one row, or of a few, reads a matrix tile by tile, and prefetches the next tile while it reads this one.
-Into which cache is best depends on the size of a tile beside the first-level cache, and on how many missing lines a
-core keeps track of there. Zen 4 (32 KB, 24 lines; GB/s of one thread, Q4_0 in tiles of 16 rows): into the first level
-12, into the second 23 to 26, where a plain pass reads 26; tiles of 8 short rows, which fit, 24 and 18.
+A product of one row, or of a few, reads a matrix tile by tile, and asks for a tile ahead while it reads this one. Into
+which cache is best depends on the size of a tile beside the first-level cache, and on how many missing lines a core
+keeps track of there. Zen 4 (32 KB, 24 lines; GB/s of one thread, Q4_0 in tiles of 16 rows): into the first level 12,
+into the second 23 to 26, where a plain pass reads 26; tiles of 8 short rows, which fit, 24 and 18.
 
 So matrices fall into classes, by whether two tiles fit the first-level cache, and by kind of block: what a 256-block
 takes to unpack is spread differently over its bytes. Knows no Numba, no file and no clock.
@@ -22,23 +22,29 @@ from ..layout import LANES, LINE
 
 @dataclass(frozen=True)
 class Prefetch:
-    """Into which cache lines are prefetched, 1, 2 or 3, and how many 32-blocks later the prefetch is reissued.
+    """Into which cache lines are asked for, 1, 2 or 3, how many 32-blocks later once more, and how far ahead.
 
-    Where requests outrun memory some seem to be dropped: a second one, when most lines have come, gets these.
+    Where requests outrun memory some seem to be dropped: asking again, when most have come, gets these.
+    lead: bytes at least, in whole tiles; at least the next one. The first level has no room for more.
     """
 
     level: int
     again: tuple[int, ...] = ()
+    lead: int = 0
 
+
+LEAD = 64 << 10
+"""Into the second level. Tiles of short rows come too late if only the next one is asked for: GB/s on Zen 4, 1 and 2
+threads, with the next tile and so far ahead: Q5_0 of 768 columns 16, 30 and 22, 39; Q4_0 of 2304 23, 43 and 27, 51."""
 
 STRATEGIES: dict[str, Prefetch | None] = {
     "none": None,
     "l1": Prefetch(1),
     "l1x4": Prefetch(1, (4, 12, 20)),
-    "l2": Prefetch(2),
-    "l2x2": Prefetch(2, (12,)),
-    "l2x4": Prefetch(2, (4, 12, 20)),
-    "l3x2": Prefetch(3, (12,)),
+    "l2": Prefetch(2, (), LEAD),
+    "l2x2": Prefetch(2, (12,), LEAD),
+    "l2x4": Prefetch(2, (4, 12, 20), LEAD),
+    "l3x2": Prefetch(3, (12,), LEAD),
 }
 CONTENDERS = ("l1x4", "l2x2", "none")
 """What is tried beside the default where time matters: each has to be compiled."""

@@ -118,6 +118,17 @@ def test_every_strategy_gives_the_same_bits(name: str, strategy: str, tokens: in
     assert_same_bits(multiply(name, weights, lines[:tokens], columns, threads=2, strategy=strategy), usual)
 
 
+@pytest.mark.parametrize("strategy", ["none", "l2x2"])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_threads_share_all_tiles_whatever_is_asked_for_ahead(strategy: str, tokens: int) -> None:
+    """Tiles of 32 columns are so short that the lead is more than a thread's own stretch, or more than a claim."""
+    for rows in (LANES, 7 * LANES, 131 * LANES + 5, 1000 * LANES):
+        weights, lines = example("Q8_0", rows, 32)
+        want = reference.matmul("Q8_0", weights, lines[:tokens])
+        for threads in (1, 2, 3):
+            assert_same_bits(multiply("Q8_0", weights, lines[:tokens], 32, threads, strategy), want)
+
+
 @pytest.mark.parametrize("name", PRODUCT_NAMES)
 def test_products_are_the_definition(name: str) -> None:
     for rows, columns in shapes(name):
