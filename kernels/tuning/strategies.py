@@ -3,7 +3,7 @@
 A product of one row, or of a few, reads a matrix tile by tile, and asks for a tile ahead while it reads this one. Into
 which cache is best depends on the size of a tile beside the first-level cache, and on how many missing lines a core
 keeps track of there. Zen 4 (32 KB, 24 lines; GB/s of one thread, Q4_0 in tiles of 16 rows): into the first level 12,
-into the second 23 to 26, where a plain pass reads 26; tiles of 8 short rows, which fit, 24 and 18.
+into the second 25 to 29, where a plain pass reads 30.
 
 So matrices fall into classes, by whether two tiles fit the first-level cache, and by kind of block: what a 256-block
 takes to unpack is spread differently over its bytes. Knows no Numba, no file and no clock.
@@ -35,7 +35,8 @@ class Prefetch:
 
 LEAD = 64 << 10
 """Into the second level. Tiles of short rows come too late if only the next one is asked for: GB/s on Zen 4, 1 and 2
-threads, with the next tile and so far ahead: Q5_0 of 768 columns 16, 30 and 22, 39; Q4_0 of 2304 23, 43 and 27, 51."""
+threads, with the next tile and so far ahead: Q5_0 of 768 columns 16, 30 and 22, 39; Q4_0 of 2304 23, 43 and 27, 51.
+128 KB do the same."""
 
 STRATEGIES: dict[str, Prefetch | None] = {
     "none": None,
@@ -61,13 +62,13 @@ def class_of(format_name: str, row_bytes: int) -> str:
     return f"{'near' if near else 'far'} {'block' if layout.block == 32 else 'super'}"
 
 
-def default(matrix_class: str) -> str:
-    """The strategy for a class by what is known of the CPU.
+def default(_matrix_class: str) -> str:
+    """The strategy for a class by what is known of the CPU: so far the same for all.
 
-    With 32 KB, 16 rows are better asked for in the second level even where they fit the first (Zen 4, rows of 680 B of
-    Q8_0: 31 GB/s against 20; of 576 B of Q4_K the same).
+    With 32 KB, rows are better asked for in the second level even where they fit the first (Zen 4, GB/s: one thread,
+    rows of 680 B of Q8_0, 20 against 31; two with AVX2 31 against 39, and 25 against 33 with rows of 432 B of Q4_K).
     """
-    if caches.sizes().l1 >= LARGE_L1 or (LANES < 16 and matrix_class.startswith("near")):
+    if caches.sizes().l1 >= LARGE_L1:
         return "l1x4" if LANES >= 8 else "l1"
     return "l2x2"
 

@@ -36,7 +36,7 @@ def test_the_default_follows_from_the_first_level_cache(l1: int, level: int) -> 
     prefetch = STRATEGIES[DEFAULTS.of("far block")]
     assert prefetch and prefetch.level == level
     prefetch = STRATEGIES[DEFAULTS.of("near super")]
-    assert prefetch and prefetch.level == (level if LANES >= 16 else 1)
+    assert prefetch and prefetch.level == level
 
 
 def test_what_was_measured_comes_before_the_default() -> None:
