@@ -15,7 +15,7 @@ DOT = {"vpdpbusd.512": "vpdpbusd", "vpdpbusd.256": "vpdpbusd", "vpmaddubsw": "vp
 REGISTER = {"vpdpbusd.512": "%zmm", "vpdpbusd.256": "%ymm", "vpmaddubsw": "%ymm", "sdot": "v"}
 
 
-ANY_STRATEGY = {"matvec": "l2x2"}
+ANY_STRATEGY = {"matvec": "l2x3"}
 
 
 def instructions(text: str, name: str) -> list[str]:
