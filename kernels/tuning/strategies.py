@@ -68,8 +68,8 @@ def default(_matrix_class: str) -> str:
 
     With 32 KB, rows are better asked for in the second level even where they fit the first (Zen 4, GB/s: one thread,
     rows of 680 B of Q8_0, 20 against 31; two with AVX2 31 against 39, and 25 against 33 with rows of 432 B of Q4_K).
-    Asked for twice more: Q8_0 is 6 to 11% faster than with once more, Q4_0, Q4_K and Q6_K are within 2%. Three times more
-    cost these 2 to 5% and bring Q8_0 another 2%.
+    Asked for twice more: Q8_0 is 6 to 11% faster than with once more, Q4_0, Q4_K and Q6_K are within 2%. Three times
+    more cost these 2 to 5% and bring Q8_0 another 2%.
     """
     if caches.sizes().l1 >= LARGE_L1:
         return "l1x4" if LANES >= 8 else "l1"
