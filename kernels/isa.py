@@ -85,6 +85,13 @@ def available() -> tuple[Isa, ...]:
     return tuple(isa for isa in LADDER if isa.machine in ("", MACHINE) and isa.needs <= features)
 
 
+def may_use(feature: str) -> bool:
+    """Whether to compile with an x86 feature, by LLVM's name, that no row needs: if this CPU has it and no lower row is
+    forced."""
+    best = available()[0]
+    return current() is best and best.machine == MACHINE == "x86" and feature in _x86_features()
+
+
 def _x86_features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 

@@ -187,3 +187,27 @@ _SPREAD: Emit = _spread_by_lookup if ISA.dot == "vpdpbusd.512" else _spread_by_p
 def spread_bits(builder: Any, bits: Any) -> Any:
     """Bits 0..3 of each lane as bit 4 of its four bytes; all others 0."""
     return _SPREAD(builder, bits)
+
+
+# ---- nibbles -------------------------------------------------------------------------------------------------------
+
+
+def _high_nibbles_by_shift(builder: Any, words: Any) -> Any:
+    return builder.and_(builder.lshr(words, ir_const(4)), ir_const(0x0F0F0F0F))
+
+
+def _high_nibbles_by_matrix(builder: Any, words: Any) -> Any:
+    """One instruction instead of two: a matrix of bits, of which byte 7 - b says what bits of a byte make up bit b."""
+    matrix = [1 << 7 - row + 4 if row >= 4 else 0 for row in range(8)]
+    rows = ir.Constant(BYTES, matrix * (LANES // 2))
+    name = f"llvm.x86.vgf2p8affineqb.{32 * LANES}"
+    return builder.bitcast(ir_call(builder, name, BYTES, ir_bytes(builder, words), rows, ir.Constant(I8, 0)), WORDS)
+
+
+_HIGH_NIBBLES: Emit = _high_nibbles_by_matrix if LANES >= 8 and may_use("gfni") else _high_nibbles_by_shift
+
+
+@operation(I, I)
+def high_nibbles(builder: Any, words: Any) -> Any:
+    """Bits 4..7 of every byte as bits 0..3; all others 0."""
+    return _HIGH_NIBBLES(builder, words)
