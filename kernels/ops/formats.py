@@ -34,6 +34,7 @@ from ..simd.decorators import inlined
 from ..simd.vocabulary import (
     byte_table,
     half_to_float,
+    high_nibbles,
     rows_16_bytes,
     rows_short,
     rows_word,
@@ -153,7 +154,7 @@ def _nibbles(q: Any) -> Any:
     m = splat_int(0x0F0F0F0F)
     return (
         q[0] & m, q[1] & m, q[2] & m, q[3] & m,
-        (q[0] >> 4) & m, (q[1] >> 4) & m, (q[2] >> 4) & m, (q[3] >> 4) & m,
+        high_nibbles(q[0]), high_nibbles(q[1]), high_nibbles(q[2]), high_nibbles(q[3]),
     )  # fmt: skip
 
 
@@ -319,7 +320,14 @@ def _q4_k_minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 def _q4_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     """| d: f16 | dmin: f16 | 12 B scales | 128 B nibbles |"""
-    return _bits(at + 16 + 32 * (i >> 1), stride, 4 * (i & 1), 0x0F0F0F0F)
+    q = at + 16 + 32 * (i >> 1)
+    if i & 1 == 0:
+        return _bits(q, stride, 0, 0x0F0F0F0F)
+    a, b = rows_16_bytes(q, stride), rows_16_bytes(q + 16, stride)
+    return (
+        high_nibbles(a[0]), high_nibbles(a[1]), high_nibbles(a[2]), high_nibbles(a[3]),
+        high_nibbles(b[0]), high_nibbles(b[1]), high_nibbles(b[2]), high_nibbles(b[3]),
+    )  # fmt: skip
 
 
 def _q5_k_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:

@@ -43,7 +43,7 @@ from .convert import (
     to_float,
     to_int,
 )
-from .dot import byte_table, dot4, spread_bits
+from .dot import byte_table, dot4, high_nibbles, spread_bits
 from .memory import (
     broadcast,
     broadcast_int,
@@ -97,6 +97,7 @@ __all__ = [
     "first_lane_int",
     "fma",
     "half_to_float",
+    "high_nibbles",
     "lane_numbers",
     "load",
     "load_bfloat",

@@ -310,6 +310,11 @@ def test_byte_table() -> None:
     assert_same_bits(lanewise(_table, "I:I")(indices.view(np.int32)), want.view(np.int32))
 
 
+def test_high_nibbles() -> None:
+    want = WORDS.view(np.uint8) >> 4
+    assert_same_bits(lanewise(simd.high_nibbles, "I:I")(WORDS), want.view(np.int32))
+
+
 def test_spread_bits_looks_at_the_lowest_four() -> None:
     words = np.arange(64, dtype=np.int32) * np.int32(0x01234567)
     want = ((words[:, None] >> np.arange(4) & 1) << 4).astype(np.uint8)
