@@ -28,6 +28,7 @@ from edge_gemma.engine.memory_plan import MemoryPlan
 from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import AllLogits, Generation, Progress
+from edge_gemma.engine.speculation import DraftModel, PromptLookup, Speculation
 from edge_gemma.errors import ContextOverflowError
 from edge_gemma.models.architecture import Config
 from edge_gemma.options import AnswerOptions
@@ -74,6 +75,8 @@ class Gemma:
         slots: int = SLOTS,
         prefix_cache: int | None = None,
         max_stall: float = 0.15,
+        speculate: bool = True,
+        draft: str | os.PathLike[str] | None = None,
         load: Literal["map", "copy"] = "map",
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
@@ -84,7 +87,9 @@ class Gemma:
         chunk: most prompt tokens in one step; it bounds memory, not the result. slots: answers made at a time; others
         wait. prefix_cache: bytes of keys and values kept for prompts that begin as earlier ones did; by default those
         of one context, 0 keeps none. max_stall: seconds that the tokens of running answers may wait for a piece of
-        another's prompt. load: "copy" reads the whole file into memory, for disks that may go away.
+        another's prompt. speculate: compute several likely tokens at once where a text repeats itself; draft: a smaller
+        model with the same vocabulary that says which are likely. Both for an answer that is made alone, whose text is
+        the same without. load: "copy" reads the whole file into memory, for disks that may go away.
         progress(done, total, kernel): called while kernels are compiled, on the first run on a machine.
 
         Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, ThreadError, OSError; TypeError or ValueError
@@ -95,6 +100,7 @@ class Gemma:
         arguments.callback("progress", progress)
         slots = arguments.integer("slots", slots, 1, MAX_SLOTS)
         stall = _seconds("max_stall", max_stall)
+        self._speculates = arguments.flag("speculate", speculate)
         kept = arguments.optional_integer("prefix_cache", prefix_cache, 0, 2**62)
         runner = Runner(
             path,
@@ -111,7 +117,8 @@ class Gemma:
             self.context, self.threads = runner.context, runner.threads
             self.slots, kept = slots, runner.plan.kv_cache if kept is None else kept
             runner.pool.limit_bytes = _page_limit(runner.plan.kv_cache, slots, kept)
-            self._engine = Engine(runner, slots=slots, prefix_cache=kept, max_stall=stall)
+            self._draft = None if draft is None else self._opened_draft(draft, progress)
+            self._engine = Engine(runner, slots=slots, prefix_cache=kept, max_stall=stall, draft=self._draft)
         except BaseException:
             runner.close()
             raise
@@ -339,7 +346,23 @@ class Gemma:
     ) -> Generation:
         writer = Writer(self.tokenizer, ids, min(max_tokens, self.context - len(ids) + 1), stop)
         channel: Channel[Progress | Delta] = Channel(backlog, self._engine.wake)
-        return Generation(ids, writer, sampler, channel, priority=priority, deadline=deadline)
+        speculation = self._speculation(sampler)
+        return Generation(ids, writer, sampler, channel, priority=priority, deadline=deadline, speculation=speculation)
+
+    def _speculation(self, sampler: Sampler) -> Speculation | None:
+        if not self._speculates:
+            return None
+        proposer = DraftModel(self._draft, sampler) if self._draft else PromptLookup()
+        return Speculation(proposer, self._engine.step_times)
+
+    def _opened_draft(self, path: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> Runner:
+        """Raises ValueError where it has another vocabulary, and what opening raises."""
+        draft = Runner(path, context=self.context, threads=self.threads, progress=progress)
+        ours, theirs = (file.metadata.strings("tokenizer.ggml.tokens") for file in (self._runner.file, draft.file))
+        if ours != theirs:
+            draft.close()
+            raise ValueError(f"draft: {os.fspath(path)} has another vocabulary than the model")
+        return draft
 
     def _choice(self, first: Generation, number: int) -> Generation:
         """Another continuation of the same prompt."""

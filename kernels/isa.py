@@ -86,8 +86,8 @@ def available() -> tuple[Isa, ...]:
 
 
 def may_use(feature: str) -> bool:
-    """Whether to compile with an x86 feature, by LLVM's name, that no row needs: on a CPU that has it, unless a lower row
-    is forced."""
+    """Whether to compile with an x86 feature, by LLVM's name, that no row needs: on CPUs that have it, unless a lower
+    row is forced."""
     best = available()[0]
     return current() is best and best.machine == MACHINE == "x86" and feature in _x86_features()
 

@@ -58,9 +58,17 @@ class Engine:
     prefix_cache: bytes of keys and values that are kept for later sequences. max_stall: see `Scheduler`.
     """
 
-    def __init__(self, runner: Runner, *, slots: int, prefix_cache: int, max_stall: float = 0.15) -> None:
-        """Takes over `runner`. Raises ThreadError."""
-        self._runner = runner
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        slots: int,
+        prefix_cache: int,
+        max_stall: float = 0.15,
+        draft: Runner | None = None,
+    ) -> None:
+        """Takes over `runner`, and `draft`, which is only closed. Raises ThreadError."""
+        self._runner, self._draft = runner, draft
         self._scheduler = Scheduler(slots, runner.chunk, max_stall)
         self._cache, self._cache_bytes = PrefixCache(), prefix_cache
         self._commands: SimpleQueue[Command] = SimpleQueue()
@@ -172,6 +180,8 @@ class Engine:
         self._settle()
         self._cache.clear()
         self._runner.close()
+        if self._draft is not None:
+            self._draft.close()
         self._over = True
         self._carry_out()
 

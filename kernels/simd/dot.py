@@ -198,8 +198,8 @@ def _high_nibbles_by_shift(builder: Any, words: Any) -> Any:
 
 
 def _high_nibbles_by_matrix(builder: Any, words: Any) -> Any:
-    """One instruction instead of two, on other ports than shuffles: a matrix of bits, of which byte 7 - b says which bits
-    of a byte make up bit b of the result, for all bytes."""
+    """One instruction instead of two, on other ports than shuffles: a matrix of bits, of which byte 7 - b says which
+    bits of a byte make up bit b of the result, for all bytes."""
     matrix = [1 << 7 - row + 4 if row >= 4 else 0 for row in range(8)]
     rows = ir.Constant(BYTES, matrix * (LANES // 2))
     name = f"llvm.x86.vgf2p8affineqb.{32 * LANES}"
