@@ -2,7 +2,8 @@
 
 One random pattern of about 16 MB per format is repeated, so 2B takes seconds and little memory. Scales are chosen so
 that a matrix of n columns has weights of standard deviation 1/sqrt(n) and activations stay finite. llama.cpp loads the
-result. The formats of the tensors are the quantizer's choice.
+result. The formats of the tensors are the quantizer's choice; all else needs only NumPy and the `gguf` package, so that
+the interpreters that record goldens can use it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
-
-from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
 
 PATTERN_BYTES = 16 << 20
 
@@ -154,6 +153,8 @@ Tensor = tuple[str, tuple[int, ...], gguf.GGMLQuantizationType]
 
 def plan(shape: Shape, mix: str) -> list[Tensor]:
     """Every tensor of a file of this shape, in file order, with the format that `mix` gives it."""
+    from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
+
     q, kv, d, f = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.width, shape.hidden
     layer: list[tuple[str, tuple[int, ...]]] = [
         *((name, (d,)) for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")),
@@ -170,7 +171,9 @@ def plan(shape: Shape, mix: str) -> list[Tensor]:
 def write(path: Path, shape: Shape, mix: str) -> None:
     """Write a model of `shape` to `path`, replacing it; the bytes depend only on the arguments."""
     writer = gguf.GGUFWriter(path, "gemma2")
-    _add_metadata(writer, shape, mix)
+    _add_metadata(writer, shape)
+    writer.add_name(f"synthetic gemma2 {mix}")
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{mix}"])
     add_tokenizer(writer, shape.vocab)
     tensors = plan(shape, mix)
     for name, size, kind in tensors:
@@ -208,9 +211,8 @@ def _nbytes(size: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> int:
     return int(np.prod(size)) // block * nbytes
 
 
-def _add_metadata(writer: gguf.GGUFWriter, shape: Shape, mix: str) -> None:
+def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_type("model")
-    writer.add_name(f"synthetic gemma2 {mix}")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -224,4 +226,3 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape, mix: str) -> None:
     writer.add_attn_logit_softcapping(50.0)
     writer.add_final_logit_softcapping(30.0)
     writer.add_quantization_version(2)
-    writer.add_file_type(MIXES[mix].file_type)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -10,6 +12,7 @@ import pytest
 
 from bench.synthetic import _SCALES, SHAPES, Shape, plan, random_blocks, vocabulary, write
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Shape(2, 256, 512, 2, 1, 128, vocab=600, context=1024, window=64)
 
 
@@ -63,3 +66,8 @@ def test_written_files_are_read_by_gguf_and_are_always_the_same(tmp_path: Path, 
     assert found == plan(SMALL, mix)
     last = tensors[-1]
     assert (tmp_path / "a.gguf").stat().st_size == last.data_offset + -(-last.n_bytes // 32) * 32
+
+
+def test_blocks_and_vocabularies_need_nothing_of_this_project() -> None:
+    program = "import sys, bench.synthetic; sys.exit('edge_gemma' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
