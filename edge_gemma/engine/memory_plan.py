@@ -48,16 +48,20 @@ def memory_plan(
     threads: int = 1,
     sequences: int = 1,
 ) -> MemoryPlan:
-    """The plan for `sequences` of `context` positions, each at its largest: its pages come as it grows.
+    """The plan for `sequences` of `context` positions, each at its largest, as its pages come while it grows; and for
+    the logits of a row of each.
 
     Raises ContextOverflowError outside 1..the model's trained context.
     """
     if not 1 <= context <= config.context_length:
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
+    logits = sequences * 4 * config.vocab_size
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in weights.tensors()),
         kv_cache=sequences * cache_bytes(config.states, context, chunk, kv_type),
-        buffers=buffer_bytes(config, weights, context, chunk, kv_type) + threads * scratch_bytes(config, chunk),
+        buffers=buffer_bytes(config, weights, context, chunk, kv_type)
+        + threads * scratch_bytes(config, chunk)
+        + logits,
     )
 
 

@@ -104,6 +104,7 @@ class Runner:
             limit = self.plan.kv_cache if cache_limit is None else cache_limit
             self.pool = PagePool(self.config.states, kv_type, limit)
             tune_once(product_matrices(self.weights), self.threads, self._planned(), progress)
+            self._logits = self.new_logits(sequences)
             self._record(observe, progress)
         except BaseException:
             self.file.close()
@@ -145,8 +146,8 @@ class Runner:
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
         self._words_of_maxima = words_of(self._table, maxima)
         self._step = Step(program.ropes, self.chunk, self.threads, scratch_bytes(config, self.chunk))
-        self._logits, self.maxima = np.empty((0, config.vocab_size), np.float32), np.empty((0, groups), np.float32)
-        """maxima: of each LOGIT_GROUP neighbours of the last step's logits, float32 (wanted, groups), for samplers."""
+        self.maxima = np.empty((0, groups), np.float32)
+        """Of each LOGIT_GROUP neighbours of the last step's logits, float32 (wanted, groups), for samplers."""
         self._threads = ThreadPool(self.threads)
 
     @property

@@ -15,9 +15,10 @@ The keys and values of a span lie in a page, wherever that is. The step has for 
     K: [SPAN / LANES][head_dim][LANES]   lane = key: a score is a chain of fma over the head, no sum across lanes
     V: [SPAN][head_dim]                  lane = dimension
 
-What the caller owes, until all threads are done with the operation: every span that a row sees, and that a row is
-written to, has a page, aligned to a cache line, which nobody else writes; spans that no row sees may have none. A slot
-may hold anything until it is written. Rows of q, k, v, y are float32, aligned to vectors, as are the results of spans.
+What the caller owes, until all threads are done with the operation: every span that a row sees, or is written to, has
+a page, aligned to a cache line; nobody else writes in the slots of those positions, nor reads those being written.
+Spans that no row sees may have no page, and a slot may hold anything until it is written. Rows of q, k, v and y are
+float32, aligned to vectors, as the room for partial results is.
 
 Partial results rest in records, drawn in `layout`.
 """
@@ -157,9 +158,7 @@ def _scatter(op: Any, row: Any, count: Any, head: Any, heads: Any, states: Any, 
     for j in range(count):
         y = _row_of(word(op, _ATTEND.y), word(op, _ATTEND.y_stride), row + j // heads)
         out = _row_of(word(op, _ATTEND.q_out), word(op, _ATTEND.q_out_stride), row + j // heads)
-        _finish(
-            states + j * record, word(op, _ATTEND.head_dim), head + j % heads, y, out, word(op, _ATTEND.zero)
-        )  # fmt: skip
+        _finish(states + j * record, word(op, _ATTEND.head_dim), head + j % heads, y, out, word(op, _ATTEND.zero))
 
 
 def make_attend(kind: str) -> Any:

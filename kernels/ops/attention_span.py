@@ -134,7 +134,15 @@ def _asker(step: int) -> Any:
 
 
 def _make_scores(load_values: Any, size: int, m: int) -> Any:
-    """Scores of KEYS keys for m queries."""
+    """Scores of KEYS keys for m queries, with neither soft-cap nor mask. A tile is (m, n) vectors of sums:
+
+    for each n vectors of keys in the block:
+        tile = 0
+        for each dimension d of the head:
+            ask for the line that lies `ahead` of these keys
+            tile += d of each query * d of each key
+        scores = tile
+    """
     n = _vectors(m)
     COUNT, STEP, load_keys = m * n, n * size * LANES, _loader(load_values, size, n)
     ask = _asker(STEP)
@@ -159,7 +167,14 @@ def _make_scores(load_values: Any, size: int, m: int) -> Any:
 
 
 def _make_values(load_values: Any, size: int, m: int, n: int, part: int) -> Any:
-    """The values of BLOCK keys, weighted, to the sums of m queries, n vectors at a time.
+    """The values of BLOCK keys, weighted, to the sums of m queries. A tile is (m, n) vectors of sums:
+
+    for each n vectors of dimensions:
+        tile = sums so far
+        for each key that one of the queries sees:
+            ask for the line that lies `ahead` of these values
+            tile += weight of the key for each query * these dimensions of its values
+        sums = tile
 
     Part 0 is as much of the head as every tile divides, part 1 the rest.
     """
@@ -214,6 +229,14 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
 
         k, v: the span's keys and values; after: the keys needed next; s: room for scores;
         records: the results, `record` bytes apart.
+
+            scores of the blocks of keys that a query sees
+            for each query: soft-cap, mask, weights = exp(scores - m); m and l to its record, o = 0
+            o += weights * values, for the keys that a query sees
+
+        The caller owes, until this returns: SPAN keys at k, written or not, and at v the values up to the last key
+        that a query sees; 4 * SPAN bytes at s for each query; `layout.record_bytes` for each result, which nobody else
+        touches; all aligned to vectors. `after` may lead anywhere: it is only asked for.
         """
         last = position - start
         first, end = max(last - window + 1, 0), min(last + (count - 1) // heads + 1, SPAN)

@@ -22,6 +22,7 @@ def test_buffers_and_cache_are_as_planned(
     """Of a sequence as long as it may get, fed so that its pages are most: by whole chunks, from an odd position on."""
     runner = Runner(tiny_gguf(case, format), context=context, threads=2, kv_type=kv_type, chunk=chunk)
     allocated = sum(memory.nbytes for memory in runner._program._memory.values()) + runner._step.scratch_bytes
+    allocated += runner._logits.nbytes
     assert runner.plan.buffers == allocated
     sizes = {"chunk": chunk, "kv_type": kv_type, "threads": 2}
     assert runner.plan == memory_plan(runner.config, runner.weights, context, **sizes)
@@ -34,5 +35,5 @@ def test_buffers_and_cache_are_as_planned(
         assert table.bytes == runner.pool.bytes_in_use <= most
     assert most == runner.plan.kv_cache == runner.pool.limit_bytes
     two = memory_plan(runner.config, runner.weights, context, sequences=2, **sizes)
-    assert two.kv_cache == 2 * most and two.buffers == allocated
+    assert two.kv_cache == 2 * most and two.buffers == allocated + 4 * runner.config.vocab_size
     runner.close()
