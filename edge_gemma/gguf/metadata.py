@@ -1,6 +1,6 @@
 """The key-value section of a GGUF file, as a mapping with typed getters that never convert.
 
-Knows how values are asked for, not how they lie in a file (`gguf_parse.py`) nor what they mean (`config.py`).
+Knows how values are asked for, not how they lie in a file (`parse.py`) nor what they mean (`models/`).
 A file may hold anything under a key that nobody reads. So the rules for values are those of the getters.
 """
 

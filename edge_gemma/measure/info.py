@@ -19,7 +19,8 @@ from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.gguf.metadata import shown
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import by_class
-from edge_gemma.models.architecture import Config, LayerConfig
+from edge_gemma.models.architecture import Config
+from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from edge_gemma.text.tokenizer import Tokenizer

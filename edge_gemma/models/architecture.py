@@ -16,20 +16,9 @@ from edge_gemma.graph.program import Program, Rows
 from edge_gemma.graph.states import AttentionState, Rope
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.hf_fields import HfFields
+from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import TensorSpec
 from edge_gemma.models.weights import Weights
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """What may differ from layer to layer."""
-
-    n_kv_heads: int
-    head_dim: int
-    d_ff: int
-    rope: Rope
-    window: int | None = None
-    """A key is visible where query position - key position < window. None: the layer is global, all are."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +75,6 @@ class Config:
         return replace(self, layers=tuple(changed))
 
 
-def alike_but_for_windows(
-    layer: LayerConfig, windows: tuple[int | None, ...], local_rope: Rope
-) -> tuple[tuple[LayerConfig, ...], Rope | None]:
-    """`layers` and `unused_rope` of a `Config`: `layer` again for each window, local ones with their own rotation."""
-    layers = (layer if window is None else replace(layer, window=window, rope=local_rope) for window in windows)
-    unused = local_rope if not any(windows) else layer.rope if all(windows) else None
-    return tuple(layers), unused
-
-
 class Architecture(ABC):
     """An architecture under GGUF's name of it."""
 
@@ -111,6 +91,9 @@ class Architecture(ABC):
     """llama.cpp loads it."""
     own_output_in_llama_cpp: bool
     """llama.cpp loads it with an output matrix that is not the embedding."""
+
+    def __repr__(self) -> str:
+        return self.name
 
     @abstractmethod
     def from_gguf(self, keys: GgufKeys) -> Config:

@@ -15,13 +15,14 @@ from typing import Any
 from edge_gemma.gguf.values import Metadata
 from edge_gemma.graph.states import Rope
 from edge_gemma.models import limits
-from edge_gemma.models.architecture import Architecture, Config, LayerConfig, alike_but_for_windows
-from edge_gemma.models.gguf_keys import REQUIRED, GgufKeys, periodic
+from edge_gemma.models.architecture import Architecture, Config
+from edge_gemma.models.gguf_keys import REQUIRED, GgufKeys
 from edge_gemma.models.gguf_metadata import decoder_metadata
 from edge_gemma.models.hf_fields import HfFields
+from edge_gemma.models.layers import LayerConfig, alike_but_for_windows, periodic
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decoder(Architecture):
     """What a family is, and what it means where a file does not say."""
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program, Rows
-from edge_gemma.models.architecture import Config, LayerConfig
+from edge_gemma.models.architecture import Config
 from edge_gemma.models.decoder import Decoder
+from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
 from edge_gemma.models.weights import LayerWeights, Weights
 
@@ -62,7 +63,7 @@ HF_VAULT = HF_2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30
 HF_3 = HF_2 | {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gemma(Decoder):
     """One family."""
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.metadata import Metadata
 from edge_gemma.models import limits
+from edge_gemma.models.layers import periodic
 
 T = TypeVar("T")
 
@@ -178,8 +179,3 @@ class GgufKeys:
         if scale != 1 and self.metadata.get(type_key) == "none":
             raise self.error(type_name, f"contradicts {spelled[0]}, which is {scale}")
         return scale
-
-
-def periodic(period: int, n_layers: int) -> tuple[bool, ...]:
-    """Which layers are local where every `period`-th one is global."""
-    return tuple(i % period < period - 1 for i in range(n_layers))

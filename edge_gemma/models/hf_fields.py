@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.models import limits
-from edge_gemma.models.gguf_keys import periodic
+from edge_gemma.models.layers import periodic
 
 
 class HfFields:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from edge_gemma import Gemma
+from edge_gemma.engine.memory_plan import default_chunk, scratch_bytes
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.graph.states import AttentionState, Rope
 from edge_gemma.models.architecture import Architecture, Config
 from edge_gemma.models.registry import ARCHITECTURES, read_config
 from edge_gemma.models.weights import Weights
@@ -99,6 +101,26 @@ def test_what_is_usual_is_guessed(tmp_path: Path, architecture: str) -> None:
     assert config.model.guessed(config).attn_scale == config.attn_scale
     odd = replace(config, attn_scale=0.5)
     assert odd.model.guessed(odd).attn_scale == config.attn_scale
+
+
+@EVERY
+def test_layers_may_differ(tmp_path: Path, architecture: str) -> None:
+    """Shapes of tensors, what is kept of a sequence, and what threads work in follow each layer."""
+    config = config_of(architecture, tmp_path)
+    small, *others = config.layers
+    wide = replace(small, n_kv_heads=1, head_dim=256, d_ff=4096, rope=Rope(256, 1e4), window=None)
+    mixed = replace(config, layers=(small, wide, *others[1:]))
+    shapes = {spec.name: spec.shape for spec in mixed.tensors()}
+    d, heads = config.d_model, config.n_heads
+    assert shapes["blk.1.attn_q.weight"] == (heads * 256, d) and shapes["blk.1.attn_k.weight"] == (256, d)
+    assert shapes["blk.1.ffn_down.weight"] == (d, 4096)
+    same = {spec.name: spec.shape for spec in config.tensors() if spec.layer != 1}
+    assert {name: shape for name, shape in shapes.items() if name in same} == same
+    assert mixed.states[1] == AttentionState(1, 256) and mixed.states[2:] == config.states[2:]
+    assert mixed.rope(1).dims == 256 and mixed.rope(0) == config.rope(0)
+    all_wide = replace(config, layers=(wide,) * 4)
+    assert scratch_bytes(config, 32) < scratch_bytes(mixed, 32) == scratch_bytes(all_wide, 32)
+    assert default_chunk(mixed) == default_chunk(all_wide)
 
 
 @EVERY

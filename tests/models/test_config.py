@@ -12,7 +12,8 @@ import pytest
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.states import Rope
-from edge_gemma.models.architecture import Config, LayerConfig
+from edge_gemma.models.architecture import Config
+from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.registry import ARCHITECTURES, read_config
 from tests.gguf_builder import BOOL, F64, I32, STRING, U32, U64, Builder, array, f32, tiny_gemma, typed, u32
 

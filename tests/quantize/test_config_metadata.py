@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_gemma.graph.states import Rope
-from edge_gemma.models.architecture import LayerConfig
+from edge_gemma.models.layers import LayerConfig
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint.hf_config import read_model
 from tests.quantize import tiny_checkpoint as tiny
