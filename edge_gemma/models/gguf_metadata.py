@@ -19,10 +19,18 @@ def decoder_metadata(config: Config, usual_local: tuple[bool, ...], *, own_base:
 
     usual_local: the local layers a reader assumes that is not told; own_base: local layers have a base of their own.
     """
-    ours = "edge_gemma"
-    arch, layer, local = config.architecture, config.layers[0], config.local_layers
-    local_layer, at_global, at_local = config.of_kind(local=True), _rope(config, local=False), _rope(config, local=True)
-    keys = {
+    at_global, at_local = _rope(config, local=False), _rope(config, local=True)
+    return (
+        _sizes(config)
+        | _attention_keys(config, usual_local)
+        | _rope_keys(config.architecture, at_global, at_local if own_base else None)
+        | _own_keys(config, at_global, at_local)
+    )
+
+
+def _sizes(config: Config) -> Metadata:
+    arch, layer = config.architecture, config.layers[0]
+    return {
         f"{arch}.context_length": u32(config.context_length),
         f"{arch}.embedding_length": u32(config.d_model),
         f"{arch}.block_count": u32(len(config.layers)),
@@ -33,19 +41,27 @@ def decoder_metadata(config: Config, usual_local: tuple[bool, ...], *, own_base:
         f"{arch}.attention.key_length": u32(layer.head_dim),
         f"{arch}.attention.value_length": u32(layer.head_dim),
     }
+
+
+def _attention_keys(config: Config, usual_local: tuple[bool, ...]) -> Metadata:
+    arch, local_layer, keys = config.architecture, config.of_kind(local=True), {}
     if config.attn_softcap is not None:
         keys[f"{arch}.attn_logit_softcapping"] = f32(config.attn_softcap)
     if config.final_softcap is not None:
         keys[f"{arch}.final_logit_softcapping"] = f32(config.final_softcap)
     if local_layer is not None and local_layer.window is not None:
         keys[f"{arch}.attention.sliding_window"] = u32(local_layer.window)
-        if local != usual_local:
-            keys[f"{arch}.attention.sliding_window_pattern"] = bools(local)
-    keys |= _rope_keys(arch, at_global, at_local if own_base else None)
-    return keys | {
+        if config.local_layers != usual_local:
+            keys[f"{arch}.attention.sliding_window_pattern"] = bools(config.local_layers)
+    return keys
+
+
+def _own_keys(config: Config, at_global: Rope, at_local: Rope) -> Metadata:
+    ours = "edge_gemma"
+    return {
         f"{ours}.version": string(__version__),
         f"{ours}.attention.scale": f32(config.attn_scale),
-        f"{ours}.attention.sliding_window_pattern": bools(local),
+        f"{ours}.attention.sliding_window_pattern": bools(config.local_layers),
         f"{ours}.rope.freq_base": f32(at_global.base),
         f"{ours}.rope.freq_base_local": f32(at_local.base),
         f"{ours}.rope.scale_linear": f32(at_global.scale),

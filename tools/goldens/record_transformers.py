@@ -1,4 +1,4 @@
-"""Record the float32 logits of transformers' Gemma, Gemma 2 and Gemma 3 for every case; needs torch and transformers.
+"""Record the float32 logits of transformers' Gemma 1, 2, 3 and VaultGemma for every case; needs torch and transformers.
 
     python tools/goldens/record_transformers.py
 
