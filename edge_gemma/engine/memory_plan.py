@@ -5,14 +5,18 @@ Knows shapes and sizes only. All sizes are bytes, in Python integers.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from edge_gemma.cores import default_threads
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import cache_bytes, layer_caches
 from edge_gemma.graph.program import Program
 from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
 from edge_gemma.models.architecture import Config, record, record_logits
+from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 
 KvType: TypeAlias = Literal["f16", "f32"]
@@ -63,6 +67,32 @@ def memory_plan(
         + threads * scratch_bytes(config, chunk)
         + logits,
     )
+
+
+def plan_memory(
+    path: str | os.PathLike[str],
+    context: int | None = None,
+    sequences: int = 1,
+    *,
+    chunk: int | None = None,
+    kv_type: KvType = "f16",
+    threads: int | None = None,
+) -> MemoryPlan:
+    """What the model at `path` takes with so many sequences of a whole context; arguments as for `Gemma`.
+
+    Reads the file's header. Raises ModelFormatError, ContextOverflowError, OSError.
+    """
+    with GgufFile.open(path) as file:
+        config = read_config(file)
+        return memory_plan(
+            config,
+            Weights.bind(file, config),
+            context or min(config.context_length, DEFAULT_CONTEXT),
+            chunk=chunk or default_chunk(config),
+            kv_type=kv_type,
+            threads=threads or default_threads(),
+            sequences=sequences,
+        )
 
 
 def buffer_bytes(config: Config, weights: Weights, context: int, chunk: int, kv_type: KvType) -> int:
