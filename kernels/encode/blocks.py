@@ -12,7 +12,7 @@ from edge_gemma.formats import FORMATS
 from ..ops.formats import IQ4_VALUES
 from ..simd.decorators import inlined
 from .fit import Cuts, Levels, both_signs, make_error, make_level, make_line_fit, make_numbers, make_scale_fit, starts
-from .lanes import as_half, byte, put_byte, scatter_half, splat
+from .lanes import byte, put_byte, scatter_half, splat
 from .search import finite_half, make_half_scale, make_offset_fit
 from .tile import make_loop
 
@@ -79,7 +79,7 @@ def _make_line(name: str, top: int, cuts: Cuts, turns: int, pack: Any) -> Any:
     @inlined
     def body(x: Any, w: Any, levels: Any, extra: Any, y: Any) -> Any:
         scale, offset = fit(x, w)
-        offset = finite_half(offset_fit(x, w, as_half(scale), offset))
+        offset = finite_half(offset_fit(x, w, finite_half(scale), offset))
         scale = half_scale(x, w, scale, offset)
         scatter_half(y, nbytes, scale)
         scatter_half(y + 2, nbytes, offset)

@@ -1,10 +1,11 @@
 """Scales for 16 groups of values at a time, by least squares. Knows no byte of a format.
 
-A tile is `count` vectors of memory, lane = group: values x, and their weights w in the error  sum w (x - y)^2. Formats
-differ in their levels q and in y: `scale * q`, or `scale * q + offset`. For a given rounding of x to levels the best
-scale (and offset) has a closed form, so a search tries roundings: those of a row of starting scales, and then those
-that the solution itself implies, which can only lower the error. In units of the starting scale with u = (x - offset)
-/ scale, r = u - q, the sums of w r q and w r are small where the fit is good, which keeps float32 precise enough.
+A tile is `count` vectors of memory, lane = group: finite values x, and their weights w in the error  sum w (x - y)^2.
+Weights are 0 or within 2^-60..8, so that products of two sums of them neither underflow nor overflow. Formats differ in
+their levels q and in y: `scale * q`, or `scale * q + offset`. For a given rounding of x to levels the best scale (and
+offset) has a closed form, so a search tries roundings: those of a row of starting scales, and then those that the
+solution itself implies, which can only lower the error. In units of the starting scale with u = (x - offset) / scale,
+r = u - q, the sums of w r q and w r are small where the fit is good, which keeps float32 precise enough.
 """
 
 from __future__ import annotations
@@ -65,10 +66,15 @@ def _bounds(levels: Levels) -> tuple[float, ...]:
 
 
 @inlined
+def finite(a: Any) -> Any:
+    """a, and 0 where it is infinite, NaN or near to infinite."""
+    return if_less(absolute(a), splat(HUGE), a, splat(0.0))
+
+
+@inlined
 def inverse(a: Any) -> Any:
     """1 / a, and 0 where that is not finite."""
-    b = splat(1.0) / a
-    return if_less(absolute(b), splat(HUGE), b, splat(0.0))
+    return finite(splat(1.0) / a)
 
 
 @inlined

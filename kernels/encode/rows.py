@@ -27,6 +27,8 @@ WIDEN = Operation("widen", ("x", "y", "count"))
 GROUPS = 16
 """Groups of values encoded at a time: a call needs at least as many."""
 SCRATCH_BYTES = 16384
+LEAST_WEIGHT = np.float32(2.0**-60)
+"""Its square is a normal float32 number."""
 
 PLAIN = ("Q4_0", "Q8_0")
 """Formats whose blocks are rounded in one way, the reference's, where no importance is given."""
@@ -59,14 +61,15 @@ def prepare(kernels: Iterable[Kernel], progress: Progress | None = None) -> None
 def encode(values: Floats, name: str, importance: Floats | None = None) -> Bytes:
     """Contiguous finite rows (rows, columns) to (rows, bytes of a row) of quantized format `name`.
 
-    `importance`: (columns,), finite and not negative, the weight of a column's squared errors.
+    `importance`: (columns,), finite and not negative, the weight of a column's squared errors. Only its ratios within a
+    block count, up to 2^60; where all of a block are 0 they are taken as equal.
     """
     rows, columns = values.shape
     fmt = FORMATS[name]
     padded = _at_least(values, fmt.block)
     out = np.empty((len(padded), fmt.row_bytes(columns)), np.uint8)
     scratch = np.empty(SCRATCH_BYTES, np.uint8)
-    weights = None if importance is None else np.resize(importance, columns + GROUPS * 32)
+    weights = None if importance is None else np.resize(_weights(importance, fmt.block), columns + GROUPS * 32)
     kernel = kernel_of(name, weighted=importance is not None)
     _call(
         kernel,
@@ -79,6 +82,19 @@ def encode(values: Floats, name: str, importance: Floats | None = None) -> Bytes
         scratch.ctypes.data,
     )
     return out[:rows]
+
+
+def _weights(importance: Floats, block: int) -> Floats:
+    """The importances, the largest of each block in [0.5, 1), the others 0 or LEAST_WEIGHT at least; 1 if all are 0.
+
+    The searches multiply sums of them. Factors are powers of two, which change no bit of what is computed.
+    """
+    blocks = importance.astype(np.float32, copy=False).reshape(-1, block)
+    largest = blocks.max(axis=1, keepdims=True)
+    _, exponents = np.frexp(largest)
+    scaled = np.maximum(np.ldexp(blocks, -exponents), LEAST_WEIGHT)
+    weights: Floats = np.where(blocks > 0, scaled, (largest == 0).astype(np.float32)).ravel()
+    return weights
 
 
 def _at_least(values: Floats, block: int) -> Floats:
