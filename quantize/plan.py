@@ -92,7 +92,7 @@ def column_weights(made: Plan, importance: Importance | None, info: TensorInfo) 
     be searched for as those of all other formats are.
     """
     means = None if importance is None else importance.get(info.name)
-    mean = 0.0 if means is None else float(means.mean(dtype=np.float64))
+    mean = np.float32(0.0 if means is None else means.mean(dtype=np.float64))  # 0 below the least float32
     if means is None or mean <= 0:
         return np.ones(info.shape[-1], np.float32) if _searched(made.type, info) else None
     weights: NDArray[np.float32] = np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)

@@ -104,6 +104,19 @@ def test_a_file_says_which_matrix_it_was_made_with(tmp_path: Path) -> None:
     assert not any(name.startswith("quantize.") for name in gguf.GGUFReader(tmp_path / "again.gguf").fields)
 
 
+def test_a_matrix_whose_mean_is_less_than_any_float_is_one_of_zeros(tmp_path: Path) -> None:
+    weights = tiny.write_checkpoint(tmp_path / "hf", "gemma2")
+    columns = weights["model.layers.0.self_attn.q_proj.weight"].shape[1]
+    made = []
+    for kind, least in (("zeros", 0.0), ("faint", 1e-45)):
+        (tmp_path / kind).mkdir()
+        sums = {"blk.0.attn_q.weight": np.eye(1, columns)[0] * least}
+        imatrix.write(tmp_path / kind / "m.gguf", sums, 1, datasets=["a.txt"], chunks=3, chunk_size=512)
+        quantize(tmp_path / "hf", tmp_path / kind / "out.gguf", "Q4_1", imatrix=tmp_path / kind / "m.gguf")
+        made.append((tmp_path / kind / "out.gguf").read_bytes())
+    assert made[0] == made[1]
+
+
 def test_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
     a = write(tmp_path / "a.gguf").read_bytes()
     imatrix.write(tmp_path / "b", dict(reversed(SUMS.items())), 1536, datasets=["a.txt"], chunks=3, chunk_size=512)
