@@ -233,7 +233,7 @@ def make_attend_one(kind: str) -> Any:
         pieces = (position // SPAN - first + 1) * kv_heads
         piece, following = claim(op, 1), claim(op, 1)
         while piece < pieces:
-            number, kv_head, near = piece // kv_heads, piece % kv_heads, min(following, pieces - 1)
+            number, kv_head, near = piece // kv_heads, piece % kv_heads, following if following < pieces else piece
             k = word(pages, first + number) + kv_head * head_bytes
             after = word(pages, first + near // kv_heads) + near % kv_heads * head_bytes
             span(
