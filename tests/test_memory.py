@@ -100,8 +100,7 @@ def test_no_memory_for_logits(path: Path, monkeypatch: pytest.MonkeyPatch, call:
         expected = model.logits([2, 3, 4])
         with monkeypatch.context() as patch:
             patch.setattr(runner, "np", SimpleNamespace(**vars(np) | {"empty": refused(MemoryError())}))
-            size = 4 * rows * model.config.vocab_size
-            with pytest.raises(MemoryBudgetError, match=f"logits for {rows} positions, {size} bytes; "):
+            with pytest.raises(MemoryBudgetError, match=rf"logits for {rows} positions, \d+ bytes; "):
                 getattr(model, call)([2, 3, 4])
         assert np.array_equal(model.logits([2, 3, 4]), expected)
 

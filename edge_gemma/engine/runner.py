@@ -189,7 +189,7 @@ class Runner:
         wanted = sum(part.wanted for part in batch)
         logits = self._room_for(wanted) if out is None else self._checked_out(out, wanted)
         self.file.check_unchanged()
-        self.maxima = np.empty((wanted, self.maxima.shape[1]), np.float32)
+        self.maxima = self._room_for_maxima(wanted)
         self.pool.reserve([(part.table, part.table.length + len(part.tokens)) for part in batch])
         self._step.prepare(batch)
         if wanted == rows:
@@ -275,6 +275,13 @@ class Runner:
         if rows > len(self._logits):
             self._logits = self.new_logits(rows)
         return self._logits[:rows]
+
+    def _room_for_maxima(self, rows: int) -> Logits:
+        groups = self.maxima.shape[1]
+        with memory_for(
+            f"maxima of the logits for {rows} positions", 4 * rows * groups, "close other programs or models"
+        ):
+            return np.empty((rows, groups), np.float32)
 
     def _checked_out(self, out: Logits, rows: int) -> Logits:
         shape = rows, self.config.vocab_size
