@@ -14,7 +14,8 @@ from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
     from edge_gemma.engine.sampler import SamplingParams
-    from edge_gemma.gemma import Completion, Gemma
+    from edge_gemma.gemma import Gemma
+    from edge_gemma.streams import Completion
 
 EXIT_INTERRUPTED = 130
 NO_LIMIT, UNLIMITED = -1, 2**31

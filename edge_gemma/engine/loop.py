@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from edge_gemma.engine.scheduler import Scheduler, Work, expired
 from edge_gemma.engine.sequence import Generation, Logits, Sequence
 from edge_gemma.engine.speculation import StepTimes
 from edge_gemma.errors import Cancelled, EdgeGemmaError, ForkError, MemoryBudgetError
+from edge_gemma.graph.cache import PageTable
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels.native_threads import start_thread
 
@@ -346,7 +347,7 @@ def _rows(work: Work) -> Rows:
     if isinstance(sequence, Generation):
         tokens = [*tokens, *sequence.proposal]
     assert sequence.table is not None
-    return Rows(sequence.table, np.array(tokens, np.int64), wanted)
+    return Rows(cast(PageTable, sequence.table), np.array(tokens, np.int64), wanted)
 
 
 def _nothing() -> None:

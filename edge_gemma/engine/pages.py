@@ -48,10 +48,17 @@ class Pages(Protocol):
 class Runner(Protocol):
     """What the engine wants of a model; see `runner.Runner`."""
 
-    chunk: int
-    pool: Pages
-    maxima: NDArray[np.float32] | None
-    """Of groups of the last step's logits, (wanted, groups), if it finds them; see `sampler`."""
+    @property
+    def chunk(self) -> int:
+        """Most rows of a step."""
+
+    @property
+    def pool(self) -> Pages:
+        """Where its tables' pages come from."""
+
+    @property
+    def maxima(self) -> NDArray[np.float32] | None:
+        """Of groups of the last step's logits, (wanted, groups), if it finds them; see `sampler`."""
 
     def new_table(self) -> Table:
         """The table of an empty sequence."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.engine.pages import Runner
 from edge_gemma.engine.sampler import Sampler
+from edge_gemma.graph.cache import PageTable
 from edge_gemma.graph.step import Rows
 
 Logits = NDArray[np.float32]
@@ -110,10 +111,11 @@ class DraftModel:
         while True:
             piece = text[self._table.length : self._table.length + self._runner.chunk]
             last = self._table.length + len(piece) == len(text)
-            logits = self._runner.run([Rows(self._table, np.array(piece, np.int64), int(last))])
+            logits = self._runner.run([Rows(cast(PageTable, self._table), np.array(piece, np.int64), int(last))])
             self._read = text[: self._table.length]
             if last:
-                return logits[0]
+                first: Logits = logits[0]
+                return first
 
 
 class StepTimes:

@@ -245,6 +245,7 @@ class _Lent:
 
     def __init__(self, runner: StampedRunner) -> None:
         self.chunk, self.pool = runner.chunk, runner.pool
+        self.maxima = runner.maxima
         self.new_table, self.cancel, self._runner = runner.new_table, runner.cancel, runner
 
     def run(self, batch: Sequence[Rows]) -> Logits:
