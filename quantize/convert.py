@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge_gemma.atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
 from edge_gemma.cores import usable_processors
 from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf.file import GgufFile
@@ -28,7 +29,6 @@ from .checkpoint.meant import check_file, no_such_source, user_path
 from .checkpoint.source import Source
 from .imatrix import ImportanceMatrix, quantized_with
 from .imatrix import load as load_imatrix
-from .output.atomic_file import AtomicFile, check_destination, claimed, in_use, remove_leftovers
 from .output.provenance import Certificate, Certify, source_copy
 from .pipeline import Progress, write_tensors
 from .plan import Importance, Plan, check_source, check_type, formats_used, make_plan, weighted_formats

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.atomic_file import AtomicFile, check_destination
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, StringArray
 from edge_gemma.gguf.values import Metadata, string, strings, u32
 
 from .checkpoint.stand_ins import BEGIN, stand_in
-from .output.atomic_file import AtomicFile, check_destination
 from .output.writer import TensorInfo, encode_header
 
 Floats = NDArray[np.float32]

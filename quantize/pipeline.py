@@ -16,11 +16,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.atomic_file import AtomicFile
 from edge_gemma.errors import CheckpointError
 
 from . import blocks
 from .checkpoint.source import SourceTensor
-from .output.atomic_file import AtomicFile
 from .output.provenance import Certificate, ErrorSum, measure
 from .output.writer import TensorInfo
 from .plan import Importance, Plan, column_weights

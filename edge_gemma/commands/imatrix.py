@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edge_gemma.atomic_file import check_destination
 from edge_gemma.commands import options, terminal
 from edge_gemma.commands.calibrate import Statistics, of_own_text, of_text
 
@@ -35,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--tokens is for what the model writes, without a TEXT")
     text = None if args.text is None else options.read_text(args.text)
     from edge_gemma.quantize import imatrix
-    from edge_gemma.quantize.output.atomic_file import check_destination
 
     check_destination(args.output, force=args.force, sources=[Path(args.model)])  # before the long part
     found = _statistics(args, text)

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import __version__
+from edge_gemma.atomic_file import temporary
 from edge_gemma.gguf.values import Metadata, Value, f32, string, u32
 
 from .. import blocks
-from .atomic_file import temporary
 from .writer import TensorInfo
 
 VERSION = "edge_gemma.version"

@@ -18,11 +18,11 @@ import numpy as np
 import psutil
 import pytest
 
+from edge_gemma import atomic_file
 from edge_gemma.commands import quantize as cli
 from edge_gemma.errors import OutputError
 from edge_gemma.quantize import convert, pipeline, quantize
 from edge_gemma.quantize.checkpoint.safetensors import read_safetensors
-from edge_gemma.quantize.output import atomic_file
 from tests.quantize import tiny_checkpoint as tiny
 
 ROOT = Path(__file__).resolve().parents[2]

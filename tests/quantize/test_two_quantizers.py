@@ -10,11 +10,11 @@ from threading import Thread
 
 import pytest
 
+from edge_gemma.atomic_file import AtomicFile
 from edge_gemma.errors import OutputError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.imatrix import ImportanceMatrix
-from edge_gemma.quantize.output.atomic_file import AtomicFile
 from edge_gemma.quantize.output.provenance import UNKNOWN, Quality, source_copy
 from tests.quantize import tiny_checkpoint as tiny
 
