@@ -26,6 +26,8 @@ from edge_gemma.errors import OutputError
 
 HEADROOM = 64 << 20  # bytes that must stay free on the disk
 SYNC_BYTES = 64 << 20  # are sent to the disk while more is written: the end need not wait for all
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+MAKE_ROOM = "make room there, or name a file on another disk"
 CLOCK_SECONDS = 60.0  # by which the clock of a disk may differ from that of processes
 
 _in_progress: set[Path] = set()  # temporary files of this process
@@ -65,7 +67,7 @@ class AtomicFile:
         remove_leftovers(self.path)
         free = shutil.disk_usage(self.path.parent).free
         if free < self._size + HEADROOM:
-            raise OutputError(f"{self.path}: needs {self._size + HEADROOM} bytes of disk, {free} are free")
+            raise OutputError(f"{self.path}: needs {self._size + HEADROOM} bytes of disk, {free} are free; {MAKE_ROOM}")
         self._fd = self._create()
         _in_progress.add(self.partial)
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
@@ -155,7 +157,8 @@ class AtomicFile:
             os.close(self._fd)
 
     def _failed(self, error: OSError) -> OutputError:
-        return OutputError(f"{self.path}: {os.strerror(error.errno or errno.EIO)}")
+        advice = f"; {MAKE_ROOM}" if error.errno in NO_ROOM else ""
+        return OutputError(f"{self.path}: {os.strerror(error.errno or errno.EIO)}{advice}")
 
 
 def temporary(path: Path, kind: str) -> Path:

@@ -130,7 +130,7 @@ def test_a_file_that_cannot_be_read_back_is_not_published(
 
 def test_a_full_disk_is_seen_before_writing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic_file.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(OutputError, match="10 are free"):
+    with pytest.raises(OutputError, match="10 are free; make room there"):
         quantize(folder, tmp_path / "out.gguf")
     assert list(tmp_path.iterdir()) == []
 
@@ -228,7 +228,11 @@ def test_a_disk_that_takes_no_more(folder: Path, tmp_path: Path) -> None:
     process = run_python(code, str(folder), str(tmp_path / "out.gguf"), "--quiet")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert errors.startswith("edge-gemma quantize: error: ") and "File too large" in errors and errors.count("\n") == 1
+    assert (
+        errors.startswith("edge-gemma quantize: error: ")
+        and "File too large; make room" in errors
+        and errors.count("\n") == 1
+    )
     assert list(tmp_path.iterdir()) == []
 
 
