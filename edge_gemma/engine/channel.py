@@ -6,6 +6,7 @@ where there is none), and a reader waits only for the engine, which ends every c
 
 from __future__ import annotations
 
+import logging
 import os
 from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from queue import Empty
 from typing import Generic, TypeVar
 
 from edge_gemma.errors import ForkError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -30,7 +33,7 @@ class Channel(Generic[T], Iterator[T]):
 
     backlog: unread items from which on there is no room. on_room: called by the reader, once, when there is room again
     after `has_room` has said no. on_item: called by the engine's thread after every item, for readers that cannot wait
-    (an event loop).
+    (an event loop). One that fails is not called again: the fault is not the engine's.
     """
 
     def __init__(self, backlog: int, on_room: Callable[[], None]) -> None:
@@ -70,7 +73,11 @@ class Channel(Generic[T], Iterator[T]):
     def _put(self, item: T | End) -> None:
         self._items.put(item)
         if self.on_item:
-            self.on_item()
+            try:
+                self.on_item()
+            except Exception:
+                log.exception("a reader could not be told of an item")
+                self.on_item = None
 
     # ---- the reader's side ---------------------------------------------------------------------------------------
 

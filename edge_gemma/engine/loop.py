@@ -23,7 +23,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from edge_gemma.engine.pages import Runner, Table
+from edge_gemma.engine.pages import Runner
 from edge_gemma.engine.prefix_cache import PrefixCache
 from edge_gemma.engine.scheduler import Scheduler, Work, expired
 from edge_gemma.engine.sequence import Generation, Logits, Sequence
@@ -39,9 +39,17 @@ T = TypeVar("T")
 Command = Callable[[], None]
 
 
+LONGEST_WAIT = 3600.0
+"""Seconds that are waited for a command at a time: some systems cannot wait for more than some weeks."""
+
+
 @dataclass
 class Stats:
-    """What the engine has done since it was made, and does now."""
+    """What the engine has done since it was made, and does now.
+
+    running, waiting: sequences, now. steps, prompt_tokens, completion_tokens: computed or made. cached_tokens: those of
+    prompts that had not to be computed. checkpoints, page_bytes: prefixes that are kept, and all keys and values.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -86,11 +94,13 @@ class Engine:
     def submit(self, sequence: Sequence) -> None:
         """Have a sequence computed. Raises ForkError, and EdgeGemmaError where the engine is closed."""
         self.check_open()
+        self._check_thread()
         self._do(lambda: self._admit(sequence))
 
     def call(self, function: Callable[[], T]) -> T:
         """What `function` returns or raises, run by the engine's thread between two steps."""
         self.check_open()
+        self._check_thread()
         future: Future[T] = Future()
 
         def command() -> None:
@@ -126,16 +136,13 @@ class Engine:
         self._commands.put(self._cancel_all)
         self._runner.cancel()
 
-    def settled(self, sequence: Sequence) -> None:
-        """Return when the engine has done with a sequence that has ended."""
-        if not self._over:
-            with suppress(EdgeGemmaError):  # closed meanwhile, and so done with everything
-                self.call(lambda: self._scheduler.discard(sequence))
+    def later(self, command: Command) -> None:
+        """Have the engine's thread do something between two steps, such as to give back pages; not when it is closed.
 
-    def release(self, table: Table) -> None:
-        """Give back the pages of a table that somebody has kept. From any thread."""
+        From any thread, and in the midst of anything.
+        """
         if os.getpid() == self._process and not self._closing:
-            self._commands.put(table.release)
+            self._commands.put(command)
 
     def wake(self) -> None:
         """A reader has room again."""
@@ -147,10 +154,19 @@ class Engine:
 
     def check_open(self) -> None:
         """Raise ForkError or EdgeGemmaError where there is no engine any more."""
-        if os.getpid() != self._process:
-            raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
+        self.check_process()
         if self._closing:
             raise EdgeGemmaError("the model is closed")
+
+    def check_process(self) -> None:
+        """Raise ForkError in a child that was forked after the engine was made."""
+        if os.getpid() != self._process:
+            raise ForkError("this process was forked after the model was opened; open it again, or use spawn")
+
+    def _check_thread(self) -> None:
+        """Whoever waits for the engine in its own thread, as a finalizer or a log handler may, would do so for ever."""
+        if threading.get_ident() == self._thread.ident:
+            raise EdgeGemmaError("the model was called by its own thread, from a finalizer or a log handler")
 
     def close(self) -> None:
         """End all sequences and the thread. Idempotent, from any thread; in a forked child there is nothing to do.
@@ -176,6 +192,13 @@ class Engine:
             log.exception("the engine has failed")
             error = caught
         self._closing = True
+        try:
+            self._end_all(error)
+        finally:
+            self._over = True
+            self._carry_out()
+
+    def _end_all(self, error: BaseException | None) -> None:
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
             sequence.end(error, None if error else "cancelled")
         self._settle()
@@ -183,8 +206,6 @@ class Engine:
         self._runner.close()
         if self._draft is not None:
             self._draft.close()
-        self._over = True
-        self._carry_out()
 
     def _turn(self) -> None:
         """Hear what is asked for, then compute one step, or wait."""
@@ -209,8 +230,9 @@ class Engine:
         """Until there is a command, or the first deadline."""
         scheduler = self._scheduler
         first = min((s.deadline for s in (*scheduler.running, *scheduler.waiting)), default=math.inf)
+        seconds = min(max(0.0, first - time.monotonic()), LONGEST_WAIT)
         with suppress(Empty):
-            self._commands.get(timeout=None if first == math.inf else max(0.0, first - time.monotonic()))()
+            self._commands.get(timeout=None if first == math.inf else seconds)()
 
     def _admit(self, sequence: Sequence) -> None:
         if self._closing:
@@ -232,30 +254,41 @@ class Engine:
 
     def _settle(self) -> None:
         """Part with the sequences that have ended."""
-        for sequence in self._scheduler.remove_ended():
+        ended = self._scheduler.remove_ended()
+        for sequence in ended:
             if sequence.table is not None:
                 if not sequence.failed:
                     self._keep(sequence)
                 if not sequence.keeps_table:
-                    sequence.table.release()
-                    sequence.table = None
+                    _release(sequence)
+        if ended:
+            self._trim()
 
     def _begin(self, sequence: Sequence) -> None:
-        if sequence.table is None:  # else it is the choice of another, or somebody's own
-            table = self._cache.resume(sequence.tokens) if sequence.cacheable else None
-            sequence.table = table or self._runner.new_table()
-        self._stats.cached_tokens += sequence.computed
-        sequence.begin(sequence.computed)
+        try:
+            sequence.prepare()
+            cached = sequence.computed
+            if sequence.table is None:  # else it is the choice of another, or somebody's own
+                table = self._cache.resume(sequence.tokens) if sequence.cacheable else None
+                sequence.table = table or self._runner.new_table()
+                self._stats.cached_tokens += sequence.computed - cached
+            sequence.begin(sequence.computed)
+        except Exception as error:  # its own
+            sequence.end(error)
 
     def _compute(self, step: list[Work]) -> None:
         """Run a step and hand out its logits."""
         self._propose(step)
         rows = [_rows(work) for work in step]
         self._in_step = [work.sequence for work in step]
+        if all(sequence.cancelled for sequence in self._in_step):  # before others could see that they are in it
+            self._in_step = []
+            return
         start = time.perf_counter()
         try:
             logits = self._runner.run(rows)
         except Cancelled:  # others may have been in it, too: their rows are computed again
+            _drop_proposals(step)
             return
         except MemoryBudgetError as error:
             self._make_room(step, error)
@@ -267,6 +300,7 @@ class Engine:
             self._in_step = []
         seconds = time.perf_counter() - start
         self._scheduler.note(step, seconds)
+        self._stats.prompt_tokens += sum(_of_prompt(work) for work in step)
         if all(work.count == 1 for work in step):
             self.step_times.note(sum(len(row.tokens) for row in rows), seconds)
         self._stats.steps += 1
@@ -278,15 +312,15 @@ class Engine:
             sequence.propose(self._runner.chunk - 1)
 
     def _make_room(self, step: list[Work], error: MemoryBudgetError) -> None:
-        """Drop what is only kept, else have the sequence that began last wait; it is computed again later."""
+        """Drop what is only kept, then what waits, else have one that runs wait; it is computed again later."""
         if self._cache.evict():
             return
-        last = self._scheduler.put_back_last()
-        if last is None:
+        waiting = next((s for s in self._scheduler.waiting if s.table is not None and not s.keeps_table), None)
+        spared = waiting or self._scheduler.put_back()
+        if spared is not None:
+            _release(spared)
+        elif not _drop_proposals(step, for_good=True):
             step[-1].sequence.end(error)
-        elif last.table is not None:
-            last.table.release()
-            last.table = None
 
     def _fail(self, step: list[Work], error: BaseException) -> None:
         if not isinstance(error, EdgeGemmaError):
@@ -309,9 +343,9 @@ class Engine:
             sequence.read()
             return
         length = len(sequence.tokens)
-        first = isinstance(sequence, Generation) and length == sequence.prompt_length
-        if first:
+        if isinstance(sequence, Generation) and length == sequence.prompt_length:
             self._keep(sequence)
+            self._trim()
             self._start_choices(sequence)
         sequence.take(logits, maxima)
         self._stats.completion_tokens += len(sequence.tokens) - length
@@ -329,9 +363,16 @@ class Engine:
     def _keep(self, sequence: Sequence) -> None:
         if sequence.cacheable and sequence.table is not None and self._cache_bytes:
             self._cache.keep(sequence.tokens, sequence.table)
-            running = sum(s.table.bytes for s in self._scheduler.running if s.table is not None)
-            while self._runner.pool.bytes_in_use > self._cache_bytes + running and self._cache.evict():
-                pass
+
+    def _trim(self) -> None:
+        """Keep no more than `prefix_cache` bytes that nobody else holds."""
+        pool = self._runner.pool
+        while (
+            pool.bytes_in_use > self._cache_bytes
+            and pool.bytes_only_in(self._cache.tables) > self._cache_bytes
+            and self._cache.evict()
+        ):
+            pass
 
     def _current_stats(self) -> Stats:
         stats = Stats(**vars(self._stats))
@@ -348,6 +389,28 @@ def _rows(work: Work) -> Rows:
         tokens = [*tokens, *sequence.proposal]
     assert sequence.table is not None
     return Rows(cast(PageTable, sequence.table), np.array(tokens, np.int64), wanted)
+
+
+def _of_prompt(work: Work) -> int:
+    """Tokens of it that are not the engine's own; to be asked when they are computed."""
+    given = work.sequence.prompt_length if isinstance(work.sequence, Generation) else len(work.sequence.tokens)
+    return max(0, min(work.count, work.count + given - work.sequence.computed))
+
+
+def _release(sequence: Sequence) -> None:
+    assert sequence.table is not None
+    sequence.table.release()
+    sequence.table = None
+
+
+def _drop_proposals(step: list[Work], *, for_good: bool = False) -> bool:
+    """Whether there were any. The next step may have others beside it, and no room for them."""
+    proposing = [work.sequence for work in step if isinstance(work.sequence, Generation) and work.sequence.proposal]
+    for sequence in proposing:
+        sequence.proposal = []
+        if for_good:
+            sequence.propose_no_more()
+    return bool(proposing)
 
 
 def _nothing() -> None:

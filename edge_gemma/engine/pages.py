@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,6 @@ class Table(Protocol):
     def release(self) -> None:
         """Give the pages back. Idempotent."""
 
-    @property
-    def bytes(self) -> int:
-        """Of the pages it refers to."""
-
 
 class Pages(Protocol):
     """What the engine wants of the memory for keys and values."""
@@ -43,6 +39,9 @@ class Pages(Protocol):
     @property
     def bytes_in_use(self) -> int:
         """Of all pages that somebody holds."""
+
+    def bytes_only_in(self, tables: Sequence[Any]) -> int:
+        """Of pages that these tables hold, and nobody else."""
 
 
 class Runner(Protocol):

@@ -43,6 +43,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._checkpoints)
 
+    @property
+    def tables(self) -> list[Table]:
+        """Of all checkpoints."""
+        return [checkpoint.table for checkpoint in self._checkpoints]
+
     def resume(self, prompt: Sequence[int]) -> Table | None:
         """A table with as much of the beginning of `prompt` as there is, if there is any."""
         ids = np.asarray(prompt, np.int64)

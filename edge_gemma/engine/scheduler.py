@@ -16,7 +16,7 @@ from edge_gemma.engine.sequence import Sequence
 LEAST_PIECE = 32
 """Tokens of a prompt that are worth a step, whatever it takes."""
 TURN_OF_LOWER = 4
-"""Every fourth free place is for whoever has waited longest, whatever the priority."""
+"""Every fourth free place, and piece of a prompt, is for whoever has waited longest, whatever the priority."""
 SMOOTHING = 0.3
 """Of a new measurement in the mean."""
 
@@ -30,17 +30,14 @@ class Work:
 
 
 class Pace:
-    """How long steps take: for a row of a long step, and for a step that has single rows only."""
+    """How long a row of a long step takes."""
 
     def __init__(self) -> None:
         self.row = 0.0
-        self.short = 0.0
 
-    def note(self, rows: int, singles: int, seconds: float) -> None:
-        """A step of `rows`, `singles` of them next tokens, took `seconds`."""
-        if rows == singles:
-            self.short += (SMOOTHING if self.short else 1.0) * (seconds - self.short)
-        elif rows >= LEAST_PIECE:
+    def note(self, rows: int, seconds: float) -> None:
+        """A step of `rows` took `seconds`."""
+        if rows >= LEAST_PIECE:
             self.row += (SMOOTHING if self.row else 1.0) * (seconds / rows - self.row)
 
     def rows_in(self, seconds: float) -> int:
@@ -60,28 +57,27 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.pace = Pace()
-        self._started = 0
+        self._started = self._read = 0
         self._crowded = False
+        """Whether there is no memory for more."""
         self._others_turn = False
 
     def add(self, sequence: Sequence) -> None:
         """Put it in the line."""
         self.waiting.append(sequence)
 
-    def put_back_last(self) -> Sequence | None:
-        """The one that began last waits again, before all others, until one has ended. None: there is one only."""
+    def put_back(self) -> Sequence | None:
+        """One waits again, before all others, until one has ended or none can go on. None: there is one only.
+
+        It is one that could not go on anyway, since its reader does not keep up; else the one that began last.
+        """
         if len(self.running) < 2:
             return None
-        last = max(self.running, key=lambda s: s.number)
+        last = max(self.running, key=lambda s: (not s.has_room(), s.number))
         self.running.remove(last)
         self.waiting.insert(0, last)
         self._crowded = True
         return last
-
-    def discard(self, sequence: Sequence) -> None:
-        """Take out one that has ended, if it is there."""
-        self.running = [s for s in self.running if s is not sequence]
-        self.waiting = [s for s in self.waiting if s is not sequence]
 
     def remove_ended(self) -> list[Sequence]:
         """Take out those that have ended; they are returned."""
@@ -93,16 +89,19 @@ class Scheduler:
 
     def start(self) -> Iterator[Sequence]:
         """Sequences that begin now, since there is room for them: one whose reader does not keep up takes no place."""
-        taken = sum(s.has_room() for s in self.running) if self.waiting else 0
-        while self.waiting and taken < self.slots and not self._crowded:
+        if not self.waiting:
+            return
+        taken = sum(s.has_room() for s in self.running)
+        self._crowded = self._crowded and taken > 0
+        if taken >= self.slots or self._crowded:
+            return
+        able = [s for s in self.waiting if s.has_room()]
+        while able and taken < self.slots:
             taken += 1
             self._started += 1
-            best = (
-                0
-                if self._started % TURN_OF_LOWER == 0
-                else max(range(len(self.waiting)), key=lambda i: (self.waiting[i].priority, -i))
-            )
-            sequence = self.waiting.pop(best)
+            sequence = able[0] if self._started % TURN_OF_LOWER == 0 else max(able, key=lambda s: s.priority)
+            able.remove(sequence)
+            self.waiting.remove(sequence)
             sequence.number = self._started
             self.running.append(sequence)
             yield sequence
@@ -112,25 +111,28 @@ class Scheduler:
         ready = [s for s in self.running if not s.ended and s.has_room()]
         shared = [s for s in ready if not s.alone]
         decoding = self._in_turn([s for s in shared if s.decoding])
-        long = sorted((s for s in ready if s.alone or not s.decoding), key=lambda s: -s.priority)
+        singles = [Work(s, 1) for s in decoding]
+        long = [s for s in ready if s.alone or not s.decoding]
         if not long:
-            return [Work(s, 1) for s in decoding]
-        first = long[0]
-        if first.alone and decoding:
+            return singles
+        first = long[0] if (self._read + 1) % TURN_OF_LOWER == 0 else max(long, key=lambda s: s.priority)
+        beside = not first.alone and len(decoding) < self.chunk
+        if decoding and not beside:
             self._others_turn = not self._others_turn
             if self._others_turn:
-                return [Work(s, 1) for s in decoding]
+                return singles
+        self._read += 1
         self._to_the_end(first)
-        piece = Work(first, self._piece(first, len(decoding)))
-        return [piece] if first.alone else [*(Work(s, 1) for s in decoding), piece]
+        piece = Work(first, self._piece(first, len(decoding), beside))
+        return [*singles, piece] if beside else [piece]
 
     def note(self, step: list[Work], seconds: float) -> None:
         """How long a step took."""
-        self.pace.note(sum(w.count for w in step), sum(w.count == 1 for w in step), seconds)
+        self.pace.note(sum(w.count for w in step), seconds)
 
-    def _piece(self, sequence: Sequence, decoding: int) -> int:
-        """Tokens of a prompt for the next step, in which `decoding` others have one."""
-        room = self.chunk - (0 if sequence.alone else decoding)
+    def _piece(self, sequence: Sequence, decoding: int, beside: bool) -> int:
+        """Tokens of a prompt for the next step, while `decoding` others have one each, `beside` it or in the next."""
+        room = self.chunk - (decoding if beside else 0)
         if decoding:
             room = min(room, max(LEAST_PIECE, self.pace.rows_in(self.max_stall) - decoding))
         return max(1, min(sequence.pending, room))

@@ -6,6 +6,7 @@ thread gives it the logits that it wanted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
@@ -20,7 +21,12 @@ from edge_gemma.engine.sampler import Sampler
 from edge_gemma.engine.speculation import Speculation
 from edge_gemma.errors import Cancelled
 
+log = logging.getLogger(__name__)
+
 Logits = NDArray[np.float32]
+
+WORTH_KEEPING = 32
+"""Tokens added to a text at once that make it worth a place in the prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,11 @@ class Sequence:
         """Of how many of the next `count` tokens, the last ones, logits are wanted."""
         return int(count >= self.pending)
 
+    def prepare(self) -> None:
+        """By the engine, before it looks at `table`. What this raises ends the sequence."""
+
     def begin(self, cached: int) -> None:
-        """The engine begins with it; `cached` tokens were computed already."""
+        """The engine begins with it, or begins again; `cached` tokens were computed already."""
 
     def read(self) -> None:
         """More tokens were computed; the logits of none were wanted."""
@@ -122,25 +131,29 @@ class Generation(Sequence):
         self.speculation = speculation
         self.proposal: list[int] = []
         """Tokens that may well come next, to be computed together with the last one."""
-
-    @property
-    def reading(self) -> bool:
-        """Whether the prompt is not read yet."""
-        return self.computed < self.prompt_length
+        self._told = -1
+        """Prompt tokens that the reader knows to be read."""
 
     def has_room(self) -> bool:
-        """Whether the reader keeps up."""
-        return self.reading or self.channel.has_room()
+        """Whether the reader keeps up. Nobody has to read before there is a token."""
+        return len(self.tokens) == self.prompt_length or self.channel.has_room()
 
     def begin(self, cached: int) -> None:
-        """Tell the reader where reading begins."""
-        self.writer.begin()
-        self.writer.cached_tokens = cached
-        self.channel.put(Progress(cached, self.prompt_length))
+        """Tell the reader where reading begins. Beginning again is no matter of the reader's."""
+        if self._told < 0:
+            self.writer.begin()
+            self.writer.cached_tokens = cached
+        self._tell(cached)
 
     def read(self) -> None:
         """Tell how far the prompt is read."""
-        self.channel.put(Progress(self.computed, self.prompt_length))
+        self._tell(self.computed)
+
+    def _tell(self, done: int) -> None:
+        """Progress goes forward only, also where a sequence that had no room is computed again."""
+        if self._told < done <= self.prompt_length:
+            self._told = done
+            self.channel.put(Progress(done, self.prompt_length))
 
     def wanted(self, count: int) -> int:
         """The last token's logits, and those after each proposed one."""
@@ -150,13 +163,23 @@ class Generation(Sequence):
         """Have at most `room` tokens more computed in the next step, where that is likely to pay."""
         left = self.writer.max_tokens - self.writer.written - 1
         if self.speculation and self.decoding and min(room, left) > 0:
-            self.proposal = self.speculation.propose(self.tokens, min(room, left))
+            try:
+                self.proposal = self.speculation.propose(self.tokens, min(room, left))
+            except Exception:  # a draft model's: the answer does without
+                log.warning("proposing tokens has failed", exc_info=True)
+                self.propose_no_more()
+
+    def propose_no_more(self) -> None:
+        """Go on token by token."""
+        speculation, self.speculation = self.speculation, None
+        if speculation:
+            speculation.close()
 
     def take(self, logits: Logits, maxima: Logits | None) -> None:
         """Choose a token, and of a proposal as many as it foretold."""
-        if len(self.tokens) == self.prompt_length:
-            self.channel.put(Progress(self.prompt_length, self.prompt_length))
-        proposal, self.proposal, accepted = self.proposal, [], 0
+        self._tell(self.prompt_length)
+        speculation, proposal, accepted = self.speculation, self.proposal, 0
+        self.proposal = []
         for i, proposed in enumerate([*proposal, None]):
             found = None if maxima is None else maxima[i]
             token = self.sampler.sample(logits[i], found, self.tokens, len(self.tokens))
@@ -167,8 +190,8 @@ class Generation(Sequence):
             if self.ended or token != proposed:
                 break
             accepted += 1
-        if self.speculation and proposal:
-            self.speculation.note(accepted if self.ended else len(proposal), accepted)
+        if speculation and proposal:
+            speculation.note(accepted if self.ended else len(proposal), accepted)
         if self.table is not None and self.computed >= len(self.tokens):
             self.table.truncate(len(self.tokens) - 1)  # rows of tokens that were proposed and are not the text's
 
@@ -181,7 +204,60 @@ class Generation(Sequence):
         if self.speculation:
             self.speculation.close()
         for choice in self.choices:
+            choice.cancelled = choice.cancelled or self.cancelled
             choice.end(error, reason)
+
+
+class Held:
+    """The table of a text that outlives its extensions, of which there is one at a time. For the engine's thread.
+
+    Whatever breaks off an extension, the table's first positions are those of the text, as far as both reach.
+    """
+
+    def __init__(self) -> None:
+        self.table: Table | None = None
+        self.extension: Extension | None = None
+        self.closed = False
+
+    def begin(self, extension: Extension, length: int) -> None:
+        """Have the table go on after `length` tokens. One that was left behind ends. Raises Cancelled when closed."""
+        if self.closed:
+            raise Cancelled("the sequence is closed")
+        if self.extension is not extension:
+            self.end_extension()
+            self.extension = extension
+        self.truncate(length)
+
+    def end_extension(self) -> None:
+        """End the extension that runs, if there is one."""
+        if self.extension is not None:
+            self.extension.end(Cancelled("the sequence is closed" if self.closed else "cancelled"))
+
+    def truncate(self, length: int) -> None:
+        """At most the first `length` positions. What a windowed layer has given back is read again: there are none."""
+        if self.table is None or self.table.length <= length:
+            return
+        if self.table.can_truncate(length):
+            self.table.truncate(length)
+        else:
+            self.release()
+
+    def fork(self, length: int) -> Table | None:
+        """Another table of the first `length` positions, if there are any."""
+        self.truncate(length)
+        return self.table.fork() if self.table is not None else None
+
+    def release(self) -> None:
+        """Let go of the table."""
+        table, self.table = self.table, None
+        if table is not None:
+            table.release()
+
+    def close(self) -> None:
+        """Let go of all, for good."""
+        self.closed = True
+        self.end_extension()
+        self.release()
 
 
 class Extension(Sequence):
@@ -189,9 +265,30 @@ class Extension(Sequence):
 
     keeps_table = True
 
-    def __init__(self, tokens: Ids[int], table: Table | None, channel: Channel[Logits]) -> None:
-        """`table`: of the first tokens, if there is one; afterwards that of all."""
-        self.tokens, self.table, self.channel = list(tokens), table, channel
+    def __init__(self, tokens: Ids[int], known: int, held: Held, channel: Channel[Logits]) -> None:
+        """`known` of the tokens are those of the text, whose table `held` has; afterwards it is that of all."""
+        self.tokens, self._known, self._held, self.channel = list(tokens), known, held, channel
+        self._before = 0
+        """Tokens that were computed before it began."""
+
+    @property
+    def table(self) -> Table | None:  # type: ignore[override]
+        """The text's, while this extends it."""
+        return self._held.table
+
+    @table.setter
+    def table(self, table: Table | None) -> None:
+        self._held.table = table
+
+    @property
+    def cacheable(self) -> bool:  # type: ignore[override]
+        """Token by token there would soon be nothing else in the cache."""
+        return len(self.tokens) - self._before >= WORTH_KEEPING
+
+    def prepare(self) -> None:
+        """See `Held.begin`."""
+        self._held.begin(self, self._known)
+        self._before = self.computed
 
     def has_room(self) -> bool:
         """Always: there is one item."""
@@ -205,6 +302,8 @@ class Extension(Sequence):
     def end(self, error: BaseException | None = None, reason: FinishReason | None = None) -> None:
         """An end from outside is an error: there is no result."""
         self.ended, self.failed = True, self.failed or error is not None
+        if self._held.extension is self:
+            self._held.extension = None
         self.channel.end(Cancelled() if reason else error)
 
 
@@ -221,33 +320,35 @@ class AllLogits(Sequence):
         self._all, self._rows, self._most, self._allocate = list(tokens), rows, most, allocate
         self.channel = channel
         self._item: Logits | None = None
+        self._taken = 0
+        """Positions whose logits were taken: more than those computed where the sequence has begun again."""
         self._extend()
 
     def _extend(self) -> None:
         """What the next step may compute: up to the end of an item."""
-        self._end = min((self.computed // self._rows + 1) * self._rows, len(self._all))
-        self.tokens = self._all[: min(self._end, self.computed + self._most)]
+        self._end = min((self._taken // self._rows + 1) * self._rows, len(self._all))
+        self.tokens = self._all[: min(self._end, self._taken + self._most)]
 
     def has_room(self) -> bool:
         """Whether the reader keeps up: arrays are large."""
         return self.channel.has_room()
 
     def wanted(self, count: int) -> int:
-        """All."""
-        return count
+        """All that were not taken yet."""
+        return max(0, min(count, self.computed + count - self._taken))
 
     def take(self, logits: Logits, maxima: Logits | None) -> None:
         """Keep them, and go on. Raises MemoryBudgetError."""
-        done = self.computed
-        start = (done - len(logits)) // self._rows * self._rows
+        start = self._taken // self._rows * self._rows
         if self._item is None:
             self._item = self._allocate(self._end - start)
-        self._item[done - len(logits) - start : done - start] = logits
-        if done == self._end:
+        self._item[self._taken - start : self.computed - start] = logits
+        self._taken = self.computed
+        if self._taken == self._end:
             self.channel.put(self._item)
             self._item = None
         self._extend()
-        if self.computed == len(self._all):
+        if self._taken == len(self._all):
             self.end()
 
     def end(self, error: BaseException | None = None, reason: FinishReason | None = None) -> None:

@@ -106,6 +106,17 @@ class PagePool:
         self.collect()
         return sum(memory.in_use for memory in self._memories)
 
+    def bytes_only_in(self, tables: Sequence[PageTable]) -> int:
+        """Of pages that these tables hold, and nobody else."""
+        self.collect()
+        if not tables:
+            return 0
+        total = 0
+        for layer, memory in enumerate(self.layers):
+            pages, counts = np.unique(np.concatenate([table.pages_of(layer) for table in tables]), return_counts=True)
+            total += memory.page_bytes * sum(map(memory.has_holders, pages.tolist(), counts.tolist()))
+        return total
+
     @property
     def bytes_taken(self) -> int:
         """Taken from the system: of pages in use and free ones. What was never written is not resident."""
@@ -188,6 +199,11 @@ class PageTable:
         """Of the pages it refers to, shared ones too."""
         counts = np.count_nonzero(self._pages, axis=1).tolist()
         return sum(count * memory.page_bytes for count, memory in zip(counts, self.pool.layers, strict=True))
+
+    def pages_of(self, layer: int) -> NDArray[np.int64]:
+        """Addresses of a layer's pages, (pages,)."""
+        pages = self._pages[layer]
+        return pages[pages != 0]
 
     @property
     def released(self) -> bool:

@@ -99,6 +99,10 @@ class PageMemory:
         """Whether it has several holders."""
         return self._holders[page] > 1
 
+    def has_holders(self, page: int, count: int) -> bool:
+        """Whether there are `count` of them."""
+        return self._holders[page] == count
+
     def drop(self, page: int) -> None:
         """One holder less."""
         if self.is_shared(page):

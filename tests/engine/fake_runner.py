@@ -27,6 +27,9 @@ class FakePool:
         self.bytes_in_use = 0
         self.tables = 0
 
+    def bytes_only_in(self, tables: Sequence[FakeTable]) -> int:
+        return sum(table.length for table in tables)
+
 
 class FakeTable:
     """`window`: how far back from its greatest length a table can be continued; None: anywhere."""
@@ -39,10 +42,6 @@ class FakeTable:
 
     @property
     def length(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def bytes(self) -> int:
         return len(self.tokens)
 
     def append(self, tokens: list[int]) -> None:
