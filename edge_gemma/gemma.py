@@ -244,9 +244,15 @@ class Gemma:
         """Continuations of many prompts: (number of the prompt, continuation), each as soon as it is finished.
 
         Prompts are taken as there is room for them, so there may be any number; other answers go first where the
-        priority is not given. Raises what a prompt's arguments or its
+        priority is not given. Raises TypeError for one prompt instead of several, and what a prompt's arguments or its
         answer raise, when it comes to it; leaving the iteration ends what is not finished.
         """
+        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+            raise TypeError(f"prompts: expected several, got {arguments.shown(prompts)}")
+        self._engine.check_open()
+        return self._many(iter(prompts), options)
+
+    def _many(self, prompts: Iterator[Prompt], options: AnswerOptions) -> Iterator[tuple[int, Completion]]:
         finished: SimpleQueue[int] = SimpleQueue()
         running: dict[int, Received] = {}
         source = enumerate(prompts)
@@ -260,6 +266,7 @@ class Gemma:
                     self._engine.submit(generation)
                 if not running:
                     return
+                self._engine.check_process()
                 number = finished.get()
                 received = running.pop(number)
                 for item in received.generation.channel:
@@ -310,6 +317,7 @@ class Gemma:
         In a forked child it returns at once.
         """
         self._release()
+        self._engine.close()  # returns when another thread that closes is done
 
     def __enter__(self) -> Self:
         return self
@@ -391,14 +399,11 @@ class Gemma:
             raise ValueError(f"prompt: {error}") from error
 
     def _logits(self, ids: list[int], rows: int, chunk: int) -> Iterator[NDArray[np.float32]]:
-        """Logits of `ids`, `rows` at a time; dropping the iterator ends the work."""
+        """Logits of `ids`, `rows` at a time, from when they are asked for; dropping the iterator ends the work."""
         channel: Channel[NDArray[np.float32]] = Channel(1, self._engine.wake)
         job = AllLogits(ids, rows, chunk, self._runner.new_logits, channel)
-        self._engine.submit(job)
-        return self._read(job)
-
-    def _read(self, job: AllLogits) -> Iterator[NDArray[np.float32]]:
         try:
+            self._engine.submit(job)
             yield from job.channel
         finally:
             self._engine.cancel(job)

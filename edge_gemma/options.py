@@ -1,4 +1,4 @@
-"""What an answer may be asked with, as types of keyword arguments."""
+"""The keywords that answers are asked with, for type checkers. Knows no values: who takes them checks them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypedDict
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are chosen; see `SamplingParams`, whose defaults hold for what is not given."""
+    """How tokens are chosen: see `SamplingParams`, whose defaults hold."""
 
     temperature: float
     top_k: int
@@ -21,8 +21,10 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class AnswerOptions(SamplingOptions, total=False):
-    """max_tokens: most tokens, 256 by default. stop: strings before which an answer ends. priority: larger goes first
-    where answers wait. deadline: seconds from now, after which it ends with what there is.
+    """What an answer may be asked with.
+
+    max_tokens: most tokens, 256 by default. stop: strings before which it ends. priority: larger goes first where
+    answers wait. deadline: seconds from now, after which it ends with what there is.
     """
 
     max_tokens: int

@@ -91,16 +91,25 @@ class Stream(Iterator[str]):
 
     def __next__(self) -> str:
         self._generation.channel.check_process()
-        with self._lock:
-            while not self._generation.cancelled:
-                try:
-                    item = next(self._generation.channel)
-                except StopIteration:
-                    self._received.check_end()
-                    raise
-                text = self._received.add(item)
-                if text:
-                    return text
+        try:
+            with self._lock:
+                return self._next()
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, perhaps with a piece in hand: no answer may have a hole
+            self.close()
+            raise
+
+    def _next(self) -> str:
+        while not self._generation.cancelled:
+            try:
+                item = next(self._generation.channel)
+            except StopIteration:
+                self._received.check_end()
+                raise
+            text = self._received.add(item)
+            if text:
+                return text
         raise StopIteration
 
     def close(self) -> None:
@@ -115,6 +124,31 @@ class Stream(Iterator[str]):
         return self._received.completion
 
 
+class Notifier:
+    """Wakes a task from the engine's thread. It does not know the stream, which so can be dropped while it is made."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._loop, self._item, self._generation = asyncio.get_running_loop(), asyncio.Event(), generation
+
+    def __call__(self) -> None:
+        """By the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._item.set)
+        except RuntimeError:  # the event loop is closed, and nobody reads any more
+            self._generation.cancelled = True
+
+    async def next_item(self) -> Progress | Delta:
+        """The next item, waited for. Raises what the channel raises, but StopAsyncIteration at the end."""
+        while True:
+            self._item.clear()
+            try:
+                return self._generation.channel.next_now()
+            except Empty:
+                await self._item.wait()
+            except StopIteration:
+                raise StopAsyncIteration from None
+
+
 class AsyncStream(AsyncIterator[str]):
     """`Stream` for an event loop: waiting for a piece keeps no thread waiting. To be read by one task."""
 
@@ -124,29 +158,17 @@ class AsyncStream(AsyncIterator[str]):
         self._model = model
         self._engine, self._generation = engine, generation
         self._received = Received(generation, on_progress)
-        self._loop, self._item = asyncio.get_running_loop(), asyncio.Event()
-        generation.channel.on_item = self._notify
+        self._notifier = generation.channel.on_item = Notifier(generation)
         finalizer = weakref.finalize(self, engine.cancel, generation)
         finalizer.atexit = False
 
-    def _notify(self) -> None:
-        """By the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._item.set)
-        except RuntimeError:  # the event loop is closed, and nobody reads any more
-            self._generation.cancelled = True
-
     async def __anext__(self) -> str:
         while not self._generation.cancelled:
-            self._item.clear()
             try:
-                item = self._generation.channel.next_now()
-            except Empty:
-                await self._item.wait()
-                continue
-            except StopIteration:
+                item = await self._notifier.next_item()
+            except StopAsyncIteration:
                 self._received.check_end()
-                break
+                raise
             text = self._received.add(item)
             if text:
                 return text
