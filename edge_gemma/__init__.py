@@ -5,6 +5,7 @@ Importing this package loads neither Numba nor a model; opening a model does.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if (_CHECKOUT / "setup.py").is_file():
     __path__.append(str(_CHECKOUT))
 
 from edge_gemma.errors import (  # noqa: E402  (after the path above, which other modules of this package need)
+    Cancelled,
     CheckpointError,
     ContextOverflowError,
     EdgeGemmaError,
@@ -24,13 +26,25 @@ from edge_gemma.errors import (  # noqa: E402  (after the path above, which othe
     ModelChangedError,
     ModelFormatError,
     NumericalError,
+    OutputError,
+    ThreadError,
 )
 
 if TYPE_CHECKING:
+    from edge_gemma.engine.answer import Timings, Usage
+    from edge_gemma.engine.loop import Stats
+    from edge_gemma.engine.sampler import SamplingParams
     from edge_gemma.gemma import Gemma
+    from edge_gemma.options import AnswerOptions, SamplingOptions
+    from edge_gemma.streams import AsyncStream, Completion, Stream
+    from edge_gemma.token_sequence import TokenSequence
 
 __all__ = [
+    "AnswerOptions",
+    "AsyncStream",
+    "Cancelled",
     "CheckpointError",
+    "Completion",
     "ContextOverflowError",
     "EdgeGemmaError",
     "ForkError",
@@ -39,13 +53,39 @@ __all__ = [
     "ModelChangedError",
     "ModelFormatError",
     "NumericalError",
+    "OutputError",
+    "SamplingOptions",
+    "SamplingParams",
+    "Stats",
+    "Stream",
+    "ThreadError",
+    "Timings",
+    "TokenSequence",
+    "Usage",
     "__version__",
 ]
 
+_MODULES = {
+    "AnswerOptions": "options",
+    "AsyncStream": "streams",
+    "Completion": "streams",
+    "Gemma": "gemma",
+    "SamplingOptions": "options",
+    "SamplingParams": "engine.sampler",
+    "Stats": "engine.loop",
+    "Stream": "streams",
+    "Timings": "engine.answer",
+    "TokenSequence": "token_sequence",
+    "Usage": "engine.answer",
+}
+"""Where names are that are imported when they are asked for."""
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Gemma":
-        from edge_gemma.gemma import Gemma
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-        return Gemma
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
