@@ -255,7 +255,8 @@ class _Lent:
         return logits
 
     def close(self) -> None:
-        """Nothing: its owner does that."""
+        """Its owner does that; forget how the engine ended what ran."""
+        self._runner.ready()
 
 
 def _outside(runner: StampedRunner, tokenizer: Tokenizer, prompt: list[int], steps: int) -> Outside:
