@@ -76,6 +76,7 @@ LABELS = {
     "merge": "attention",
     "gate": "gelu gate",
     "softcap": "logit soft-cap",
+    "group_maxima": "maxima of logits",
 }
 """Labels of operations; others have their own name."""
 

@@ -35,6 +35,7 @@ ALWAYS = PRODUCTS | {
     "rope + append",
     "attention, global layers",
     "gelu gate + quantize",
+    "maxima of logits",
 }
 POST_NORMS = {"norm + add", "attention, local layers"}
 LABELS = {
@@ -65,7 +66,7 @@ def test_every_row_of_the_table_is_in_one_part(tiny_gguf: TinyGguf, case: str, f
     assert result.decode and result.prefill
     assert {p.label: p.count for p in result.decode.parts} == one
     assert set(one) == set(few) == LABELS[case, format]
-    head = {"matmul output", "logit soft-cap"}
+    head = {"matmul output", "logit soft-cap", "maxima of logits"}
     assert {p.label for p in result.prefill.parts} == set(few) - head
     lacking = few - Counter({p.label: p.count for p in result.prefill.parts})
     assert set(lacking) == (set(few) & head) | {"norm + quantize"} and lacking["norm + quantize"] == 1
