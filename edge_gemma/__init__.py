@@ -27,6 +27,7 @@ from edge_gemma.errors import (  # noqa: E402  (after the path above, which othe
     ModelFormatError,
     NumericalError,
     OutputError,
+    SessionError,
     ThreadError,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "OutputError",
     "SamplingOptions",
     "SamplingParams",
+    "SessionError",
     "Stats",
     "Stream",
     "ThreadError",

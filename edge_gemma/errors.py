@@ -91,6 +91,10 @@ class OutputError(EdgeGemmaError, OSError):
     """An output file could not be written: disk full, quota, limit, medium gone. What was there before is untouched."""
 
 
+class SessionError(EdgeGemmaError, ValueError):
+    """A saved sequence cannot be gone on with: it is damaged, or of another model. The message has path and reason."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the system refused memory, in whatever words."""
     if isinstance(error, OSError):

@@ -28,6 +28,7 @@ from edge_gemma.engine.memory_plan import MemoryPlan
 from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import AllLogits, Generation, Progress
+from edge_gemma.engine.sessions import Sessions
 from edge_gemma.engine.speculation import DraftModel, PromptLookup, Speculation
 from edge_gemma.errors import ContextOverflowError
 from edge_gemma.models.architecture import Config
@@ -119,6 +120,7 @@ class Gemma:
             runner.pool.limit_bytes = _page_limit(runner.plan.kv_cache, slots, kept)
             self._draft = None if draft is None else self._opened_draft(draft, progress)
             self._engine = Engine(runner, slots=slots, prefix_cache=kept, max_stall=stall, draft=self._draft)
+            self._sessions = Sessions(runner, self._engine)
         except BaseException:
             runner.close()
             raise
@@ -279,7 +281,16 @@ class Gemma:
     def sequence(self) -> TokenSequence:
         """A text that is read and continued under the caller's hands, token by token."""
         self._engine.check_open()
-        return TokenSequence(self, self._engine, self.tokenizer, self.context)
+        return TokenSequence(self, self._engine, self.tokenizer, self._sessions)
+
+    def load_sequence(self, path: str | os.PathLike[str]) -> TokenSequence:
+        """A sequence that `TokenSequence.save` has written, as it was, on whatever CPU; its prefix serves others, too.
+
+        Raises SessionError naming the reason where the file is damaged, or of other weights, another chat template,
+        kv_type or version; ContextOverflowError, MemoryBudgetError, OSError.
+        """
+        self._engine.check_open()
+        return TokenSequence(self, self._engine, self.tokenizer, self._sessions, *self._sessions.load(path))
 
     # ---- numbers -------------------------------------------------------------------------------------------------
 

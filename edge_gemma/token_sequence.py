@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from edge_gemma import arguments
 from edge_gemma.engine.channel import Channel
 from edge_gemma.engine.loop import Engine
+from edge_gemma.engine.pages import Table
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import Extension, Held
+from edge_gemma.engine.sessions import Sessions
 from edge_gemma.errors import ContextOverflowError, EdgeGemmaError
 from edge_gemma.options import SamplingOptions
 from edge_gemma.text.tokenizer import Tokenizer
@@ -30,12 +33,22 @@ class TokenSequence:
     The logits are the same bits as those of any other way to have the same tokens read.
     """
 
-    def __init__(self, model: object, engine: Engine, tokenizer: Tokenizer, context: int) -> None:
-        self._model = model  # which stays open as long as there is a sequence of it
-        self._engine, self._tokenizer, self._context = engine, tokenizer, context
-        self._state: tuple[list[int], Logits | None] = [], None
+    def __init__(
+        self,
+        model: object,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sessions: Sessions,
+        tokens: Ids[int] = (),
+        table: Table | None = None,
+    ) -> None:
+        """`model` stays open as long as there is a sequence of it. `table`: of the first tokens, if there is one."""
+        self._model, self._engine, self._tokenizer, self._sessions = model, engine, tokenizer, sessions
+        self._context = sessions.context
+        self._state: tuple[list[int], Logits | None] = list(tokens), None
         """The tokens, and the logits after them if they are known: one object, whatever breaks in."""
         self._held = Held()
+        self._held.table = table
         self._lock = threading.Lock()  # between threads that use it
         self._closed = False
         finalizer = weakref.finalize(self, engine.later, self._held.close)
@@ -84,7 +97,7 @@ class TokenSequence:
         """Another sequence of the same tokens, which shares their memory until one of the two goes on."""
         with self._use():
             tokens, logits = self._state
-            other = TokenSequence(self._model, self._engine, self._tokenizer, self._context)
+            other = TokenSequence(self._model, self._engine, self._tokenizer, self._sessions)
             other._held.table = self._engine.call(lambda: self._held.fork(len(tokens)))
             other._state = list(tokens), None if logits is None else logits.copy()
             return other
@@ -97,6 +110,19 @@ class TokenSequence:
             if length < len(tokens):
                 self._state = tokens[:length], None
                 self._engine.later(lambda: self._held.truncate(length))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, from which `Gemma.load_sequence` has it again; other answers are made meanwhile.
+
+        The file is there complete or not at all; a sequence that was saved there before is replaced. It holds the text
+        and what the model has computed of it, in tens of kilobytes a token.
+
+        Raises OutputError where the disk takes it not, FileExistsError where there is something else of that name.
+        """
+        with self._use():
+            tokens = self._state[0]
+            self._engine.call(lambda: self._held.truncate(len(tokens)))
+            self._sessions.save(path, tokens, self._held.table)
 
     def close(self) -> None:
         """Let go of its memory. Idempotent, from any thread: a call in progress ends. Dropping the sequence does the

@@ -15,6 +15,7 @@ import threading
 import time
 from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
 from collections.abc import Callable
+from collections.abc import Sequence as Ids
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from edge_gemma.engine.pages import Runner
+from edge_gemma.engine.pages import Runner, Table
 from edge_gemma.engine.prefix_cache import PrefixCache
 from edge_gemma.engine.scheduler import Scheduler, Work, expired
 from edge_gemma.engine.sequence import Generation, Logits, Sequence
@@ -112,6 +113,14 @@ class Engine:
 
         self._do(command)
         return future.result()
+
+    def call_with_room(self, function: Callable[[], T]) -> T:
+        """`call` for what takes pages: where there are too few, prefixes that are only kept are dropped first."""
+        return self.call(lambda: self._with_room(function))
+
+    def keep(self, tokens: Ids[int], table: Table) -> None:
+        """Have others begin with a sequence that somebody has, as far as there is room for prefixes."""
+        self.call(lambda: (self._keep(tokens, table), self._trim()))
 
     def _do(self, command: Command) -> None:
         """Have the engine's thread carry out a command; nobody waits for one that came when that had ended."""
@@ -257,8 +266,8 @@ class Engine:
         ended = self._scheduler.remove_ended()
         for sequence in ended:
             if sequence.table is not None:
-                if not sequence.failed:
-                    self._keep(sequence)
+                if not sequence.failed and sequence.cacheable:
+                    self._keep(sequence.tokens, sequence.table)
                 if not sequence.keeps_table:
                     _release(sequence)
         if ended:
@@ -322,6 +331,14 @@ class Engine:
         elif not _drop_proposals(step, for_good=True):
             step[-1].sequence.end(error)
 
+    def _with_room(self, function: Callable[[], T]) -> T:
+        while True:
+            try:
+                return function()
+            except MemoryBudgetError:
+                if not self._cache.evict():
+                    raise
+
     def _fail(self, step: list[Work], error: BaseException) -> None:
         if not isinstance(error, EdgeGemmaError):
             log.error("a step has failed", exc_info=error)
@@ -344,8 +361,9 @@ class Engine:
             return
         length = len(sequence.tokens)
         if isinstance(sequence, Generation) and length == sequence.prompt_length:
-            self._keep(sequence)
-            self._trim()
+            if sequence.cacheable and sequence.table is not None:
+                self._keep(sequence.tokens, sequence.table)
+                self._trim()
             self._start_choices(sequence)
         sequence.take(logits, maxima)
         self._stats.completion_tokens += len(sequence.tokens) - length
@@ -360,9 +378,9 @@ class Engine:
             self._scheduler.add(choice)
         sequence.choices = []
 
-    def _keep(self, sequence: Sequence) -> None:
-        if sequence.cacheable and sequence.table is not None and self._cache_bytes:
-            self._cache.keep(sequence.tokens, sequence.table)
+    def _keep(self, tokens: Ids[int], table: Table) -> None:
+        if self._cache_bytes:
+            self._cache.keep(tokens, table)
 
     def _trim(self) -> None:
         """Keep no more than `prefix_cache` bytes that nobody else holds."""

@@ -38,6 +38,11 @@ def most_pages(state: AttentionState, context: int, rows: int) -> int:
     return min(spans_of(context), most_spans(state.window - 1 + max(rows, 2 * GO_BACK)))
 
 
+def first_visible_span(state: AttentionState, length: int) -> int:
+    """The first span that rows from position `length` on can see."""
+    return 0 if state.window is None else max(0, length - state.window + 1) // SPAN
+
+
 def cache_bytes(states: Sequence[AttentionState], context: int, rows: int, kv_type: str) -> int:
     """Bytes of all pages that one sequence needs at most."""
     return sum(most_pages(state, context, rows) * _page_bytes(state, kv_type) for state in states)
@@ -126,6 +131,22 @@ class PagePool:
         """A sequence of no position yet, and of `context` at most."""
         self.check_open()
         return PageTable(self, context)
+
+    def restored_table(self, context: int, length: int, first_positions: Sequence[int]) -> PageTable:
+        """A sequence whose first `length` positions are there; its pages are still to be filled, see `PageTable.fill`.
+
+        first_positions: of each layer, see `PageTable.first_positions`; what it can go on with, and no more than there
+        is. Raises MemoryBudgetError.
+        """
+        self.check_open()
+        table = PageTable(self, context)
+        firsts = [position // SPAN for position in first_positions]
+        places = [(layer, span) for layer, first in enumerate(firsts) for span in range(first, spans_of(length))]
+        self._require(Counter(layer for layer, _ in places))
+        for layer, span in places:
+            table.put(layer, span, self.layers[layer].take())
+        table.begin_at(length, firsts)
+        return table
 
     def reserve(self, wanted: Sequence[tuple[PageTable, int]]) -> None:
         """`PageTable.reserve` for several, all or nothing. Raises MemoryBudgetError, and then changes nothing."""
@@ -263,9 +284,7 @@ class PageTable:
         self._next_leaves = self._leaves_next()
 
     def _low(self, layer: int, length: int) -> int:
-        """The first span that rows from position `length` on can see."""
-        window = self.pool.states[layer].window
-        return 0 if window is None else max(0, length - window + 1) // SPAN
+        return first_visible_span(self.pool.states[layer], length)
 
     def _leaves_next(self) -> int:
         """The length at which another page leaves a window."""
@@ -278,6 +297,34 @@ class PageTable:
         for page in pages[pages != 0].tolist():
             self.pool.layers[layer].drop(page)
         pages[:] = 0
+
+    # ---- its contents, as they are -------------------------------------------------------------------------------
+
+    @property
+    def first_positions(self) -> list[int]:
+        """Of each layer, the first position that is there: a multiple of SPAN, above 0 where a window has moved on."""
+        return [first * SPAN for first in self._first]
+
+    def page(self, layer: int, span: int) -> NDArray[np.uint8]:
+        """A copy of a page that is there. What lies behind the last position in it may be anything."""
+        return np.frombuffer(ctypes.string_at(self._address(layer, span), self.pool.layers[layer].page_bytes), np.uint8)
+
+    def fill(self, layer: int, span: int, page: NDArray[np.uint8]) -> None:
+        """Write a page that is there, and is nobody else's."""
+        assert self._is_own(layer, span) and page.nbytes == self.pool.layers[layer].page_bytes
+        ctypes.memmove(self._address(layer, span), page.ctypes.data, page.nbytes)
+
+    def _address(self, layer: int, span: int) -> int:
+        self.pool.check_open()
+        page = int(self._pages[layer, span])
+        assert page
+        return page
+
+    def begin_at(self, length: int, firsts: Sequence[int]) -> None:
+        """Have the first `length` positions, of each layer those from span `firsts[layer]` on; for the pool."""
+        self.length = self.reserved = length
+        self._first[:] = firsts
+        self._next_leaves = self._leaves_next()
 
     # ---- going back, sharing, letting go -------------------------------------------------------------------------
 

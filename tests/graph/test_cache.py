@@ -268,3 +268,39 @@ def test_arrangement_is_that_of_the_kernels() -> None:
     slot, head = 77, 1
     assert keys[0, head, slot // LANES, 0, slot % LANES] == pages[0, 0, head, slot // LANES * LANES * 32 + slot % LANES]
     assert values[0, head, slot, 0] == pages[0, 1, head, slot * 32]
+
+
+def test_a_table_is_restored_from_its_pages() -> None:
+    """In another pool, with what each layer had, to be cut and continued as before."""
+    pool, other = PagePool(STATES, "f16"), PagePool(STATES, "f16")
+    table = pool.new_table(CONTEXT)
+    write(table, [*range(700)])
+    table.truncate(690)
+    assert table.first_positions == [0, SPAN, 2 * SPAN]
+    restored = other.restored_table(CONTEXT, 690, table.first_positions)
+    for layer, first in enumerate(table.first_positions):
+        for span in range(first // SPAN, 3):
+            restored.fill(layer, span, table.page(layer, span))
+    check(restored, range(690))
+    assert restored.bytes == table.bytes == other.bytes_in_use
+    assert [restored.can_truncate(n) == table.can_truncate(n) for n in range(691)] == [True] * 691
+    for each in (table, restored):
+        write(each, [*range(690, 1200)])
+    check(restored, range(1200))
+    assert restored.first_positions == table.first_positions and restored.bytes == table.bytes
+    restored.release()
+    assert other.bytes_in_use == 0
+
+
+def test_a_table_that_does_not_fit_is_not_restored() -> None:
+    pool = PagePool(STATES, "f16", limit_bytes=6 * PAGE)
+    with pytest.raises(MemoryBudgetError, match="bytes more are needed"):
+        pool.restored_table(CONTEXT, 700, [0, 0, 2 * SPAN])
+    gc.collect()
+    assert pool.bytes_in_use == 0
+    table = pool.restored_table(CONTEXT, 700, [0, SPAN, 2 * SPAN])
+    assert pool.bytes_in_use == 6 * PAGE
+    pool.close()
+    for call in (lambda: table.page(0, 0), lambda: pool.restored_table(CONTEXT, 1, [0, 0, 0])):
+        with pytest.raises(EdgeGemmaError, match="closed"):
+            call()
