@@ -698,6 +698,6 @@ def test_the_real_model(real_model: Path, tmp_path: Path) -> None:
         loaded = model.load_sequence(tmp_path / "saved")
         loaded.append(" The last of them was")
         assert loaded.token_ids == sequence.token_ids
-        assert np.array_equal(bits(loaded), sequence._logits.view(np.uint32))  # type: ignore[union-attr]
+        assert np.array_equal(bits(loaded), sequence._state[1].view(np.uint32))  # type: ignore[union-attr]
         made = model.generate(loaded.token_ids, max_tokens=4, temperature=0)
         assert made.usage.cached_tokens >= len(loaded) - 10
