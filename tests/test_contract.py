@@ -1,6 +1,6 @@
 """The contract of numbers: logits do not depend on threads, on how a prompt is cut, or on decode versus prefill.
 
-Compared bit for bit, on models whose window is smaller than the text, so that the local ring of keys wraps.
+Compared bit for bit, on models whose window is smaller than the text.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GGUF bytes -> header and metadata; every count and length is checked before it is used.
 
-Knows no file system, no tensor (`tensor_table.py`) and no model. Layout: the GGUF specification, versions 2 and 3.
+Knows no file system, no tensor (`tensors.py`) and no model. Layout: the GGUF specification, versions 2 and 3.
 Here a file is refused only where the next record cannot be found; what a value may be is asked when somebody wants it
 (`metadata.py`), so that keys which nobody reads may hold anything. Limits are far above any real model's: a hostile
 file costs neither time nor memory.
