@@ -18,8 +18,7 @@ PATIENCE = 20.0
 """Seconds for a thread to appear: far more than a busy machine takes."""
 
 REPLACED = (
-    "this process has replaced Python's threads, as gevent and eventlet do: "
-    "open the model with threads=1, or before they are replaced"
+    "this process has replaced Python's threads, as gevent and eventlet do: open the model before they are replaced"
 )
 
 _ident: Callable[[], int] = ctypes.pythonapi.PyThread_get_thread_ident

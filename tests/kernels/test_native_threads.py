@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_gemma import Gemma
 from edge_gemma.errors import EdgeGemmaError, ThreadError
 from edge_gemma.kernels import native_threads
 from edge_gemma.kernels.jit import library, workers
@@ -15,6 +16,7 @@ from edge_gemma.kernels.jit.workers import Compilation
 from edge_gemma.kernels.native_threads import start_thread
 from edge_gemma.kernels.operations import Kernel
 from edge_gemma.kernels.threads.pool import ThreadPool
+from tests.conftest import TinyGguf
 from tests.kernels.threads.test_pool import FEW, MANY, Adding
 
 real_start = threading.Thread.start
@@ -45,9 +47,18 @@ def test_a_thread_that_is_none(start: object, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(threading.Thread, "start", start)
     monkeypatch.setattr(native_threads, "PATIENCE", 0.1)
     ran = threading.Event()
-    with pytest.raises(ThreadError, match=r"gevent.*threads=1"):
+    with pytest.raises(ThreadError, match="do: open the model before they are replaced"):
         start_thread(ran.set, "edge-gemma-0")
     assert not ran.is_set()
+
+
+def test_a_model_needs_a_thread_beside_its_pool(tiny_gguf: TinyGguf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So one thread in the pool is no way out."""
+    path, before = tiny_gguf("gemma3-270m"), present()
+    monkeypatch.setattr(threading.Thread, "start", as_a_greenlet)
+    with pytest.raises(ThreadError, match="do: open the model before they are replaced"):
+        Gemma(path, threads=1)
+    assert present() == before
 
 
 def test_a_thread_that_appears_too_late_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
