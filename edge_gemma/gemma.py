@@ -70,7 +70,7 @@ class Gemma:
         path: str | os.PathLike[str],
         context: int | None = None,
         threads: int | None = None,
-        kv_type: Literal["f16", "f32"] = "f16",
+        kv_type: Literal["f16", "f32", "q8_0"] = "f16",
         *,
         chunk: int | None = None,
         slots: int = SLOTS,
@@ -96,7 +96,7 @@ class Gemma:
         Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, ThreadError, OSError; TypeError or ValueError
         naming the argument.
         """
-        arguments.choice("kv_type", kv_type, ("f16", "f32"))
+        arguments.choice("kv_type", kv_type, ("f16", "f32", "q8_0"))
         arguments.choice("load", load, ("map", "copy"))
         arguments.callback("progress", progress)
         slots = arguments.integer("slots", slots, 1, MAX_SLOTS)

@@ -105,9 +105,20 @@ and values of one span and layer:
 """
 
 
-def page_bytes(kv_heads: int, head_dim: int, element_bytes: int) -> int:
+CACHE_BLOCK = 32
+"""Dimensions of a key or of a value that are written at a time, and share a scale if there is one."""
+CACHE_BLOCK_BYTES = {"f16": 64, "f32": 128, "q8_0": 34}
+"""Their bytes, with the scale, by the type of the cache."""
+
+
+def head_bytes(head_dim: int, kv_type: str) -> int:
+    """Keys, or values, of SPAN positions of one head."""
+    return SPAN * (head_dim // CACHE_BLOCK) * CACHE_BLOCK_BYTES[kv_type]
+
+
+def page_bytes(kv_heads: int, head_dim: int, kv_type: str) -> int:
     """Keys and values of SPAN positions of one layer."""
-    return 2 * kv_heads * SPAN * head_dim * element_bytes
+    return 2 * kv_heads * head_bytes(head_dim, kv_type)
 
 
 def most_spans(positions: int) -> int:

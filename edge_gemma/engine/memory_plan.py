@@ -19,7 +19,7 @@ from edge_gemma.models.architecture import Config, record, record_logits
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 
-KvType: TypeAlias = Literal["f16", "f32"]
+KvType: TypeAlias = Literal["f16", "f32", "q8_0"]
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_CHUNK = 256

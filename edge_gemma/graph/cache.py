@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from edge_gemma.errors import EdgeGemmaError, MemoryBudgetError
 from edge_gemma.graph.page_memory import PageMemory
 from edge_gemma.graph.states import AttentionState
-from edge_gemma.kernels.layout import LANES, SPAN, most_spans, page_bytes
+from edge_gemma.kernels.layout import LANES, SPAN, head_bytes, most_spans, page_bytes
 
-ELEMENT_BYTES = {"f16": 2, "f32": 4}
 GO_BACK = 16
 """After a step of at most so many rows a sequence can go back to any of them, whatever its windows."""
 
@@ -49,24 +48,22 @@ def cache_bytes(states: Sequence[AttentionState], context: int, rows: int, kv_ty
 
 
 def _page_bytes(state: AttentionState, kv_type: str) -> int:
-    return page_bytes(state.kv_heads, state.head_dim, ELEMENT_BYTES[kv_type])
+    return page_bytes(state.kv_heads, state.head_dim, kv_type)
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """What a program has to know of the pages of one layer. `spans`: those that a row sees at most."""
+    """What a program has to know of the pages of one layer.
+
+    head_bytes: of the keys of a head in a page. spans: those that a row sees at most.
+    """
 
     name: str
     layer: int
     heads: int
     head_dim: int
-    element_bytes: int
+    head_bytes: int
     spans: int
-
-    @property
-    def head_bytes(self) -> int:
-        """Keys of a head in a page."""
-        return SPAN * self.head_dim * self.element_bytes
 
 
 def layer_caches(states: Sequence[AttentionState], context: int, kv_type: str) -> list[LayerCache]:
@@ -77,7 +74,7 @@ def layer_caches(states: Sequence[AttentionState], context: int, kv_type: str) -
             layer=i,
             heads=state.kv_heads,
             head_dim=state.head_dim,
-            element_bytes=ELEMENT_BYTES[kv_type],
+            head_bytes=head_bytes(state.head_dim, kv_type),
             spans=most_pages(state, context, 1),
         )
         for i, state in enumerate(states)
@@ -93,9 +90,8 @@ class PagePool:
     def __init__(self, states: Sequence[AttentionState], kv_type: str, limit_bytes: int | None = None) -> None:
         """`limit_bytes` of pages in use; None: what the system has."""
         self.states, self.limit_bytes = tuple(states), limit_bytes
-        self._advice = "open with a smaller context or fewer sequences" + (
-            ', or kv_type="f16"' if kv_type == "f32" else ""
-        )
+        smaller = {"f32": ', or kv_type="f16" or "q8_0"', "f16": ', or kv_type="q8_0"'}.get(kv_type, "")
+        self._advice = "open with a smaller context or fewer sequences" + smaller
         sizes = [_page_bytes(state, kv_type) for state in states]
         what = f"pages of the {kv_type} key-value cache"
         memories = {size: PageMemory(size, what, self._advice) for size in sizes}
@@ -264,9 +260,9 @@ class PageTable:
     def _copy(self, layer: int, source: int, target: int) -> None:
         """The written positions of the last page: they come first in a head's keys, and in its values."""
         state, written = self.pool.states[layer], -(-(self.length % SPAN) // LANES) * LANES
-        head_bytes = self.pool.layers[layer].page_bytes // (2 * state.kv_heads)
-        for at in range(0, 2 * state.kv_heads * head_bytes, head_bytes):
-            ctypes.memmove(target + at, source + at, head_bytes * written // SPAN)
+        size = self.pool.layers[layer].page_bytes // (2 * state.kv_heads)
+        for at in range(0, 2 * state.kv_heads * size, size):
+            ctypes.memmove(target + at, source + at, size * written // SPAN)
 
     def advance(self, end: int) -> None:
         """Positions up to `end` are there now. Pages of windowed layers that no later row can see are given back."""

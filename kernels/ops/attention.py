@@ -15,6 +15,8 @@ The keys and values of a span lie in a page, wherever that is. The step has for 
     K: [SPAN / LANES][head_dim][LANES]   lane = key: a score is a chain of fma over the head, no sum across lanes
     V: [SPAN][head_dim]                  lane = dimension
 
+Elements are of a type of `cache_types`, which draws where scales lie if there are any.
+
 What the caller owes, until all threads are done with the operation: every span that a row sees, or is written to, has
 a page, aligned to a cache line; nobody else writes in the slots of those positions, nor reads those being written.
 Spans that no row sees may have no page, and a slot may hold anything until it is written. Rows of q, k, v and y are
@@ -29,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import LINE, QUERIES, QUERY_HEADS, QUERY_ROWS, SPAN, VECTOR
+from ..layout import CACHE_BLOCK, LINE, QUERIES, QUERY_HEADS, QUERY_ROWS, SPAN, VECTOR
 from ..operations import (
     APPEND,
     ATTEND,
@@ -47,7 +49,8 @@ from ..simd.decorators import inlined
 from ..simd.transcendental import exp
 from ..simd.vocabulary import LANES, first_lane, fma, load, load_scalar, splat, store, store_scalar
 from .activations import quantize_row
-from .attention_span import CACHE_TYPES, MINUS_INFINITY, TILE, make_span
+from .attention_span import MINUS_INFINITY, TILE, make_span
+from .cache_types import CACHE_TYPES
 from .work_sharing import in_pieces
 
 _APPEND, _ATTEND, _MERGE = APPEND.slots, ATTEND.slots, MERGE.slots
@@ -64,7 +67,8 @@ def _pages(step: Any, row: Any, layer: Any) -> Any:
 
 def make_append(kind: str) -> Any:
     """Rows of keys and values into the pages of their positions."""
-    _, store_values, scatter_values, SIZE = CACHE_TYPES[kind]
+    cache = CACHE_TYPES[kind]
+    row_bytes, write_keys, write_values = cache.row, cache.write_keys, cache.write_values
 
     @inlined
     def groups(op: Any, step: Any) -> Any:
@@ -78,12 +82,12 @@ def make_append(kind: str) -> Any:
         for row in range(first, min(first + LANES, word(step, STEP_ROWS))):
             position = word(word(step, STEP_POSITIONS), row)
             page, slot = word(_pages(step, row, word(op, _APPEND.layer)), position // SPAN), position % SPAN
-            keys = page + head * head_bytes + SIZE * (slot // LANES * LANES * size + slot % LANES)
-            values = page + (heads + head) * head_bytes + SIZE * size * slot
+            keys = page + head * head_bytes + row_bytes(size) * (slot // LANES * LANES)
+            values = page + (heads + head) * head_bytes + row_bytes(size) * slot
             source = row * word(op, _APPEND.stride) + 4 * size * head
-            for d in range(0, size, LANES):
-                scatter_values(keys + SIZE * LANES * d, SIZE * LANES, load(word(op, _APPEND.k) + source + 4 * d))
-                store_values(values + SIZE * d, load(word(op, _APPEND.v) + source + 4 * d))
+            for d in range(0, size, CACHE_BLOCK):
+                write_keys(keys + LANES * row_bytes(d), slot % LANES, word(op, _APPEND.k) + source + 4 * d)
+                write_values(values, size, d, word(op, _APPEND.v) + source + 4 * d)
 
     return in_pieces(groups, append)
 

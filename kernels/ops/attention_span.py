@@ -22,28 +22,22 @@ from ..simd.vocabulary import (
     LANES,
     lane_numbers,
     load,
-    load_half,
     load_tile,
     max_lanes,
     maximum,
     outer_fma,
     prefetch_far,
     replace_first,
-    scatter,
-    scatter_half,
     splat,
     splat_int,
     store,
-    store_half,
     store_scalar,
     store_tile,
     sum_of_16,
     where_less,
     zeros,
 )
-
-CACHE_TYPES = {"f16": (load_half, store_half, scatter_half, 2), "f32": (load, store, scatter, 4)}
-"""How the cache's elements are loaded, stored and scattered, and their bytes."""
+from .cache_types import CACHE_TYPES, CacheType
 
 MINUS_INFINITY = np.float32(-np.inf)
 
@@ -110,20 +104,9 @@ def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, c
     store_scalar(record + 4, weights)
 
 
-def _loader(load_values: Any, size: int, n: int) -> Any:
-    """n vectors of the cache, `stride` bytes apart."""
-    if n == 2:
-        return inlined(lambda at, stride: (load_values(at), load_values(at + stride)))
-    return inlined(
-        lambda at, stride: (
-            load_values(at), load_values(at + stride), load_values(at + 2 * stride), load_values(at + 3 * stride),
-        )
-    )  # fmt: skip
-
-
 def _asker(step: int) -> Any:
-    """Ask for the `step` bytes at an address."""
-    LINES = max(step // 64, 1)
+    """Ask for the `step` bytes at an address; of less than a line, for the one they begin in."""
+    LINES = (step + 63) // 64
 
     @inlined
     def ask(at: Any) -> None:
@@ -133,19 +116,21 @@ def _asker(step: int) -> Any:
     return ask
 
 
-def _make_scores(load_values: Any, size: int, m: int) -> Any:
+def _make_scores(cache: CacheType, m: int) -> Any:
     """Scores of KEYS keys for m queries, with neither soft-cap nor mask. A tile is (m, n) vectors of sums:
 
     for each n vectors of keys in the block:
         tile = 0
-        for each dimension d of the head:
-            ask for the line that lies `ahead` of these keys
-            tile += d of each query * d of each key
+        for each run of dimensions of the head whose keys share scales:
+            for each dimension d of the run:
+                ask for the line that lies `ahead` of these keys
+                tile += d of each query * d of each key
         scores = tile
     """
-    n = _vectors(m)
-    COUNT, STEP, load_keys = m * n, n * size * LANES, _loader(load_values, size, n)
-    ask = _asker(STEP)
+    n, row, run = _vectors(m), cache.row, cache.run
+    load_scales, load_keys = cache.scales(n), cache.keys(n)
+    COUNT, SIZE, STEP, SCALES = m * n, cache.element_bytes, n * cache.element_bytes * LANES, n * cache.scale_bytes
+    ask, ask_scales = _asker(STEP), _asker(SCALES)
 
     @inlined
     def scores(
@@ -155,18 +140,24 @@ def _make_scores(load_values: Any, size: int, m: int) -> Any:
         if key > last + (j + m - 1) // heads:
             return
         ahead = ahead if j == 0 else 0
-        q, s, vector = q + j * stride, s + 4 * (j * SPAN + key), size * LANES * head_dim
+        q, s, vector = q + j * stride, s + 4 * (j * SPAN + key), LANES * row(head_dim)
         for block in range(0, KEYS, n * LANES):
-            at, tile = k + size * head_dim * (key + block), zeros(COUNT)
-            for d in range(head_dim):
-                ask(at + ahead + STEP * d)
-                tile = outer_fma(tile, q + 4 * d, stride, load_keys(at + size * LANES * d, vector))
+            at, tile = k + row(head_dim) * (key + block), zeros(COUNT)
+            asked = at + ahead
+            for first in range(0, head_dim, run(head_dim)):
+                scales = load_scales(at, vector)
+                for d in range(run(head_dim)):
+                    ask(asked + STEP * d)
+                    tile = outer_fma(tile, q + 4 * (first + d), stride, load_keys(at + SIZE * LANES * d, vector, scales))
+                asked += STEP * run(head_dim)
+                ask_scales(asked)
+                at, asked = at + LANES * row(run(head_dim)), asked + SCALES
             store_tile(tile, s + 4 * block, 4 * SPAN, n)
 
     return scores
 
 
-def _make_values(load_values: Any, size: int, m: int, n: int, part: int) -> Any:
+def _make_values(cache: CacheType, m: int, n: int, part: int) -> Any:
     """The values of BLOCK keys, weighted, to the sums of m queries. A tile is (m, n) vectors of sums:
 
     for each n vectors of dimensions:
@@ -178,7 +169,8 @@ def _make_values(load_values: Any, size: int, m: int, n: int, part: int) -> Any:
 
     Part 0 is as much of the head as every tile divides, part 1 the rest.
     """
-    COUNT, load_vectors, ask = m * n, _loader(load_values, size, n), _asker(n * size * LANES)
+    COUNT, SIZE, load_values, ask = m * n, cache.element_bytes, cache.values(n), _asker(n * cache.element_bytes * LANES)
+    row_bytes = cache.row
 
     @inlined
     def values(
@@ -186,14 +178,14 @@ def _make_values(load_values: Any, size: int, m: int, n: int, part: int) -> Any:
     ) -> None:  # fmt: skip
         """last: the last key that query 0 sees; ahead: from the block to what is needed after it."""
         end = min(last + (j + m - 1) // heads + 1, first + BLOCK, SPAN)
-        ahead, row, whole = ahead if j == 0 else 0, size * head_dim, head_dim // _WIDTH * _WIDTH
+        ahead, row, whole = ahead if j == 0 else 0, row_bytes(head_dim), head_dim // _WIDTH * _WIDTH
         weights, out = s + j * 4 * SPAN, out + j * record
         for d in range(part * whole, head_dim if part else whole, n * LANES):
             tile = load_tile(zeros(COUNT), out + 4 * d, record, n)
             for key in range(first, end):
-                at = v + size * d + row * key
-                ask(at + ahead)
-                tile = outer_fma(tile, weights + 4 * key, 4 * SPAN, load_vectors(at, size * LANES))
+                at = v + row * key
+                ask(at + SIZE * d + ahead)
+                tile = outer_fma(tile, weights + 4 * key, 4 * SPAN, load_values(at, head_dim, d))
             store_tile(tile, out + 4 * d, record, n)
 
     return values
@@ -201,7 +193,8 @@ def _make_values(load_values: Any, size: int, m: int, n: int, part: int) -> Any:
 
 def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
     """The partial results of some queries over one span; `sizes` of tiles, the last one 1."""
-    load_values, _, _, SIZE = CACHE_TYPES[kind]
+    cache = CACHE_TYPES[kind]
+    row_bytes = cache.row
 
     @inlined
     def weigh(
@@ -216,9 +209,9 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
             for d in range(VECTOR, VECTOR + 4 * head_dim, VECTOR):
                 store(at + d, splat(0.0))
 
-    score = _groups(lambda m: _make_scores(load_values, SIZE, m), sizes)
-    add_values = _groups(lambda m: _make_values(load_values, SIZE, m, _vectors(m), 0), sizes)
-    add_rest = _groups(lambda m: _make_values(load_values, SIZE, m, 2, 1), sizes[-1:])
+    score = _groups(lambda m: _make_scores(cache, m), sizes)
+    add_values = _groups(lambda m: _make_values(cache, m, _vectors(m), 0), sizes)
+    add_rest = _groups(lambda m: _make_values(cache, m, 2, 1), sizes[-1:])
 
     @inlined
     def span(
@@ -241,7 +234,7 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
         last = position - start
         first, end = max(last - window + 1, 0), min(last + (count - 1) // heads + 1, SPAN)
         first_block = first // KEYS * KEYS
-        row, end_block = SIZE * head_dim, (end - 1) // KEYS * KEYS
+        row, end_block = row_bytes(head_dim), (end - 1) // KEYS * KEYS
         for key in range(first_block, end, KEYS):
             ahead = row * KEYS if key < end_block else v + row * first - (k + row * key)
             score(0, count, last, heads, key, q, stride, k, ahead, head_dim, s)

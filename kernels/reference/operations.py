@@ -5,7 +5,6 @@ is part of each definition; it depends on LANES where a kernel adds across lanes
 unless the instruction set has none (`generic`): then it rounds twice, as the kernels do there.
 
     T rows of activations   R rows of weights   B blocks of 32 columns   H heads   K key-value heads   D head's size
-    P pages
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from edge_gemma.formats import FORMATS
 
 from ..isa import current
 from ..layout import LANES, LINE, LOGIT_GROUP, SPAN, logit_groups
+from .cache_types import Pages, read, write
 from .formats import Bytes, Floats, f32, factors, unpack, unpack_floats
 
 # ---- arithmetic --------------------------------------------------------------------------------------------------
@@ -210,27 +210,15 @@ def group_maxima(x: Floats) -> Floats:
 
 # ---- attention ---------------------------------------------------------------------------------------------------
 
-Pages = NDArray[np.float16] | Floats
-"""(P, 2, K, SPAN * D): keys and values of a span each, all heads of one layer, as drawn in `ops.attention`."""
 Table = Sequence[int]
 """The page of each span of a sequence."""
 Partial = tuple[Floats, Floats, Floats]  # maximum (H,), sum of weights (H,), weighted sum of values (H, D)
 
 
-def keys_and_values(pages: Pages) -> tuple[Pages, Pages]:
-    """Views of them: keys (P, K, SPAN / LANES, D, LANES), values (P, K, SPAN, D)."""
-    size = pages.shape[-1] // SPAN
-    keys, values = pages[:, 0], pages[:, 1]
-    return keys.reshape(*keys.shape[:2], -1, size, LANES), values.reshape(*values.shape[:2], SPAN, size)
-
-
 def append(k: Floats, v: Floats, pages: Pages, tables: Sequence[Table], positions: Sequence[int]) -> None:
     """Rows (T, K, D), rounded to the pages' type; `tables`: of each row."""
-    keys, values = keys_and_values(pages)
-    for row, (table, position) in enumerate(zip(tables, positions, strict=True)):
-        page, slot = table[position // SPAN], position % SPAN
-        keys[page, :, slot // LANES, :, slot % LANES] = k[row]
-        values[page, :, slot] = v[row]
+    for keys, values, table, position in zip(k, v, tables, positions, strict=True):
+        write(pages, table[position // SPAN], position % SPAN, keys, values)
 
 
 def _span(q: Floats, keys: Floats, values: Floats, visible: NDArray[np.bool_], cap: float) -> Partial:
@@ -265,11 +253,9 @@ def _fold(state: Partial | None, partial: Partial) -> Partial:
 def _attend_row(q: Floats, pages: Pages, table: Table, position: int, window: int, cap: float) -> Floats:
     """(H, D) of one row."""
     low, state, group = max(0, position - window + 1), None, len(q) // pages.shape[2]
-    k, v = keys_and_values(pages)
     for number in range(low // SPAN, position // SPAN + 1):
         page, numbers = table[number], np.arange(number * SPAN, (number + 1) * SPAN)
-        keys = k[page].swapaxes(2, 3).reshape(v[page].shape)
-        keys, values = (np.repeat(a.astype(f32), group, axis=0) for a in (keys, v[page]))
+        keys, values = (np.repeat(a[0], group, axis=0) for a in read(pages[page : page + 1]))
         state = _fold(state, _span(q, keys, values, (numbers >= low) & (numbers <= position), cap))
     assert state is not None
     return state[2] / state[1][:, None]

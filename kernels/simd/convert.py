@@ -22,6 +22,7 @@ from .types import (
     ir_fconst,
     ir_load,
     ir_row,
+    ir_splat,
     ir_store,
     operation,
 )
@@ -41,6 +42,17 @@ def to_int(builder: Any, a: Any) -> Any:
     """Nearest integer, halves to even. |a| must be below 2^22."""
     biased = builder.bitcast(builder.fadd(a, ir_fconst(_ROUND)), WORDS)
     return builder.sub(biased, ir.Constant(WORDS, [0x4B400000] * LANES))
+
+
+@operation(I, F)
+def round_away(builder: Any, a: Any) -> Any:
+    """Nearest integer, halves away from zero; 0 of NaN. |a| must be below 2^31."""
+    # Half's predecessor: what is just below a half would otherwise be rounded up by the addition.
+    below_half = ir.Constant(WORDS, [0x3EFFFFFF] * LANES)
+    sign = builder.and_(builder.bitcast(a, WORDS), ir.Constant(WORDS, [0x80000000] * LANES))
+    moved = builder.fadd(a, builder.bitcast(builder.or_(sign, below_half), FLOATS))
+    number = builder.fcmp_ordered("ord", moved, moved)
+    return builder.fptosi(builder.select(number, moved, ir.Constant(FLOATS, None)), WORDS)
 
 
 @operation(F, I)
@@ -108,6 +120,21 @@ def load_half(builder: Any, address: Any) -> Any:
     return ir_half_to_float(builder, builder.zext(ir_load(builder, address, _short_vector()), WORDS))
 
 
+@operation(F, types.intp)
+def broadcast_half(builder: Any, address: Any) -> Any:
+    """One float16, in every lane, as float32."""
+    if ISA.half:
+        halves = ir_splat(builder, ir_load(builder, address, I16))
+        return builder.fpext(builder.bitcast(halves, _half_vector()), FLOATS)
+    return ir_half_to_float(builder, ir_splat(builder, builder.zext(ir_load(builder, address, I16), I32)))
+
+
+@operation(types.void, types.intp, F)
+def store_first_half(builder: Any, address: Any, value: Any) -> None:
+    """Lane 0 as one float16, rounded to nearest even."""
+    ir_store(builder, address, builder.extract_element(ir_float_to_half(builder, value), ir.Constant(I32, 0)))
+
+
 @operation(types.void, types.intp, F)
 def store_half(builder: Any, address: Any, value: Any) -> None:
     """LANES float16, rounded to nearest even."""
@@ -125,26 +152,37 @@ FLOAT_LOADS = {"F32": (load, 4), "F16": (load_half, 2), "BF16": (load_bfloat, 2)
 """How LANES elements of a float format are loaded, and an element's bytes."""
 
 
+@operation(I, types.intp)
+def load_bytes(builder: Any, address: Any) -> Any:
+    """LANES int8, sign-extended."""
+    return builder.sext(ir_load(builder, address, ir.VectorType(I8, LANES)), WORDS)
+
+
 @operation(types.void, types.intp, I)
 def store_bytes(builder: Any, address: Any, value: Any) -> None:
     """The low byte of each lane: LANES bytes."""
     ir_store(builder, address, builder.trunc(value, ir.VectorType(I8, LANES)))
 
 
+def _scatter(builder: Any, address: Any, stride: Any, vector: Any) -> None:
+    for lane in range(LANES):
+        element = builder.extract_element(vector, ir.Constant(I32, lane))
+        ir_store(builder, ir_row(builder, address, stride, lane), element)
+
+
 @operation(types.void, types.intp, types.intp, F)
 def scatter_half(builder: Any, address: Any, stride: Any, value: Any) -> None:
     """Lane l as float16 to address + l * stride."""
-    halves = ir_float_to_half(builder, value)
-    for lane in range(LANES):
-        ir_store(
-            builder, ir_row(builder, address, stride, lane), builder.extract_element(halves, ir.Constant(I32, lane))
-        )
+    _scatter(builder, address, stride, ir_float_to_half(builder, value))
 
 
 @operation(types.void, types.intp, types.intp, F)
 def scatter(builder: Any, address: Any, stride: Any, value: Any) -> None:
     """Lane l as float32 to address + l * stride."""
-    for lane in range(LANES):
-        ir_store(
-            builder, ir_row(builder, address, stride, lane), builder.extract_element(value, ir.Constant(I32, lane))
-        )
+    _scatter(builder, address, stride, value)
+
+
+@operation(types.void, types.intp, types.intp, I)
+def scatter_bytes(builder: Any, address: Any, stride: Any, value: Any) -> None:
+    """The low byte of lane l to address + l * stride."""
+    _scatter(builder, address, stride, builder.trunc(value, ir.VectorType(I8, LANES)))

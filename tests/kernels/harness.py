@@ -26,7 +26,7 @@ BRIEF = "EDGE_GEMMA_BRIEF_TESTS" in os.environ
 INT_NAMES = [name for name, fmt in FORMATS.items() if not fmt.is_float]
 FLOAT_NAMES = [name for name, fmt in FORMATS.items() if fmt.is_float]
 PRODUCT_NAMES = ["Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K"] if BRIEF else INT_NAMES
-CACHE_TYPES = ["f16"] if BRIEF else ["f16", "f32"]
+CACHE_TYPES = ["f16", "q8_0"] if BRIEF else ["f16", "f32", "q8_0"]
 
 
 @dataclass

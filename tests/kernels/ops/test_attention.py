@@ -14,8 +14,9 @@ import pytest
 
 from edge_gemma.kernels.isa import current
 from edge_gemma.kernels.jit.compile import assembly
-from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, attention_scratch, most_spans, partial_bytes
+from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, attention_scratch, head_bytes, most_spans, partial_bytes
 from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE, Kernel
+from edge_gemma.kernels.reference import cache_types
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import CACHE_TYPES, Array, Step, aligned, assert_same_bits, row, run
 
@@ -36,10 +37,11 @@ class Shape:
 
     def empty(self) -> Pages:
         """Nothing written: all NaN."""
-        dtype = np.float16 if self.kind == "f16" else np.float32
         spans = self.context // SPAN
-        memory = aligned((self.sequences * spans + 1, 2, self.kv_heads, SPAN * self.size), dtype)
-        memory[:] = np.nan
+        count = self.sequences * spans + 1
+        memory = aligned((count, 2, self.kv_heads, head_bytes(self.size, self.kind)), np.uint8)
+        memory[:] = 0xFF
+        memory = memory.view({"f16": np.float16, "f32": np.float32, "q8_0": np.uint8}[self.kind])
         order = np.random.default_rng(self.context).permutation(self.sequences * spans)
         return Pages(memory, order.reshape(self.sequences, spans))
 
@@ -61,7 +63,8 @@ class Shape:
 
 
 class Pages:
-    """Memory of pages, (P, 2, K, SPAN * D), the last one never written; and which each sequence has, (S, spans)."""
+    """Memory of pages, as `reference.cache_types` has them, the last one never written; and which each sequence has,
+    (S, spans)."""
 
     def __init__(self, memory: Array, numbers: Array) -> None:
         self.memory, self.numbers = memory, numbers
@@ -198,8 +201,8 @@ def test_the_definition_is_attention() -> None:
     pages = shape.filled([0], [position])
     q = shape.random(1, 4, 5)
     low = position - window + 1
-    keys, values = (part[pages.numbers[0]] for part in reference.keys_and_values(pages.memory))
-    k = np.concatenate(keys.swapaxes(3, 4).reshape(values.shape), axis=1)
+    keys, values = (part[pages.numbers[0]] for part in cache_types.read(pages.memory))
+    k = np.concatenate(keys, axis=1)
     k = k[:, low : position + 1].astype(np.float64).repeat(2, axis=0)
     scores = cap * np.tanh(np.einsum("hd,hkd->hk", q[0].astype(np.float64), k) / cap)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -219,7 +222,7 @@ def test_nan_in_a_query_or_a_visible_key_stays_nan() -> None:
         y = attend(shape, pages, q, step, GLOBAL, cap)
         assert np.isfinite(y[0, 0]).all() and np.isnan(y[0, 1]).all()
     q = shape.random(2, 2, 0)
-    reference.keys_and_values(pages.memory)[0][pages.numbers[0, 0], 0, 0, 0, 1] = np.nan
+    cache_types.float_views(pages.memory)[0][pages.numbers[0, 0], 0, 0, 0, 1] = np.nan
     for rows in (1, 2):
         step = Step(rows, positions=[20, 1][:rows], sequences=[0, 0][:rows])
         assert np.isnan(attend(shape, pages, q[:rows], step, GLOBAL, 0.0)).all()
