@@ -121,6 +121,12 @@ def page_bytes(kv_heads: int, head_dim: int, kv_type: str) -> int:
     return 2 * kv_heads * head_bytes(head_dim, kv_type)
 
 
+VALUE_KEYS = 64
+"""Keys whose values are added at a time."""
+SCALED_WEIGHTS = 8 * 4 * (VALUE_KEYS + LANES)
+"""Bytes for 8 rows of weights of so many keys, wherever they begin in a vector, times the scales of their values."""
+
+
 def most_spans(positions: int) -> int:
     """Spans that so many neighbouring positions can touch, wherever they begin."""
     return (positions + SPAN - 2) // SPAN + 1
@@ -132,13 +138,14 @@ def record_bytes(head_dim: int) -> int:
 
 
 def attention_scratch(head_dim: int, group: int) -> int:
-    """Bytes a thread needs: queries and states of a tile, scores and partial results of those that meet a span.
+    """Bytes a thread needs: queries and states of a tile, scores and partial results of those that meet a span, and
+    scaled weights.
 
-    A single row needs scores alone, for `group` queries per key head.
+    A single row needs scores, for `group` queries per key head, and scaled weights alone.
     """
     record = record_bytes(head_dim)
     tile = 2 * QUERY_ROWS * QUERY_HEADS * record + QUERIES * (4 * SPAN + record)
-    return max(tile, group * 4 * SPAN)
+    return max(tile, group * 4 * SPAN) + SCALED_WEIGHTS
 
 
 def partial_bytes(heads: int, head_dim: int, spans: int) -> int:

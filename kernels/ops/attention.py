@@ -83,11 +83,11 @@ def make_append(kind: str) -> Any:
             position = word(word(step, STEP_POSITIONS), row)
             page, slot = word(_pages(step, row, word(op, _APPEND.layer)), position // SPAN), position % SPAN
             keys = page + head * head_bytes + row_bytes(size) * (slot // LANES * LANES)
-            values = page + (heads + head) * head_bytes + row_bytes(size) * slot
+            values = keys + heads * head_bytes
             source = row * word(op, _APPEND.stride) + 4 * size * head
             for d in range(0, size, CACHE_BLOCK):
                 write_keys(keys + LANES * row_bytes(d), slot % LANES, word(op, _APPEND.k) + source + 4 * d)
-                write_values(values, size, d, word(op, _APPEND.v) + source + 4 * d)
+                write_values(values, slot % LANES, size, d, word(op, _APPEND.v) + source + 4 * d)
 
     return in_pieces(groups, append)
 

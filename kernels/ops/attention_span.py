@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import SPAN, SUMS, VECTOR
+from ..layout import SPAN, SUMS, VALUE_KEYS, VECTOR
 from ..simd.decorators import inlined
 from ..simd.transcendental import exp, softcap
 from ..simd.vocabulary import (
     ISA,
     LANES,
+    halves_fma,
     lane_numbers,
     load,
     load_tile,
@@ -37,7 +38,7 @@ from ..simd.vocabulary import (
     where_less,
     zeros,
 )
-from .cache_types import CACHE_TYPES, CacheType
+from .cache_types import CACHE_TYPES, CacheType, loader
 
 MINUS_INFINITY = np.float32(-np.inf)
 
@@ -47,8 +48,6 @@ TILE = _SUMS // 2
 """Queries of the largest tile."""
 KEYS = 4 * LANES
 """Keys scored at a time; the scores of a span are computed in such blocks."""
-BLOCK = 64
-"""Keys whose values are added at a time."""
 _WIDTH = 4 * LANES
 """Dimensions of a head that every register tile divides."""
 
@@ -120,16 +119,16 @@ def _make_scores(cache: CacheType, m: int) -> Any:
     """Scores of KEYS keys for m queries, with neither soft-cap nor mask. A tile is (m, n) vectors of sums:
 
     for each n vectors of keys in the block:
-        tile = 0
-        for each run of dimensions of the head whose keys share scales:
+        for each run of dimensions of the head that share scales, which may be all:
+            tile = 0
             for each dimension d of the run:
                 ask for the line that lies `ahead` of these keys
                 tile += d of each query * d of each key
-        scores = tile
+            scores = tile, or += tile * scales
     """
     n, row, run = _vectors(m), cache.row, cache.run
-    load_scales, load_keys = cache.scales(n), cache.keys(n)
-    COUNT, SIZE, STEP, SCALES = m * n, cache.element_bytes, n * cache.element_bytes * LANES, n * cache.scale_bytes
+    put, load_keys = cache.put_scores(m, n), loader(cache.load, n)
+    COUNT, SIZE, STEP, SCALES = m * n, cache.element_bytes, n * cache.element_bytes * LANES, n * cache.key_scale_bytes
     ask, ask_scales = _asker(STEP), _asker(SCALES)
 
     @inlined
@@ -142,50 +141,57 @@ def _make_scores(cache: CacheType, m: int) -> Any:
         ahead = ahead if j == 0 else 0
         q, s, vector = q + j * stride, s + 4 * (j * SPAN + key), LANES * row(head_dim)
         for block in range(0, KEYS, n * LANES):
-            at, tile = k + row(head_dim) * (key + block), zeros(COUNT)
+            at = k + row(head_dim) * (key + block)
             asked = at + ahead
             for first in range(0, head_dim, run(head_dim)):
-                scales = load_scales(at, vector)
+                tile = zeros(COUNT)
                 for d in range(run(head_dim)):
                     ask(asked + STEP * d)
-                    tile = outer_fma(tile, q + 4 * (first + d), stride, load_keys(at + SIZE * LANES * d, vector, scales))
+                    tile = outer_fma(tile, q + 4 * (first + d), stride, load_keys(at + SIZE * LANES * d, vector))
                 asked += STEP * run(head_dim)
                 ask_scales(asked)
+                put(tile, first, at, vector, s + 4 * block)
                 at, asked = at + LANES * row(run(head_dim)), asked + SCALES
-            store_tile(tile, s + 4 * block, 4 * SPAN, n)
 
     return scores
 
 
 def _make_values(cache: CacheType, m: int, n: int, part: int) -> Any:
-    """The values of BLOCK keys, weighted, to the sums of m queries. A tile is (m, n) vectors of sums:
+    """The values of VALUE_KEYS keys, weighted, to the sums of m queries. A tile is (m, n) vectors of sums:
 
     for each n vectors of dimensions:
         tile = sums so far
         for each key that one of the queries sees:
             ask for the line that lies `ahead` of these values
-            tile += weight of the key for each query * these dimensions of its values
+            tile += weight of the key for each query, times the values' scale if there is one * these dimensions of q
         sums = tile
 
     Part 0 is as much of the head as every tile divides, part 1 the rest.
     """
-    COUNT, SIZE, load_values, ask = m * n, cache.element_bytes, cache.values(n), _asker(n * cache.element_bytes * LANES)
-    row_bytes = cache.row
+    COUNT, SIZE, load_values, ask = (
+        m * n,
+        cache.element_bytes,
+        loader(cache.load, n),
+        _asker(n * cache.element_bytes * LANES),
+    )
+    at_of, scaled = cache.value_at, cache.weights(m, n)
 
     @inlined
     def values(
-        j: Any, last: Any, heads: Any, first: Any, s: Any, v: Any, ahead: Any, head_dim: Any, out: Any, record: Any,
+        j: Any, last: Any, heads: Any, first: Any, s: Any, room: Any, v: Any, ahead: Any, head_dim: Any, out: Any,
+        record: Any,
     ) -> None:  # fmt: skip
         """last: the last key that query 0 sees; ahead: from the block to what is needed after it."""
-        end = min(last + (j + m - 1) // heads + 1, first + BLOCK, SPAN)
-        ahead, row, whole = ahead if j == 0 else 0, row_bytes(head_dim), head_dim // _WIDTH * _WIDTH
+        end = min(last + (j + m - 1) // heads + 1, first + VALUE_KEYS, SPAN)
+        ahead, whole = ahead if j == 0 else 0, head_dim // _WIDTH * _WIDTH
         weights, out = s + j * 4 * SPAN, out + j * record
         for d in range(part * whole, head_dim if part else whole, n * LANES):
             tile = load_tile(zeros(COUNT), out + 4 * d, record, n)
+            left, right, apart = scaled(weights, room, v, first, end, ahead, head_dim, d)
             for key in range(first, end):
-                at = v + row * key
-                ask(at + SIZE * d + ahead)
-                tile = outer_fma(tile, weights + 4 * key, 4 * SPAN, load_values(at, head_dim, d))
+                at = at_of(v, key, head_dim) + SIZE * d
+                ask(at + ahead)
+                tile = halves_fma(tile, left + 4 * key, right + 4 * key, apart, load_values(at, SIZE * LANES))
             store_tile(tile, out + 4 * d, record, n)
 
     return values
@@ -228,20 +234,20 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
             o += weights * values, for the keys that a query sees
 
         The caller owes, until this returns: SPAN keys at k, written or not, and at v the values up to the last key
-        that a query sees; 4 * SPAN bytes at s for each query; `layout.record_bytes` for each result, which nobody else
-        touches; all aligned to vectors. `after` may lead anywhere: it is only asked for.
+        that a query sees; 4 * SPAN bytes at s for each query, then SCALED_WEIGHTS; `layout.record_bytes` for each
+        result, which nobody else touches; all aligned to vectors. `after` may lead anywhere: it is only asked for.
         """
         last = position - start
         first, end = max(last - window + 1, 0), min(last + (count - 1) // heads + 1, SPAN)
         first_block = first // KEYS * KEYS
-        row, end_block = row_bytes(head_dim), (end - 1) // KEYS * KEYS
+        row, room, end_block = row_bytes(head_dim), s + 4 * SPAN * count, (end - 1) // KEYS * KEYS
         for key in range(first_block, end, KEYS):
             ahead = row * KEYS if key < end_block else v + row * first - (k + row * key)
             score(0, count, last, heads, key, q, stride, k, ahead, head_dim, s)
         weigh(count, heads, position, start, first_block, window, cap, s, head_dim, records, record)
-        for key in range(first, end, BLOCK):
-            ahead = row * BLOCK if key + BLOCK < end else after - (v + row * key)
-            add_values(0, count, last, heads, key, s, v, ahead, head_dim, records + VECTOR, record)
-            add_rest(0, count, last, heads, key, s, v, ahead, head_dim, records + VECTOR, record)
+        for key in range(first, end, VALUE_KEYS):
+            ahead = row * VALUE_KEYS if key + VALUE_KEYS < end else after - (v + row * key)
+            add_values(0, count, last, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
+            add_rest(0, count, last, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
 
     return span

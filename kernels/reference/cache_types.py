@@ -7,6 +7,8 @@ Knows no attention. Pages of floats are arrays (P, 2, K, SPAN * D) of their type
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,19 @@ from .formats import Bytes, Floats, f32
 Pages = NDArray[np.float16] | Floats | Bytes
 """Keys and values of a span each, all heads of one layer, as drawn in `ops.attention`."""
 Blocks = NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Keys or values of a page: `q` (K, SPAN, D), of which `d` (K, SPAN, n) has the scales of D / n neighbours."""
+
+    q: Floats
+    d: Floats
+
+    def repeated(self, count: int) -> Part:
+        """Each head so many times."""
+        return Part(self.q.repeat(count, axis=0), self.d.repeat(count, axis=0))
+
 
 _KEYS = np.dtype([("q", np.int8, (CACHE_BLOCK, LANES)), ("d", np.float16, (LANES,))])
 
@@ -33,38 +48,46 @@ def float_views(pages: Pages) -> tuple[Pages, Pages]:
 
 
 def q8_0_views(pages: Bytes) -> tuple[Blocks, Blocks]:
-    """Views of pages of q8_0: keys (P, K, SPAN / LANES, D / 32) and values (P, K, SPAN), each of fields q and d."""
+    """Views of pages of q8_0, of fields q and d: keys (P, K, SPAN / LANES, D / 32), values (P, K, SPAN / LANES)."""
     size = head_dim(pages)
-    row = np.dtype([("q", np.int8, (size,)), ("d", np.float16, (size // CACHE_BLOCK,))])
+    fields = [("q", np.int8, (LANES, size)), ("d", np.float16, (size // CACHE_BLOCK, LANES))]
     keys = pages[:, 0].view(_KEYS)
-    return keys.reshape(*keys.shape[:2], SPAN // LANES, -1), pages[:, 1].view(row)
+    return keys.reshape(*keys.shape[:2], SPAN // LANES, -1), pages[:, 1].view(np.dtype(fields))
 
 
-def read(pages: Pages) -> tuple[Floats, Floats]:
-    """Keys and values as float32, (P, K, SPAN, D) each."""
-    if pages.dtype != np.uint8:
-        keys, values = float_views(pages)
-        return keys.swapaxes(3, 4).reshape(values.shape).astype(f32), values.astype(f32)
-    keys, values = q8_0_views(pages)
-    k = keys["q"].astype(f32) * keys["d"][..., None, :].astype(f32)  # (P, K, SPAN / LANES, D / 32, 32, LANES)
-    v = values["q"].astype(f32) * values["d"].astype(f32).repeat(CACHE_BLOCK, axis=-1)
-    return np.moveaxis(k, 5, 3).reshape(v.shape), v
+def read(page: Pages) -> tuple[Part, Part]:
+    """Keys and values of one page of pages, (1, 2, K, n)."""
+    if page.dtype != np.uint8:
+        keys, values = (a[0].astype(f32) for a in float_views(page))
+        one = np.ones((*values.shape[:2], 1), f32)
+        return Part(keys.swapaxes(2, 3).reshape(values.shape), one), Part(values, one)
+    keys, values = (a[0] for a in q8_0_views(page))
+    shape = page.shape[2], SPAN, head_dim(page)
+    q = keys["q"].astype(f32)  # (K, SPAN / LANES, D / 32, 32, LANES)
+    k = Part(np.moveaxis(q, 4, 2).reshape(shape), _by_position(keys["d"]))
+    return k, Part(values["q"].astype(f32).reshape(shape), _by_position(values["d"]))
+
+
+def _by_position(d: NDArray[np.float16]) -> Floats:
+    """(K, SPAN / LANES, D / 32, LANES) to (K, SPAN, D / 32)."""
+    return d.astype(f32).swapaxes(2, 3).reshape(len(d), SPAN, -1)
 
 
 def write(pages: Pages, page: int, slot: int, k: Floats, v: Floats) -> None:
     """The keys and values (K, D) of a position."""
+    group, lane = divmod(slot, LANES)
     if pages.dtype != np.uint8:
         keys, values = float_views(pages)
-        keys[page, :, slot // LANES, :, slot % LANES] = k
+        keys[page, :, group, :, lane] = k
         values[page, :, slot] = v
         return
-    blocks, rows = q8_0_views(pages)
+    keys, values = q8_0_views(pages)
     q, d = quantize(k)
-    blocks["q"][page, :, slot // LANES, :, :, slot % LANES] = q
-    blocks["d"][page, :, slot // LANES, :, slot % LANES] = d
+    keys["q"][page, :, group, :, :, lane] = q
+    keys["d"][page, :, group, :, lane] = d
     q, d = quantize(v)
-    rows["q"][page, :, slot] = q.reshape(v.shape)
-    rows["d"][page, :, slot] = d
+    values["q"][page, :, group, lane] = q.reshape(v.shape)
+    values["d"][page, :, group, :, lane] = d
 
 
 def quantize(x: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:

@@ -18,7 +18,7 @@ from edge_gemma.formats import FORMATS
 
 from ..isa import current
 from ..layout import LANES, LINE, LOGIT_GROUP, SPAN, logit_groups
-from .cache_types import Pages, read, write
+from .cache_types import Pages, Part, read, write
 from .formats import Bytes, Floats, f32, factors, unpack, unpack_floats
 
 # ---- arithmetic --------------------------------------------------------------------------------------------------
@@ -221,11 +221,14 @@ def append(k: Floats, v: Floats, pages: Pages, tables: Sequence[Table], position
         write(pages, table[position // SPAN], position % SPAN, keys, values)
 
 
-def _span(q: Floats, keys: Floats, values: Floats, visible: NDArray[np.bool_], cap: float) -> Partial:
-    """(H, D) queries over the SPAN keys and values (H, SPAN, D) of which at least one is visible."""
-    scores = np.zeros((len(q), SPAN), f32)
-    for d in range(q.shape[1]):
-        scores = fma(q[:, d, None], keys[:, :, d], scores)
+def _span(q: Floats, keys: Part, values: Part, visible: NDArray[np.bool_], cap: float) -> Partial:
+    """(H, D) queries over the SPAN keys and values of as many heads, of which at least one is visible."""
+    scores, run = np.zeros((len(q), SPAN), f32), q.shape[1] // keys.d.shape[2]
+    for block in range(keys.d.shape[2]):
+        sums = np.zeros_like(scores)
+        for d in range(block * run, (block + 1) * run):
+            sums = fma(q[:, d, None], keys.q[:, :, d], sums)
+        scores = fma(sums, keys.d[:, :, block], scores)
     scores = np.where(visible, softcap(scores, cap) if cap else scores, f32(-np.inf))
     m = scores.max(axis=1)
     weights = exp(scores - m[:, None])
@@ -233,7 +236,8 @@ def _span(q: Floats, keys: Floats, values: Floats, visible: NDArray[np.bool_], c
     for w in _lanes(weights):
         total = total + w
     for key in np.flatnonzero(visible):
-        out = fma(weights[:, key, None], values[:, key], out)
+        scaled = weights[:, key, None] * values.d[:, key]
+        out = fma(scaled.repeat(q.shape[1] // scaled.shape[1], axis=1), values.q[:, key], out)
     return m, sum_lanes(total), out
 
 
@@ -255,7 +259,7 @@ def _attend_row(q: Floats, pages: Pages, table: Table, position: int, window: in
     low, state, group = max(0, position - window + 1), None, len(q) // pages.shape[2]
     for number in range(low // SPAN, position // SPAN + 1):
         page, numbers = table[number], np.arange(number * SPAN, (number + 1) * SPAN)
-        keys, values = (np.repeat(a[0], group, axis=0) for a in read(pages[page : page + 1]))
+        keys, values = (part.repeated(group) for part in read(pages[page : page + 1]))
         state = _fold(state, _span(q, keys, values, (numbers >= low) & (numbers <= position), cap))
     assert state is not None
     return state[2] / state[1][:, None]

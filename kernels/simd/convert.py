@@ -22,7 +22,6 @@ from .types import (
     ir_fconst,
     ir_load,
     ir_row,
-    ir_splat,
     ir_store,
     operation,
 )
@@ -118,15 +117,6 @@ def load_half(builder: Any, address: Any) -> Any:
     if ISA.half:
         return builder.fpext(ir_load(builder, address, _half_vector()), FLOATS)
     return ir_half_to_float(builder, builder.zext(ir_load(builder, address, _short_vector()), WORDS))
-
-
-@operation(F, types.intp)
-def broadcast_half(builder: Any, address: Any) -> Any:
-    """One float16, in every lane, as float32."""
-    if ISA.half:
-        halves = ir_splat(builder, ir_load(builder, address, I16))
-        return builder.fpext(builder.bitcast(halves, _half_vector()), FLOATS)
-    return ir_half_to_float(builder, ir_splat(builder, builder.zext(ir_load(builder, address, I16), I32)))
 
 
 @operation(types.void, types.intp, F)

@@ -99,6 +99,37 @@ def outer_fma(_typing: Any, tile: Any, address: Any, stride: Any, b: Any) -> Any
 
 
 @intrinsic
+def halves_fma(_typing: Any, tile: Any, left: Any, right: Any, stride: Any, b: Any) -> Any:
+    """`outer_fma` with the floats at left for the first half of the columns, and those at right for the second."""
+    m, n = _sizes(tile, b)
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        acc, *bases, step, vectors = arguments
+        tiles, columns = _elements(builder, acc, m * n), _elements(builder, vectors, n)
+
+        def each(i: int, j: int) -> Any:
+            at = ir_row(builder, bases[2 * j // n], step, i)
+            return ir_fma(builder, ir_splat(builder, ir_load(builder, at, F32)), columns[j], tiles[i * n + j])
+
+        return cgutils.pack_array(builder, [each(i, j) for i in range(m) for j in range(n)])
+
+    return tile(tile, types.intp, types.intp, types.intp, b), codegen
+
+
+@intrinsic
+def tile_scale(_typing: Any, tile: Any, a: Any, scale: Any) -> Any:
+    """fma(a[i][j], scale[j], tile[i][j])."""
+    sizes = _sizes(tile, scale)
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        acc, factors, vectors = arguments
+        values = _elements(builder, factors, tile.count)
+        return _outer(builder, acc, vectors, sizes, lambda _i, c, w: ir_fma(builder, values.pop(0), w, c))
+
+    return tile(tile, a, scale), codegen
+
+
+@intrinsic
 def broadcast_rows(_typing: Any, address: Any, stride: Any, like: Any, b: Any) -> Any:
     """A tile of int32 shaped as `like`: tile[i][j] is the int32 at address + i * stride in every lane."""
     m, n = _sizes(like, b)

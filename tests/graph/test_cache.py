@@ -261,10 +261,10 @@ def test_each_sequence_keeps_what_it_wrote(acts: list[tuple[str, int, int]], pag
 
 def test_arrangement_is_that_of_the_kernels() -> None:
     """What `slots` says here of a page, the twin of the kernels says too."""
-    from edge_gemma.kernels.reference import operations as reference
+    from edge_gemma.kernels.reference import cache_types
 
     pages = np.arange(2 * 2 * SPAN * 32, dtype=np.float32).reshape(1, 2, 2, SPAN * 32)
-    keys, values = reference.keys_and_values(pages)
+    keys, values = cache_types.float_views(pages)
     slot, head = 77, 1
     assert keys[0, head, slot // LANES, 0, slot % LANES] == pages[0, 0, head, slot // LANES * LANES * 32 + slot % LANES]
     assert values[0, head, slot, 0] == pages[0, 1, head, slot * 32]

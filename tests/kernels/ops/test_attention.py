@@ -201,7 +201,8 @@ def test_the_definition_is_attention() -> None:
     pages = shape.filled([0], [position])
     q = shape.random(1, 4, 5)
     low = position - window + 1
-    keys, values = (part[pages.numbers[0]] for part in cache_types.read(pages.memory))
+    read = [cache_types.read(pages.memory[number : number + 1]) for number in pages.numbers[0]]
+    keys, values = (np.stack([part.q for part in parts]) for parts in zip(*read, strict=True))
     k = np.concatenate(keys, axis=1)
     k = k[:, low : position + 1].astype(np.float64).repeat(2, axis=0)
     scores = cap * np.tanh(np.einsum("hd,hkd->hk", q[0].astype(np.float64), k) / cap)
