@@ -25,12 +25,12 @@ from edge_gemma.engine.pages import Table
 from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.session_file import Source, Target, created
 from edge_gemma.engine.session_header import Header, Model
-from edge_gemma.errors import MemoryBudgetError
+from edge_gemma.errors import EdgeGemmaError, MemoryBudgetError
 from edge_gemma.gguf.digest import model_digest
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.gguf.file_kind import expanded
-from edge_gemma.graph.cache import ELEMENT_BYTES, PageTable, spans_of
-from edge_gemma.graph.page_layout import Elements, elements, page_of, plain_of
+from edge_gemma.graph.cache import PageTable, spans_of
+from edge_gemma.graph.page_layout import ELEMENT_BYTES, Elements, elements, page_of, plain_of
 from edge_gemma.graph.states import AttentionState
 from edge_gemma.kernels.layout import SPAN
 
@@ -84,6 +84,7 @@ class Sessions:
 
         Raises OutputError, FileExistsError, NotADirectoryError, ValueError, TypeError naming the path.
         """
+        self._require_elements()
         target = expanded(arguments.path("path", path))
         fork = self._engine.call(table.fork) if table is not None else None  # which nobody else goes on with
         assert fork is None or isinstance(fork, PageTable)
@@ -92,6 +93,13 @@ class Sessions:
         finally:
             if fork is not None:
                 self._engine.later(fork.release)
+
+    def _require_elements(self) -> None:
+        """Raise EdgeGemmaError for keys and values that the file has no form for."""
+        if self._runner.kv_type not in ELEMENT_BYTES:
+            raise EdgeGemmaError(
+                f'kv_type="{self._runner.kv_type}": its sequences cannot be saved; "f16" and "f32" can'
+            )
 
     def _save(self, path: Path, tokens: Sequence[int], table: PageTable | None) -> None:
         model = self.model
@@ -116,6 +124,7 @@ class Sessions:
 
         Raises SessionError, ContextOverflowError, MemoryBudgetError, OSError, ValueError, TypeError naming the path.
         """
+        self._require_elements()
         with Source(expanded(arguments.path("path", path))) as source:
             header = source.header()
             header.check(self.model, source.path)

@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.graph.states import AttentionState
-from edge_gemma.kernels.layout import LANES, SPAN, page_bytes
+from edge_gemma.kernels.layout import LANES, SPAN
 
 Elements = NDArray[np.uint16] | NDArray[np.uint32]
+
+
+ELEMENT_BYTES = {"f16": 2, "f32": 4}
+"""Of the types whose pages consist of elements and nothing else."""
 
 
 def elements(raw: bytes | bytearray | NDArray[np.uint8], element_bytes: int) -> Elements:
@@ -35,7 +39,7 @@ def plain_of(page: NDArray[np.uint8], state: AttentionState, count: int, element
 def page_of(plain: Elements, state: AttentionState) -> NDArray[np.uint8]:
     """A page that begins with `plain`, (count, 2, kv_heads, head_dim), and is zero behind that."""
     count, size = len(plain), plain.dtype.itemsize
-    page = np.zeros(page_bytes(state.kv_heads, state.head_dim, size), np.uint8)
+    page = np.zeros(2 * state.kv_heads * SPAN * state.head_dim * size, np.uint8)
     keys, values = _keys_and_values(page, state, size)
     whole = count // LANES
     keys[:whole] = plain[: whole * LANES, 0].reshape(whole, LANES, *values.shape[1:])

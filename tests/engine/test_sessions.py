@@ -701,3 +701,12 @@ def test_the_real_model(real_model: Path, tmp_path: Path) -> None:
         assert np.array_equal(bits(loaded), sequence._state[1].view(np.uint32))  # type: ignore[union-attr]
         made = model.generate(loaded.token_ids, max_tokens=4, temperature=0)
         assert made.usage.cached_tokens >= len(loaded) - 10
+
+
+def test_keys_and_values_with_scales_are_refused(tiny_gguf: TinyGguf, tmp_path: Path) -> None:
+    with Gemma(tiny_gguf("gemma2-2b"), kv_type="q8_0") as model:
+        sequence = model.sequence()
+        sequence.append([2, 3])
+        for call in (sequence.save, model.load_sequence):
+            with pytest.raises(EdgeGemmaError, match='kv_type="q8_0": its sequences cannot be saved'):
+                call(tmp_path / "saved")

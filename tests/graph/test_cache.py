@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_gemma.errors import EdgeGemmaError, MemoryBudgetError
-from edge_gemma.graph.cache import PagePool, PageTable, cache_bytes, most_pages
+from edge_gemma.graph.cache import GO_BACK, PagePool, PageTable, cache_bytes, most_pages
 from edge_gemma.graph.states import AttentionState
 from edge_gemma.kernels.layout import LANES, SPAN
 
@@ -65,7 +65,7 @@ def check(table: PageTable, values: Sequence[int]) -> None:
         for position in range(low, len(values)):
             got = {ctypes.c_uint16.from_address(at).value for at in slots(table, layer, position)}
             assert got == {values[position]}, (layer, position)
-        assert not table._pages[layer, : low // SPAN].any()
+        assert not table._pages[layer, : max(0, low - GO_BACK) // SPAN].any()
 
 
 def pages_of(table: PageTable) -> set[int]:
