@@ -51,10 +51,10 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def choice(name: str, value: object, choices: tuple[str, str]) -> None:
-    """Raise ValueError for what is none of the two."""
+def choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError for what is none of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: {shown(value)} is neither {choices[0]!r} nor {choices[1]!r}")
+        raise ValueError(f"{name}: {shown(value)} is none of {', '.join(map(repr, choices))}")
 
 
 def callback(name: str, value: object) -> None:

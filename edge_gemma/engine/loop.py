@@ -120,7 +120,8 @@ class Engine:
 
     def keep(self, tokens: Ids[int], table: Table) -> None:
         """Have others begin with a sequence that somebody has, as far as there is room for prefixes."""
-        self.call(lambda: (self._keep(tokens, table), self._trim()))
+        self.call(lambda: self._keep(tokens, table))
+        self.call(self._trim)
 
     def _do(self, command: Command) -> None:
         """Have the engine's thread carry out a command; nobody waits for one that came when that had ended."""

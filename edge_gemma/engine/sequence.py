@@ -272,7 +272,7 @@ class Extension(Sequence):
         """Tokens that were computed before it began."""
 
     @property
-    def table(self) -> Table | None:  # type: ignore[override]
+    def table(self) -> Table | None:
         """The text's, while this extends it."""
         return self._held.table
 

@@ -39,7 +39,7 @@ def model_digest(file: GgufFile) -> str:
     for tensor in file.tensors.values():
         digest.update(f"{tensor.name} {tensor.format.name} {tensor.shape}\n".encode())
         for sample in _samples(file.data(tensor).reshape(-1)):
-            digest.update(sample)
+            digest.update(sample.data)
     return digest.hexdigest()
 
 

@@ -219,8 +219,9 @@ class PageTable:
 
     def pages_of(self, layer: int) -> NDArray[np.int64]:
         """Addresses of a layer's pages, (pages,)."""
-        pages = self._pages[layer]
-        return pages[pages != 0]
+        pages: NDArray[np.int64] = self._pages[layer]
+        held: NDArray[np.int64] = pages[pages != 0]
+        return held
 
     @property
     def released(self) -> bool:

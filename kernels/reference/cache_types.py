@@ -8,6 +8,7 @@ Knows no attention. Pages of floats are arrays (P, 2, K, SPAN * D) of their type
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ _KEYS = np.dtype([("q", np.int8, (CACHE_BLOCK, LANES)), ("d", np.float16, (LANES
 
 def head_dim(pages: Pages) -> int:
     """Of pages' heads."""
-    width = pages.shape[-1] // SPAN
+    width: int = pages.shape[-1] // SPAN
     return width // CACHE_BLOCK_BYTES["q8_0"] * CACHE_BLOCK if pages.dtype == np.uint8 else width
 
 
@@ -47,12 +48,13 @@ def float_views(pages: Pages) -> tuple[Pages, Pages]:
     return keys.reshape(*keys.shape[:2], -1, size, LANES), values.reshape(*values.shape[:2], SPAN, size)
 
 
-def q8_0_views(pages: Bytes) -> tuple[Blocks, Blocks]:
+def q8_0_views(pages: Pages) -> tuple[Blocks, Blocks]:
     """Views of pages of q8_0, of fields q and d: keys (P, K, SPAN / LANES, D / 32), values (P, K, SPAN / LANES)."""
     size = head_dim(pages)
+    halves: NDArray[Any] = pages
     fields = [("q", np.int8, (LANES, size)), ("d", np.float16, (size // CACHE_BLOCK, LANES))]
-    keys = pages[:, 0].view(_KEYS)
-    return keys.reshape(*keys.shape[:2], SPAN // LANES, -1), pages[:, 1].view(np.dtype(fields))
+    keys = halves[:, 0].view(_KEYS)
+    return keys.reshape(*keys.shape[:2], SPAN // LANES, -1), halves[:, 1].view(np.dtype(fields))
 
 
 def read(page: Pages) -> tuple[Part, Part]:
@@ -61,11 +63,11 @@ def read(page: Pages) -> tuple[Part, Part]:
         keys, values = (a[0].astype(f32) for a in float_views(page))
         one = np.ones((*values.shape[:2], 1), f32)
         return Part(keys.swapaxes(2, 3).reshape(values.shape), one), Part(values, one)
-    keys, values = (a[0] for a in q8_0_views(page))
+    blocks_of_keys, blocks_of_values = (a[0] for a in q8_0_views(page))
     shape = page.shape[2], SPAN, head_dim(page)
-    q = keys["q"].astype(f32)  # (K, SPAN / LANES, D / 32, 32, LANES)
-    k = Part(np.moveaxis(q, 4, 2).reshape(shape), _by_position(keys["d"]))
-    return k, Part(values["q"].astype(f32).reshape(shape), _by_position(values["d"]))
+    q = blocks_of_keys["q"].astype(f32)  # (K, SPAN / LANES, D / 32, 32, LANES)
+    k = Part(np.moveaxis(q, 4, 2).reshape(shape), _by_position(blocks_of_keys["d"]))
+    return k, Part(blocks_of_values["q"].astype(f32).reshape(shape), _by_position(blocks_of_values["d"]))
 
 
 def _by_position(d: NDArray[np.float16]) -> Floats:
@@ -81,13 +83,13 @@ def write(pages: Pages, page: int, slot: int, k: Floats, v: Floats) -> None:
         keys[page, :, group, :, lane] = k
         values[page, :, slot] = v
         return
-    keys, values = q8_0_views(pages)
+    blocks_of_keys, blocks_of_values = q8_0_views(pages)
     q, d = quantize(k)
-    keys["q"][page, :, group, :, :, lane] = q
-    keys["d"][page, :, group, :, lane] = d
+    blocks_of_keys["q"][page, :, group, :, :, lane] = q
+    blocks_of_keys["d"][page, :, group, :, lane] = d
     q, d = quantize(v)
-    values["q"][page, :, group, lane] = q.reshape(v.shape)
-    values["d"][page, :, group, :, lane] = d
+    blocks_of_values["q"][page, :, group, lane] = q.reshape(v.shape)
+    blocks_of_values["d"][page, :, group, :, lane] = d
 
 
 def quantize(x: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
