@@ -108,3 +108,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     done = python("import sys, edge_gemma; print({'numba', 'llvmlite', 'numpy'} & {*sys.modules})")
     assert done.stdout == "set()\n"
     assert edge_gemma.Gemma is Gemma
+
+
+def test_the_face_of_the_package() -> None:
+    """All that is promised is there, is listed, and nothing else is made up."""
+    assert all(getattr(edge_gemma, name) is not None for name in edge_gemma.__all__)
+    assert {*edge_gemma.__all__} <= {*dir(edge_gemma)}
+    with pytest.raises(AttributeError, match="Gemini"):
+        edge_gemma.Gemini  # noqa: B018
