@@ -151,8 +151,13 @@ class Engine:
 
         From any thread, and in the midst of anything.
         """
+
+        def do() -> None:
+            command()
+            self._trim()  # pages may be the cache's alone now
+
         if os.getpid() == self._process and not self._closing:
-            self._commands.put(command)
+            self._commands.put(do)
 
     def wake(self) -> None:
         """A reader has room again."""
