@@ -52,9 +52,9 @@ def flag(name: str, value: object) -> bool:
 
 
 def choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError for what is none of `choices`."""
+    """Raise ValueError for what is none of them."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: {shown(value)} is none of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}: {shown(value)} is neither {' nor '.join(map(repr, choices))}")
 
 
 def callback(name: str, value: object) -> None:

@@ -113,7 +113,7 @@ CACHE_BLOCK_BYTES = {"f16": 64, "f32": 128, "q8_0": 34}
 
 def head_bytes(head_dim: int, kv_type: str) -> int:
     """Keys, or values, of SPAN positions of one head."""
-    return SPAN * (head_dim // CACHE_BLOCK) * CACHE_BLOCK_BYTES[kv_type]
+    return SPAN * head_dim * CACHE_BLOCK_BYTES[kv_type] // CACHE_BLOCK
 
 
 def page_bytes(kv_heads: int, head_dim: int, kv_type: str) -> int:

@@ -6,13 +6,13 @@ Compared bit for bit, on models whose window is smaller than the text.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from edge_gemma import Gemma
+from edge_gemma.engine.memory_plan import KvType
 from tests.conftest import TinyGguf
 from tests.goldens.cases import CASES, token_ids
 from tests.goldens.real import DATA, windows
@@ -30,7 +30,7 @@ def bits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     return logits.view(np.uint32)
 
 
-def differing(path: Path, ids: Ids, kv_type: Literal["f16", "f32"] = "f16") -> list[str]:
+def differing(path: Path, ids: Ids, kv_type: KvType = "f16") -> list[str]:
     """The ways of running `ids` whose logits differ in any bit from those of one thread and one chunk."""
     found: list[str] = []
     expected = None
@@ -44,10 +44,10 @@ def differing(path: Path, ids: Ids, kv_type: Literal["f16", "f32"] = "f16") -> l
     return found
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 @pytest.mark.parametrize(("case", "format"), TINY)
 def test_logits_do_not_depend_on_threads_or_chunks(
-    tiny_gguf: TinyGguf, case: str, format: str, kv_type: Literal["f16", "f32"]
+    tiny_gguf: TinyGguf, case: str, format: str, kv_type: KvType
 ) -> None:
     """139 positions, many windows long; chunk 1 is decoding, chunk 512 takes the text at once."""
     assert differing(tiny_gguf(case, format), token_ids(CASES[case], 139), kv_type) == []
@@ -69,8 +69,9 @@ def real_text() -> Ids:
     return ids
 
 
-def test_real_model_threads_and_chunks(real_model: Path, real_text: Ids) -> None:
-    assert differing(real_model, real_text) == []
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_real_model_threads_and_chunks(real_model: Path, real_text: Ids, kv_type: KvType) -> None:
+    assert differing(real_model, real_text, kv_type) == []
 
 
 def test_real_model_generates_what_its_prefill_logits_say(real_model: Path, real_text: Ids) -> None:

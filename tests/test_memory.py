@@ -39,7 +39,9 @@ def path(tiny_gguf: TinyGguf) -> Path:
 
 
 @pytest.mark.parametrize("error", REFUSALS)
-@pytest.mark.parametrize(("kv_type", "advice"), [("f16", "$"), ("f32", ', or kv_type="f16"$')])
+@pytest.mark.parametrize(
+    ("kv_type", "advice"), [("q8_0", "$"), ("f16", ', or kv_type="q8_0"$'), ("f32", ', or kv_type="f16" or "q8_0"$')]
+)
 def test_no_memory_for_the_cache(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kv_type: Any, advice: str
 ) -> None:

@@ -143,7 +143,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
         (("run", "MODEL", "-p", "x", "-c", "0"), "context"),
         (("run", "MODEL", "-p", "x", "-c", "2000000"), "context of 2000000"),
         (("run", "MODEL", "-p", "x" * 200, "-c", "20"), "context of 20"),
-        (("run", "MODEL", "-p", "x", "--kv-type", "q8_0"), "--kv-type"),
+        (("run", "MODEL", "-p", "x", "--kv-type", "q4_0"), "--kv-type"),
         (("run", "MODEL", "-f", "NOWHERE/prompt.txt"), "prompt.txt"),
         (("run", "MODEL", "-f", "BYTES"), "not UTF-8 at byte 3"),
         (("run", "NOWHERE/model.gguf", "-p", "x"), "model.gguf: No such file"),

@@ -13,8 +13,11 @@ from tests.conftest import TinyGguf
 
 @pytest.mark.parametrize(
     ("case", "format", "kv_type"),
-    [("gemma2-256", "Q4_K", "f16"), ("gemma3-256", "Q8_0", "f32"), ("gemma1-mqa", "F16", "f16")],
-)
+    [
+        ("gemma2-256", "Q4_K", "f16"), ("gemma3-256", "Q8_0", "f32"), ("gemma1-mqa", "F16", "f16"),
+        ("gemma2-2b", "Q8_0", "q8_0"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(("context", "chunk"), [(64, 8), (1000, 64)])
 def test_buffers_and_cache_are_as_planned(
     tiny_gguf: TinyGguf, case: str, format: str, kv_type: KvType, context: int, chunk: int

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edge_gemma.engine.memory_plan import KvType
 from edge_gemma.engine.runner import Runner
 from edge_gemma.errors import Cancelled, ContextOverflowError, EdgeGemmaError, MemoryBudgetError
 from edge_gemma.graph.cache import PageTable
@@ -24,20 +25,25 @@ from tests.conftest import TinyGguf
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
-CASES = [("gemma2-256", "Q4_K"), ("gemma3-4b", "F32")]
+CASES: list[tuple[str, str, KvType]] = [
+    ("gemma2-256", "Q4_K", "f16"),
+    ("gemma3-4b", "F32", "f16"),
+    ("gemma3-4b", "F32", "q8_0"),
+]
 CONTEXT, CHUNK = 1000, 300
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case[0])
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def runner(request: pytest.FixtureRequest, tiny_gguf: TinyGguf) -> Iterator[Runner]:
-    opened = Runner(tiny_gguf(*request.param), context=CONTEXT, chunk=CHUNK, threads=2, cache_limit=1 << 30)
+    *model, kv_type = request.param
+    opened = Runner(tiny_gguf(*model), context=CONTEXT, chunk=CHUNK, threads=2, kv_type=kv_type, cache_limit=1 << 30)
     yield opened
     opened.close()
 
 
 @pytest.fixture
 def path(tiny_gguf: TinyGguf) -> Path:
-    return tiny_gguf(*CASES[0])
+    return tiny_gguf(*CASES[0][:2])
 
 
 def ids(count: int, seed: int = 0) -> Ids:

@@ -163,7 +163,7 @@ def test_wrong_arguments_are_named_before_any_work(
         ({"threads": 0}, ValueError, "threads"),
         ({"threads": 2.0}, ValueError, "threads"),
         ({"chunk": 0}, ValueError, "chunk"),
-        ({"kv_type": "q4_0"}, ValueError, "kv_type"),
+        ({"kv_type": "q4_0"}, ValueError, "kv_type: 'q4_0'.*'q8_0'"),
         ({"kv_type": None}, ValueError, "kv_type: None"),
         ({"kv_type": np.array(["f16", "f32"])}, ValueError, "kv_type: array"),
         ({"load": ["map"]}, ValueError, "load"),

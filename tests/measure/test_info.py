@@ -71,6 +71,7 @@ def test_memory_plan(model: Model) -> None:
     plan = memory_plan(config, weights, 1000)
     assert plan.kv_cache == 2 * 2 * 16 * 2 * (768 + 1024 + 768 + 1024)
     assert memory_plan(config, weights, 1000, kv_type="f32").kv_cache == 2 * plan.kv_cache
+    assert 64 * memory_plan(config, weights, 1000, kv_type="q8_0").kv_cache == 34 * plan.kv_cache
     assert plan.weights == sum(t.nbytes for t in weights.tensors())
     assert plan.total == plan.weights + plan.kv_cache + plan.buffers
     for context in (0, -1, 8193):

@@ -9,12 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import gguf
 import numpy as np
 import pytest
+from gguf import quants
 
 from edge_gemma.kernels.isa import current
 from edge_gemma.kernels.jit.compile import assembly
-from edge_gemma.kernels.layout import QUERY_ROWS, SPAN, attention_scratch, head_bytes, most_spans, partial_bytes
+from edge_gemma.kernels.layout import LANES, QUERY_ROWS, SPAN, attention_scratch, head_bytes, most_spans, partial_bytes
 from edge_gemma.kernels.operations import APPEND, ATTEND, MERGE, Kernel
 from edge_gemma.kernels.reference import cache_types
 from edge_gemma.kernels.reference import operations as reference
@@ -144,6 +146,7 @@ def test_groups_and_head_sizes(kind: str, heads: int, kv_heads: int, size: int) 
     check(shape, [2, 2, 0, 1, 1], [299, 300, 17, 0, 1], GLOBAL, 50.0)
 
 
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 @pytest.mark.parametrize(
     ("window", "context", "first", "rows"),
@@ -161,8 +164,8 @@ def test_groups_and_head_sizes(kind: str, heads: int, kv_heads: int, size: int) 
         (500, 1280, 1020, 9),  # a tile across two pages
     ],
 )
-def test_windows_and_pages(window: int, context: int, first: int, rows: int, cap: float) -> None:
-    shape = Shape("f16", 4, 2, 32, context, sequences=1)
+def test_windows_and_pages(kind: str, window: int, context: int, first: int, rows: int, cap: float) -> None:
+    shape = Shape(kind, 4, 2, 32, context, sequences=1)
     check(shape, [0] * rows, range(first, first + rows), window, cap)
 
 
@@ -194,8 +197,39 @@ def test_append(kind: str, size: int) -> None:
     assert_same_bits(got.memory, want.memory)
 
 
-def test_the_definition_is_attention() -> None:
-    """The definition itself, against softmax in float64."""
+def test_q8_0_rounds_as_gguf_does() -> None:
+    """The bytes are those of its Q8_0 blocks; ties, and what lies just below one, too."""
+    shape = Shape("q8_0", 4, 1, 64, sequences=1)
+    rows = np.concatenate([shape.random(20, 1, seed) * np.float32(10.0 ** (seed - 6)) for seed in range(11)])
+    ties = np.array([127, 0.5, -0.5, 1.5, -1.5, 2.5, 0.49999997, -0.49999997] * 4, np.float32)
+    rows[3], rows[4, :, :32] = np.concatenate([ties, -2 * ties]), 0.0
+    want = quants.quantize(rows[:, 0], gguf.GGMLQuantizationType.Q8_0).reshape(len(rows), 2, 34)
+    pages = shape.empty()
+    append(shape, pages, rows, rows, Step(len(rows), positions=range(len(rows)), sequences=[0] * len(rows)))
+    keys, values = cache_types.q8_0_views(pages.memory[pages.numbers[0, :1]])
+    for i, blocks in enumerate(want):
+        d, q = blocks[:, :2].copy().view(np.float16)[:, 0], blocks[:, 2:].view(np.int8)
+        key, value = keys[0, 0, i // LANES], values[0, 0, i // LANES]
+        assert np.array_equal(key["q"][:, :, i % LANES], q) and np.array_equal(key["d"][:, i % LANES], d)
+        assert np.array_equal(value["q"][i % LANES], q.ravel()) and np.array_equal(value["d"][:, i % LANES], d)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_q8_0_hides_no_value_that_is_no_number(bad: float) -> None:
+    shape = Shape("q8_0", 2, 1, 64, sequences=1)
+    pages, step = shape.filled([0], [19]), Step(1, positions=[20], sequences=[0])
+    k, v = shape.random(1, 1, 1), shape.random(1, 1, 2)
+    v[0, 0, 40] = bad
+    append(shape, pages, k, v, step)
+    y = attend(shape, pages, shape.random(1, 2, 3), step, GLOBAL, 0.0)
+    assert np.isfinite(y[0, :, :32]).all() and np.isnan(y[0, :, 32:]).all()
+    append(shape, pages, v, k, step)
+    assert np.isnan(attend(shape, pages, shape.random(1, 2, 3), step, GLOBAL, 0.0)).all()
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("f32", 2e-6), ("q8_0", 5e-2)])
+def test_the_definition_is_attention(kind: str, bound: float) -> None:
+    """The definition itself, against softmax in float64; of q8_0, over the keys and values before rounding."""
     shape = Shape("f32", 4, 2, 64, sequences=1)
     position, window, cap = 400, 300, 3.0
     pages = shape.filled([0], [position])
@@ -209,8 +243,10 @@ def test_the_definition_is_attention() -> None:
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     v = np.concatenate(values, axis=1)[:, low : position + 1].astype(np.float64).repeat(2, axis=0)
     exact = np.einsum("hk,hkd->hd", weights, v) / weights.sum(axis=1, keepdims=True)
-    got = reference.attend(q, pages.memory, pages.of([0]), [position], window, cap)[0]
-    assert np.abs(got - exact).max() <= 2e-6
+    rounded = Shape(kind, 4, 2, 64, sequences=1).filled([0], [position])
+    got = reference.attend(q, rounded.memory, rounded.of([0]), [position], window, cap)[0]
+    error = np.abs(got - exact).max()
+    assert error <= bound and (kind == "f32" or error > 1e-4)
 
 
 def test_nan_in_a_query_or_a_visible_key_stays_nan() -> None:
@@ -230,11 +266,14 @@ def test_nan_in_a_query_or_a_visible_key_stays_nan() -> None:
 
 
 @pytest.mark.skipif(current().machine != "x86" or not current().fma, reason="reads x86 assembly")
-@pytest.mark.parametrize("kernel", ["attend_f16", "attend_one_f16"])
+@pytest.mark.parametrize("kernel", ["attend_f16", "attend_one_f16", "attend_q8_0", "attend_one_q8_0"])
 def test_tiles_stay_in_registers(kernel: str) -> None:
     """Loops of products alone take no vector from the stack, nor put one there."""
     text = assembly(Kernel("ops.attention", kernel))
-    loops = [block for block in re.split(r"^\.L\w+:", text, flags=re.MULTILINE) if block.count("vfmadd231ps") >= 8]
+    _, *parts = re.split(r"^(\.L\w+):", text, flags=re.MULTILINE)
+    blocks = zip(parts[::2], parts[1::2], strict=True)  # those that jump back to their own label are loops
+    loops = [block.split(f"\t{label}\n")[0] for label, block in blocks if f"\t{label}\n" in block]
+    loops = [loop for loop in loops if loop.count("vfmadd231ps") >= 8]
     assert len(loops) >= 4
     products = [block for block in loops if "vdiv" not in block and "vmax" not in block]
     spilled = [

@@ -123,6 +123,14 @@ def test_to_int_rounds_to_even() -> None:
     assert_same_bits(lanewise(simd.to_int, "F:I")(values), np.rint(values).astype(np.int32))
 
 
+def test_round_away_rounds_halves_away_from_zero() -> None:
+    values = np.array([0, -0.0, 0.5, -0.5, 1.5, 2.5, -2.5, 126.5, -126.5, 0.49999997, -0.49999997, NAN], np.float32)
+    wanted = np.array([0, 0, 1, -1, 2, 3, -3, 127, -127, 0, 0, 0], np.int32)
+    many = floats(256, 3) * np.float32(60)
+    assert lanewise(simd.round_away, "F:I")(values).tolist() == wanted.tolist()
+    assert lanewise(simd.round_away, "F:I")(many).tolist() == (np.sign(many) * np.floor(np.abs(many) + 0.5)).tolist()
+
+
 def test_bits() -> None:
     assert_same_bits(lanewise(simd.bits_as_int, "F:I")(SPECIAL), SPECIAL.view(np.int32))
     assert_same_bits(lanewise(simd.bits_as_float, "I:F")(SPECIAL.view(np.int32)), SPECIAL)
@@ -213,6 +221,18 @@ def test_store_bytes_keeps_the_low_byte_of_each_lane() -> None:
     assert out.tolist() == [*(words & 255).tolist(), 7]
 
 
+def test_load_bytes_extends_the_sign_and_store_first_half_stores_two_bytes() -> None:
+    @njit
+    def moved(a: Any, out: Any, half: Any) -> None:
+        simd.store_int(out, simd.load_bytes(a + 1))
+        simd.store_first_half(half, simd.to_float(simd.load_bytes(a + 1)))
+
+    source, out = np.random.default_rng(0).integers(-128, 128, LANES + 1, dtype=np.int8), np.zeros(LANES, np.int32)
+    half = np.full(3, 7, np.float16)
+    moved(source.ctypes.data, out.ctypes.data, half.ctypes.data + 2)
+    assert out.tolist() == source[1:].tolist() and half.tolist() == [7, source[1], 7]
+
+
 @pytest.mark.parametrize("stride", [16, 18, 34, 210, 0])
 def test_rows(stride: int) -> None:
     @njit
@@ -236,17 +256,19 @@ def test_rows(stride: int) -> None:
 @pytest.mark.parametrize("stride", [4, 6, 13])
 def test_scatter(stride: int) -> None:
     @njit
-    def scattered(a: Any, stride: Any, out: Any, halves: Any) -> None:
+    def scattered(a: Any, stride: Any, out: Any, halves: Any, low: Any) -> None:
         simd.scatter(out, stride, simd.load(a))
         simd.scatter_half(halves, stride, simd.load(a))
+        simd.scatter_bytes(low, stride, simd.load_int(a))
 
     values = floats(LANES, 0)
-    out, halves = (np.full(stride * LANES + 8, 7, np.uint8) for _ in range(2))
-    scattered(values.ctypes.data, stride, out.ctypes.data + 1, halves.ctypes.data + 1)
+    out, halves, low = (np.full(stride * LANES + 8, 7, np.uint8) for _ in range(3))
+    scattered(values.ctypes.data, stride, out.ctypes.data + 1, halves.ctypes.data + 1, low.ctypes.data + 1)
     for lane, value in enumerate(values):
         at = 1 + stride * lane
         assert out[at : at + 4].tobytes() == value.tobytes()
         assert halves[at : at + 2].tobytes() == value.astype(np.float16).tobytes()
+        assert low[at] == value.view(np.uint32) & 255 and low[at + 1] == 7
     assert out[0] == halves[0] == halves[3] == 7 and (stride == 4 or out[5] == 7)
 
 
@@ -381,14 +403,19 @@ def test_float_tiles(m: int, n: int) -> None:
         simd.store_tile(simd.outer_fma(tile, x, stride, vectors(b)), out + size, row, n)
         simd.store_tile(simd.tile_fma(tile, left, vectors(b)), out + 2 * size, row, n)
         simd.store_sums(tile, out + 3 * size, row, n)
+        simd.store_tile(simd.halves_fma(tile, x, x + 4, stride, vectors(b)), out + 4 * size, row, n)
+        simd.store_tile(simd.tile_scale(tile, tile, vectors(b)), out + 5 * size, row, n)
 
-    out = aligned((4, m, n, LANES), np.float32)
+    out = aligned((6, m, n, LANES), np.float32)
     out[0] = floats(m * n * LANES, 1).reshape(m, n, LANES)
     b, x = floats(max(m, n) * LANES, 2).reshape(-1, LANES), floats(3 * m, 3)
     loop(b.ctypes.data, x.ctypes.data, 12, out.ctypes.data)
     assert_same_bits(out[1], reference.fma(x[::3, None, None], b[:n], out[0]))
     assert_same_bits(out[2], reference.fma(b[:m, None], b[:n], out[0]))
     assert_same_bits(np.ascontiguousarray(out[3].reshape(m, -1)[:, :n]), reference.sum_lanes(out[0]))
+    factors = np.stack([x[2 * j // n :: 3] for j in range(n)], axis=1)
+    assert_same_bits(out[4], reference.fma(factors[:, :, None], b[:n], out[0]))
+    assert_same_bits(out[5], reference.fma(out[0], b[:n], out[0]))
 
 
 @pytest.mark.parametrize(("m", "n"), TILES)
