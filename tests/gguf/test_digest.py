@@ -73,7 +73,7 @@ SAME_MODEL: dict[str, Callable[[Builder], object]] = {
 @pytest.mark.parametrize("change", OTHER_MODELS.values(), ids=OTHER_MODELS)
 def test_another_model(change: Callable[[Builder], object], tmp_path: Path) -> None:
     other = model()
-    assert len(other.tensor(LARGE).payload()) > SAMPLE * SAMPLES > len(other.tensor("blk.1.attn_k.weight").payload())
+    assert len(other.tensor(LARGE).payload()) > SAMPLE * SAMPLES >= len(other.tensor("blk.1.attn_k.weight").payload())
     change(other)
     assert digest_of(other, tmp_path / "other") != digest_of(model(), tmp_path / "one")
 
