@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import arguments
-from edge_gemma.cores import available_memory
 from edge_gemma.engine.answer import Delta, Writer
 from edge_gemma.engine.channel import Channel
 from edge_gemma.engine.loop import Engine, Stats
-from edge_gemma.engine.memory_plan import MemoryPlan
+from edge_gemma.engine.memory_plan import MemoryPlan, page_limit
 from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import AllLogits, Generation, Progress
@@ -118,7 +117,7 @@ class Gemma:
             self._runner, self.plan, self.config = runner, runner.plan, runner.config
             self.context, self.threads = runner.context, runner.threads
             self.slots, kept = slots, runner.plan.kv_cache if kept is None else kept
-            runner.pool.limit_bytes = _page_limit(runner.plan.kv_cache, slots, kept)
+            runner.pool.limit_bytes = page_limit(runner.plan.kv_cache, slots, kept)
             self._draft = None if draft is None else self._opened_draft(draft, progress)
             self._engine = Engine(runner, slots=slots, prefix_cache=kept, max_stall=stall, draft=self._draft)
             self._sessions = Sessions(runner, self._engine)
@@ -419,11 +418,6 @@ class Gemma:
             yield from job.channel
         finally:
             self._engine.cancel(job)
-
-
-def _page_limit(context_bytes: int, slots: int, kept: int) -> int:
-    """Bytes of keys and values: of one whole context at least, of all slots if they take half of the memory or less."""
-    return max(context_bytes, min(slots * context_bytes + kept, available_memory() // 2))
 
 
 def _seconds(name: str, value: object) -> float:

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from edge_gemma.cores import default_threads
+from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import cache_bytes, layer_caches
@@ -156,3 +156,11 @@ def require_budget(
         fits, too_many = (middle, too_many) if own(middle) <= budget else (fits, middle)
     advice = f"a context of {fits} fits" if fits else "no context fits"
     raise MemoryBudgetError(f"a context of {context} takes {own(context)} bytes, the budget is {budget}; {advice}")
+
+
+def page_limit(context_bytes: int, slots: int, kept: int) -> int:
+    """Bytes of keys and values that `slots` answers and `kept` prefixes may take.
+
+    One whole context fits at least; all of them where that is half of the memory or less.
+    """
+    return max(context_bytes, min(slots * context_bytes + kept, available_memory() // 2))

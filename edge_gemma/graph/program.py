@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import Tensor
+from edge_gemma.graph.buffers import ALIGNMENT, aligned_bytes
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
 from edge_gemma.kernels.operations import Kernel, Operation
 from edge_gemma.kernels.tuning.strategies import DEFAULTS, Choices
-from edge_gemma.memory import memory_for
-
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -83,17 +81,6 @@ def words_of(table: NDArray[np.int64], rows: Rows) -> tuple[NDArray[np.intp], ..
 def zero_of(weight: Tensor) -> int:
     """The zero of the unsigned numbers that a quantized matrix is multiplied as."""
     return ZEROS.get(weight.format.name, 0)
-
-
-def aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """Zeroed memory that begins a cache line. Pages are not resident until they are touched.
-
-    Raises MemoryBudgetError.
-    """
-    with memory_for("a buffer of the model", size, "open with a smaller chunk or fewer threads"):
-        memory = np.zeros(size + ALIGNMENT, np.uint8)
-    skip = -memory.ctypes.data % ALIGNMENT
-    return memory[skip : skip + size]
 
 
 class Program:

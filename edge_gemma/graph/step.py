@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_gemma.graph.buffers import aligned_bytes
 from edge_gemma.graph.cache import PageTable
-from edge_gemma.graph.program import aligned_bytes
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
