@@ -18,7 +18,7 @@ from edge_gemma.commands import cli
 from edge_gemma.engine import runner
 from edge_gemma.errors import OutputError
 from edge_gemma.gguf import file as gguf_file
-from edge_gemma.graph import page_memory, program
+from edge_gemma.graph import buffers, page_memory
 from edge_gemma.memory import CHECKED, memory_for, require_memory
 from tests.conftest import TinyGguf
 
@@ -59,7 +59,7 @@ def test_no_memory_for_the_cache(
 
 
 def test_no_memory_for_buffers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "np", SimpleNamespace(zeros=refused(MemoryError()), uint8=np.uint8))
+    monkeypatch.setattr(buffers, "np", SimpleNamespace(zeros=refused(MemoryError()), uint8=np.uint8))
     with pytest.raises(
         MemoryBudgetError, match=r"a buffer of the model, \d+ bytes; open with a smaller chunk or fewer"
     ):
