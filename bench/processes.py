@@ -8,6 +8,7 @@ import re
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,7 +65,8 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             assert stream
-            stream.close()
+            with suppress(BrokenPipeError):  # of a question that the process did not live to read
+                stream.close()
 
     def __enter__(self) -> Self:
         return self
