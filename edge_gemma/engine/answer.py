@@ -83,12 +83,15 @@ class Writer:
         """The engine has begun to read the prompt."""
         self._times = [time.perf_counter()]
 
+    def prompt_read(self) -> None:
+        """There are logits; the first call tells when."""
+        if len(self._times) == 1:
+            self._times.append(time.perf_counter())
+
     def write(self, token: int) -> Delta:
         """The delta of the next token; it may set `finish_reason`, and then is the last one."""
-        now = time.perf_counter()
-        if len(self._times) == 1:
-            self._times.append(now)
-        self._times[2:] = [now]
+        self.prompt_read()
+        self._times[2:] = [time.perf_counter()]
         self.written += 1
         text = self._text(token)
         start, read, last = self._times

@@ -177,6 +177,7 @@ class Generation(Sequence):
 
     def take(self, logits: Logits, maxima: Logits | None) -> None:
         """Choose a token, and of a proposal as many as it foretold."""
+        self.writer.prompt_read()
         self._tell(self.prompt_length)
         speculation, proposal, accepted = self.speculation, self.proposal, 0
         self.proposal = []
