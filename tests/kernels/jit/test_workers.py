@@ -110,10 +110,10 @@ def test_a_worker_that_hangs(tmp_path: Path, here: list[str], monkeypatch: pytes
     """It is waited for as long as it may need for a kernel, then killed, and its kernel compiled here."""
     monkeypatch.setattr(workers, "start_worker", replaced_by("import time; time.sleep(1000)"))
     monkeypatch.setattr(workers, "PATIENCE", 0.2)
-    began = time.monotonic()
+    began, others = time.monotonic(), psutil.Process().children()  # of other tests: multiprocessing's tracker, say
     assert len(Library(tmp_path).load(KERNELS)) == len(KERNELS) == len(here)
     assert time.monotonic() - began < 30
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= set(others)
 
 
 def test_a_process_that_cannot_be_started(tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
