@@ -34,6 +34,7 @@ from edge_gemma.errors import (  # noqa: E402  (after the path above, which othe
 if TYPE_CHECKING:
     from edge_gemma.engine.answer import Timings, Usage
     from edge_gemma.engine.loop import Stats
+    from edge_gemma.engine.memory_plan import plan_memory
     from edge_gemma.engine.sampler import SamplingParams
     from edge_gemma.gemma import Gemma
     from edge_gemma.options import AnswerOptions, SamplingOptions
@@ -65,6 +66,7 @@ __all__ = [
     "TokenSequence",
     "Usage",
     "__version__",
+    "plan_memory",
 ]
 
 _MODULES = {
@@ -79,6 +81,7 @@ _MODULES = {
     "Timings": "engine.answer",
     "TokenSequence": "token_sequence",
     "Usage": "engine.answer",
+    "plan_memory": "engine.memory_plan",
 }
 """Where names are that are imported when they are asked for."""
 

@@ -63,6 +63,7 @@ class Gemma:
     slots: int
     plan: MemoryPlan
     tokenizer: Tokenizer
+    _draft: Runner | None
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class Gemma:
         arguments.callback("progress", progress)
         slots = arguments.integer("slots", slots, 1, MAX_SLOTS)
         stall = _seconds("max_stall", max_stall)
-        self._speculates = arguments.flag("speculate", speculate)
+        self._speculates, self._draft = arguments.flag("speculate", speculate), None
         kept = arguments.optional_integer("prefix_cache", prefix_cache, 0, 2**62)
         runner = Runner(
             path,
@@ -112,19 +113,33 @@ class Gemma:
             load=load,
             progress=progress,
         )
+        self.slots, self._runner = slots, runner
         try:
-            self.tokenizer = Tokenizer.from_gguf(runner.file)
-            self._runner, self.plan, self.config = runner, runner.plan, runner.config
-            self.context, self.threads = runner.context, runner.threads
-            self.slots, kept = slots, runner.plan.kv_cache if kept is None else kept
-            runner.pool.limit_bytes = page_limit(runner.plan.kv_cache, slots, kept)
-            self._draft = None if draft is None else self._opened_draft(draft, progress)
-            self._engine = Engine(runner, slots=slots, prefix_cache=kept, max_stall=stall, draft=self._draft)
-            self._sessions = Sessions(runner, self._engine)
+            self._start(kept, stall, draft, progress)
         except BaseException:
             runner.close()
+            if self._draft is not None:
+                self._draft.close()
             raise
         self._release = weakref.finalize(self, self._engine.close)
+
+    def _start(
+        self,
+        kept: int | None,
+        stall: float,
+        draft: str | os.PathLike[str] | None,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
+        """What is made of an open runner."""
+        runner = self._runner
+        self.tokenizer = Tokenizer.from_gguf(runner.file)
+        self.plan, self.config, self.context, self.threads = runner.plan, runner.config, runner.context, runner.threads
+        kept = runner.plan.kv_cache if kept is None else kept
+        runner.pool.limit_bytes = page_limit(runner.plan.kv_cache, self.slots, kept)
+        if draft is not None:
+            self._draft = self._opened_draft(draft, progress)
+        self._engine = Engine(runner, slots=self.slots, prefix_cache=kept, max_stall=stall, draft=self._draft)
+        self._sessions = Sessions(runner, self._engine)
 
     # ---- text ----------------------------------------------------------------------------------------------------
 
@@ -376,11 +391,12 @@ class Gemma:
 
     def _opened_draft(self, path: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> Runner:
         """Raises ValueError where it has another vocabulary, and what opening raises."""
-        draft = Runner(path, context=self.context, threads=self.threads, progress=progress)
-        ours, theirs = (file.metadata.strings("tokenizer.ggml.tokens") for file in (self._runner.file, draft.file))
+        draft = Runner(path, default_context=self.context, threads=self.threads, progress=progress)
+        ours, theirs = ([*file.metadata.strings("tokenizer.ggml.tokens")] for file in (self._runner.file, draft.file))
         if ours != theirs:
             draft.close()
             raise ValueError(f"draft: {os.fspath(path)} has another vocabulary than the model")
+        draft.pool.limit_bytes = page_limit(draft.plan.kv_cache, self.slots, 0)
         return draft
 
     def _choice(self, first: Generation, number: int) -> Generation:

@@ -52,6 +52,10 @@ class Runner(Protocol):
         """Most rows of a step."""
 
     @property
+    def context(self) -> int:
+        """Most positions of a sequence."""
+
+    @property
     def pool(self) -> Pages:
         """Where its tables' pages come from."""
 

@@ -35,7 +35,6 @@ HEAD_STEP = 32
 """The kernels rotate and cache heads in steps of so many dimensions."""
 
 Progress = Callable[[int, int, str], None]
-ChunkProgress = Callable[[int, int], None]
 Logits = NDArray[np.float32]
 
 
@@ -296,71 +295,3 @@ class Runner:
         require_memory(what, size, advice)
         with memory_for(what, size, advice):
             return np.empty((rows, self.config.vocab_size), np.float32)
-
-
-class Engine:
-    """A runner with one sequence, which grows call by call. One call at a time."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner, self.config = runner, runner.config
-        self.context, self.chunk, self.threads = runner.context, runner.chunk, runner.threads
-        self.cancel, self.close = runner.cancel, runner.close
-        self.sequence = 0
-        """Another number for each sequence: whoever went away from one can see whether it is still there."""
-        self._table = runner.new_table()
-        self._unwanted: Callable[[], bool] = lambda: False
-
-    def ready(self, unwanted: Callable[[], bool]) -> None:
-        """Forget a cancel that came too late. Steps raise Cancelled, too, before which `unwanted` says so."""
-        self.runner.ready()
-        self._unwanted = unwanted
-
-    def reset(self) -> None:
-        """Begin another sequence."""
-        self._table.truncate(0)
-        self.sequence += 1
-
-    def prefill(self, tokens: Sequence[int], progress: ChunkProgress | None = None) -> Logits:
-        """Append `tokens`, chunk by chunk; the last one's logits, (V,)."""
-        ids, logits = self._begin(tokens), self.runner.new_logits(1)
-        for start in range(0, len(ids), self.chunk):
-            if progress:
-                progress(start, len(ids))
-            part = ids[start : start + self.chunk]
-            is_last = start + len(part) == len(ids)
-            self._run(part, logits if is_last else logits[:0])
-        if progress:
-            progress(len(ids), len(ids))
-        return logits.reshape(-1)
-
-    def decode(self, token: int) -> Logits:
-        """Append one token; its logits, (V,)."""
-        logits = self.runner.new_logits(1)
-        self._run(self._begin([token]), logits)
-        return logits.reshape(-1)
-
-    def logits(self, tokens: Sequence[int], chunk: int | None = None) -> Logits:
-        """Append `tokens`; the logits of each, (T, V)."""
-        ids, size = self._begin(tokens), chunk or self.chunk
-        if not 1 <= size <= self.chunk:
-            raise ValueError(f"chunk: {size} is outside 1..{self.chunk}, the model's chunk")
-        logits = self.runner.new_logits(len(ids))
-        for start in range(0, len(ids), size):
-            self._run(ids[start : start + size], logits[start : start + size])
-        return logits
-
-    def check(self, tokens: Sequence[int], name: str = "tokens") -> NDArray[np.int64]:
-        """The ids as an array, if a sequence may begin with them. Raises ValueError, ContextOverflowError."""
-        ids = self.runner.check_tokens(tokens, name)
-        self.runner.check_context(len(ids), name)
-        return ids
-
-    def _begin(self, tokens: Sequence[int]) -> NDArray[np.int64]:
-        ids = self.runner.check_tokens(tokens)
-        self.runner.check_context(self._table.length + len(ids))
-        return ids
-
-    def _run(self, ids: NDArray[np.int64], out: Logits) -> None:
-        if self._unwanted():
-            raise Cancelled
-        self.runner.run([Rows(self._table, ids, len(out))], out)

@@ -81,7 +81,10 @@ class DraftModel:
         self.seconds = 0.0
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        """See `Proposer`."""
+        """See `Proposer`. Nothing beyond the draft's own context."""
+        most = min(most, self._runner.context - len(tokens))
+        if most < 1:
+            return []
         self._go_back(tokens)
         text, start = list(tokens), time.perf_counter()
         while len(text) < len(tokens) + most:

@@ -244,7 +244,7 @@ class _Lent:
     """A runner that stays open when an engine has ended."""
 
     def __init__(self, runner: StampedRunner) -> None:
-        self.chunk, self.pool = runner.chunk, runner.pool
+        self.chunk, self.context, self.pool = runner.chunk, runner.context, runner.pool
         self.maxima = runner.maxima
         self.new_table, self.cancel, self._runner = runner.new_table, runner.cancel, runner
 

@@ -22,10 +22,11 @@ import numpy as np
 from edge_gemma import __version__
 from edge_gemma.cores import default_threads
 from edge_gemma.engine.memory_plan import KvType
-from edge_gemma.engine.runner import Engine, Runner
 from edge_gemma.engine.runner import Progress as KernelProgress
+from edge_gemma.engine.runner import Runner
 from edge_gemma.kernels import isa
 from edge_gemma.measure.info import describe
+from edge_gemma.measure.one_sequence import OneSequence
 from edge_gemma.models.architecture import Config
 
 SEED = 0
@@ -121,7 +122,7 @@ def cpu_info() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _samples(engine: Engine, test: Test, repeats: int, notice: Notice | None) -> list[int]:
+def _samples(engine: OneSequence, test: Test, repeats: int, notice: Notice | None) -> list[int]:
     """Nanoseconds of each repetition, after an untimed one."""
     tokens = _random_tokens(engine.config, test.n_depth + test.tokens)
     samples = []
@@ -138,7 +139,7 @@ def _samples(engine: Engine, test: Test, repeats: int, notice: Notice | None) ->
     return samples[1:]
 
 
-def _work(engine: Engine, test: Test, tokens: list[int]) -> None:
+def _work(engine: OneSequence, test: Test, tokens: list[int]) -> None:
     if test.n_prompt:
         engine.prefill(tokens)
     else:
@@ -179,12 +180,12 @@ def open_engine(
     threads: int,
     kv_type: KvType = "f16",
     progress: KernelProgress | None = None,
-) -> Iterator[Engine]:
+) -> Iterator[OneSequence]:
     """The model in `path`, ready for steps, with the chunk that `Gemma` takes; closed at the end. Raises as `Gemma`."""
     if not 1 <= threads <= 256:
         raise ValueError(f"-t: {threads} is outside 1..256")
     runner = Runner(path, context=context, threads=threads, kv_type=kv_type, progress=progress)
     try:
-        yield Engine(runner)
+        yield OneSequence(runner)
     finally:
         runner.close()

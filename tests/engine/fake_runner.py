@@ -76,6 +76,7 @@ class FakeRunner:
         self.chunk, self.window, self.limit = chunk, window, limit
         self.pool = FakePool()
         self.maxima = None
+        self.context = 10**6
         self.steps: list[list[int]] = []
         self.closed = False
         self.on_step: Callable[[list[Rows]], None] = lambda _rows: None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edge_gemma
 from edge_gemma import ContextOverflowError, Gemma, MemoryBudgetError
 from edge_gemma.gemma import Completion
 from tests.gemma.helpers import GREEDY, PROMPT, as_tuple, workers
@@ -240,3 +241,31 @@ def test_a_context_beyond_the_memory_names_one_that_fits(path: Path, monkeypatch
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 2_000_000}))
     with pytest.raises(MemoryBudgetError, match=r"a context of \d+ fits"):
         Gemma(path, context=1024, kv_type="f32", chunk=32)
+
+
+def test_a_draft_changes_no_token(path: Path, expected: Completion) -> None:
+    with Gemma(path, draft=path, threads=1) as model:
+        assert as_tuple(model.generate(PROMPT, max_tokens=24, **GREEDY)) == as_tuple(expected)
+        assert model.stats().steps < 24, "the same model foretells everything"
+        assert len(model.generate(PROMPT, max_tokens=8, temperature=3.0, seed=1).token_ids) == 8
+    assert workers() == []
+
+
+def test_a_draft_of_another_vocabulary_is_refused(path: Path, real_model: Path) -> None:
+    with pytest.raises(ValueError, match=r"draft: .* has another vocabulary"):
+        Gemma(path, draft=real_model, threads=1)
+    assert workers() == []
+
+
+def test_a_draft_with_a_shorter_context_says_nothing_beyond(path: Path, expected: Completion) -> None:
+    with Gemma(path, draft=path, threads=1) as model:
+        assert model._draft is not None
+        model._draft.context = 12
+        assert as_tuple(model.generate(PROMPT, max_tokens=24, **GREEDY)) == as_tuple(expected)
+
+
+def test_memory_is_planned_from_a_file(path: Path) -> None:
+    with Gemma(path, context=64, threads=1) as model:
+        assert edge_gemma.plan_memory(path, 64, threads=1) == model.plan
+    one, four = (edge_gemma.plan_memory(path, 64, n, threads=1) for n in (1, 4))
+    assert four.kv_cache == 4 * one.kv_cache and four.weights == one.weights
