@@ -44,6 +44,14 @@ def real(value: object) -> float | None:
         return None
 
 
+def seconds(name: str, value: object) -> float:
+    """A finite number above 0. Raises ValueError."""
+    number = real(value)
+    if number is None or not 0 < number < float("inf"):
+        raise ValueError(f"{name}: {shown(value)} is no number of seconds above 0")
+    return number
+
+
 def flag(name: str, value: object) -> bool:
     """True or False. Raises TypeError: "no" would be true."""
     if not isinstance(value, bool | np.bool_):

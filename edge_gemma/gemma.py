@@ -33,7 +33,7 @@ from edge_gemma.errors import ContextOverflowError
 from edge_gemma.models.architecture import Config
 from edge_gemma.options import AnswerOptions
 from edge_gemma.streams import AsyncStream, Completion, PromptProgress, Received, Stream
-from edge_gemma.text.stop_strings import StopStrings
+from edge_gemma.text.stop_strings import stop_strings
 from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.token_sequence import TokenSequence
 
@@ -101,7 +101,7 @@ class Gemma:
         arguments.choice("load", load, ("map", "copy"))
         arguments.callback("progress", progress)
         slots = arguments.integer("slots", slots, 1, MAX_SLOTS)
-        stall = _seconds("max_stall", max_stall)
+        stall = arguments.seconds("max_stall", max_stall)
         self._speculates, self._draft = arguments.flag("speculate", speculate), None
         kept = arguments.optional_integer("prefix_cache", prefix_cache, 0, 2**62)
         runner = Runner(
@@ -361,7 +361,7 @@ class Gemma:
         """What `prompt` is to be continued as. Raises as the public methods do."""
         given = dict(options)
         max_tokens = arguments.integer("max_tokens", given.pop("max_tokens", 256), 1, 2**31)
-        stop = _stop_strings(given.pop("stop", ()))
+        stop = stop_strings(given.pop("stop", ()))
         priority = arguments.integer("priority", given.pop("priority", priority), -(2**31), 2**31)
         deadline = _deadline(given.pop("deadline", None))
         ids = self._checked("prompt", self._prompt_ids(prompt) if isinstance(prompt, str) else prompt)
@@ -436,26 +436,11 @@ class Gemma:
             self._engine.cancel(job)
 
 
-def _seconds(name: str, value: object) -> float:
-    number = arguments.real(value)
-    if number is None or not 0 < number < float("inf"):
-        raise ValueError(f"{name}: {arguments.shown(value)} is no number of seconds above 0")
-    return number
-
-
 def _deadline(seconds: object) -> float:
     """The moment, of `time.monotonic`, in so many seconds."""
-    return float("inf") if seconds is None else time.monotonic() + _seconds("deadline", seconds)
+    return float("inf") if seconds is None else time.monotonic() + arguments.seconds("deadline", seconds)
 
 
 def _when_ended(generation: Generation, finished: SimpleQueue[int], number: int) -> Callable[[], None]:
     """What to call after each item: the last one puts `number` into the queue."""
     return lambda: finished.put(number) if generation.channel.ended else None
-
-
-def _stop_strings(stop: object) -> tuple[str, ...]:
-    if not isinstance(stop, str | Sequence):
-        raise TypeError(f"stop: expected a string or several, got {type(stop).__name__}")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    StopStrings(stops)  # raises here, not at the first piece
-    return stops

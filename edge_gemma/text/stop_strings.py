@@ -58,6 +58,15 @@ class StopStrings:
         return next((len(end) for end in ends if any(stop.startswith(end) for stop in self._stops)), 0)
 
 
+def stop_strings(stop: object) -> tuple[str, ...]:
+    """One or several, checked as `StopStrings` does. Raises ValueError, TypeError."""
+    if not isinstance(stop, str | Sequence):
+        raise TypeError(f"stop: expected a string or several, got {type(stop).__name__}")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    _check(stops)
+    return stops
+
+
 def _check(stops: tuple[str, ...]) -> None:
     if len(stops) > MAX_STOPS:
         raise ValueError(f"stop takes at most {MAX_STOPS} strings, got {len(stops)}")
