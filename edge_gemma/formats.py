@@ -1,6 +1,6 @@
 """The block formats of weight tensors, as data: names, GGUF type numbers, sizes.
 
-Knows no bytes inside a block (`kernels/ops/formats.py`, `kernels/reference/formats.py`), no tensor and no file.
+Knows no bytes inside a block (`kernels/ops/formats/`, `kernels/reference/formats.py`), no tensor and no file.
 Source: the type table of the GGUF specification and ggml's block structs.
 """
 
