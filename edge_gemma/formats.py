@@ -53,6 +53,7 @@ FORMATS: dict[str, BlockFormat] = {
         BlockFormat("Q6_K", 14, 256, 210),
         BlockFormat("IQ4_NL", 20, 32, 18),
         BlockFormat("IQ4_XS", 23, 256, 136),
+        BlockFormat("MXFP4", 39, 32, 17),
     )
 }
 """The formats the runtime executes, by name."""

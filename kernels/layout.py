@@ -36,6 +36,7 @@ ZEROS = {
     "Q8_0": WIDE_ZERO,
     "IQ4_NL": WIDE_ZERO,
     "IQ4_XS": WIDE_ZERO,
+    "MXFP4": 12,
 }
 """What is subtracted from the bytes of weights of a format; 0 for the others."""
 

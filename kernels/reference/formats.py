@@ -55,6 +55,9 @@ def _five_bits(blocks: Bytes, at: int) -> Ints:
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
 """The sixteen values of IQ4_NL and IQ4_XS (ggml-common.h, kvalues_iq4nl)."""
 
+E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int32)
+"""Twice the values of a 4-bit float, by its bits (OCP Microscaling Formats 1.0, table 5)."""
+
 Parts = tuple[Ints, Floats, Ints | None, Floats | None]  # unsigned values, scale, subscales, minimum
 
 
@@ -85,6 +88,11 @@ def _iq4_nl(b: Bytes) -> Parts:
 def _iq4_xs(b: Bytes) -> Parts:
     scales = _fields(b[:, 4:8], 4, 4) | _fields(b[:, 2:4], 2, 2) << 4
     return LEVELS[_fields(b[:, 8:], 8, 4)] + WIDE_ZERO, _half(b, 0) * (scales - 32).astype(f32), None, None
+
+
+def _mxfp4(b: Bytes) -> Parts:
+    exponent = b[:, :1].astype(np.int32) - 128  # one less than the power of two, as the values are doubled
+    return E2M1[_four_bits(b, 1)] + ZEROS["MXFP4"], np.ldexp(f32(1), exponent), None, None
 
 
 def _q2_k(b: Bytes) -> Parts:
@@ -122,6 +130,7 @@ def _q6_k(b: Bytes) -> Parts:
 
 _PARTS: dict[str, Callable[[Bytes], Parts]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
     "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
 }  # fmt: skip
 
