@@ -6,13 +6,13 @@ from typing import Any
 
 from ...simd.decorators import inlined
 from ...simd.vocabulary import (
+    bits_to_bytes,
     half_to_float,
     high_nibbles,
     rows_16_bytes,
     rows_short,
     shift_right_signed,
     splat_int,
-    spread_bits,
 )
 
 
@@ -47,15 +47,18 @@ def join(low: Any, high: Any, shift: Any) -> Any:
     )  # fmt: skip
 
 
+_fifth = bits_to_bytes(4)
+
+
 @inlined
 def fifth_bits(q: Any, high: Any) -> Any:
     """Nibbles with bit e of `high` as bit 4 of weight e."""
     n = nibbles(q)
     return (
-        n[0] | spread_bits(high), n[1] | spread_bits(high >> 4),
-        n[2] | spread_bits(high >> 8), n[3] | spread_bits(high >> 12),
-        n[4] | spread_bits(high >> 16), n[5] | spread_bits(high >> 20),
-        n[6] | spread_bits(high >> 24), n[7] | spread_bits(high >> 28),
+        n[0] | _fifth(high), n[1] | _fifth(high >> 4),
+        n[2] | _fifth(high >> 8), n[3] | _fifth(high >> 12),
+        n[4] | _fifth(high >> 16), n[5] | _fifth(high >> 20),
+        n[6] | _fifth(high >> 24), n[7] | _fifth(high >> 28),
     )  # fmt: skip
 
 
@@ -90,8 +93,12 @@ def signed_byte(words: Any, shift: Any) -> Any:
 
 
 @inlined
+def word_of(words: Any, k: Any) -> Any:
+    """words[k] of 4, where k may be known when the kernel runs only."""
+    return words[0] if k == 0 else words[1] if k == 1 else words[2] if k == 2 else words[3]
+
+
+@inlined
 def two_bytes(at: Any, stride: Any, i: Any) -> Any:
     """Bytes 2i and 2i + 1 of 16 a row, in the low bits: all are read together, once for a super-block."""
-    words, k = rows_16_bytes(at, stride), i >> 1
-    word = words[0] if k == 0 else words[1] if k == 1 else words[2] if k == 2 else words[3]
-    return word >> (16 * (i & 1))
+    return word_of(rows_16_bytes(at, stride), i >> 1) >> (16 * (i & 1))
