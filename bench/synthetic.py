@@ -69,6 +69,8 @@ _SCALES = {
     "Q6_K": _Scales(208, 1367),
     "IQ4_NL": _Scales(0, 69),
     "IQ4_XS": _Scales(0, 1275),
+    "IQ3_XXS": _Scales(0, 142),
+    "IQ3_S": _Scales(0, 140),
     "MXFP4": _Scales(0, 5.85),
 }
 

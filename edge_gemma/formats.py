@@ -53,6 +53,8 @@ FORMATS: dict[str, BlockFormat] = {
         BlockFormat("Q6_K", 14, 256, 210),
         BlockFormat("IQ4_NL", 20, 32, 18),
         BlockFormat("IQ4_XS", 23, 256, 136),
+        BlockFormat("IQ3_XXS", 18, 256, 98),
+        BlockFormat("IQ3_S", 21, 256, 110),
         BlockFormat("MXFP4", 39, 32, 17),
     )
 }

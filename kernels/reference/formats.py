@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.formats import FORMATS
 
+from .. import grids
 from ..layout import WIDE_ZERO, ZEROS
 
 Floats = NDArray[np.float32]
@@ -128,9 +129,55 @@ def _q6_k(b: Bytes) -> Parts:
     return values, _half(b, 208), b[:, 192:208].view(np.int8).astype(np.int32), None
 
 
+# ---- groups of a grid --------------------------------------------------------------------------------------------
+
+IQ3_XXS_LEVELS, IQ3_S_LEVELS = np.array([4, 12, 20, 28, 36, 44, 52, 62]), np.array([1, 3, 5, 7, 9, 11, 13, 15])
+
+
+def _words(blocks: Bytes, at: int, count: int) -> NDArray[np.uint32]:
+    """The 32-bit words from byte `at` of each block on, (N, count)."""
+    return blocks[:, at : at + 4 * count].copy().view("<u4")
+
+
+def _signs(bits: Bytes) -> Ints:
+    """-1 for each bit that is set, else 1: (N, bytes) to (N, 8 * bytes)."""
+    return 1 - 2 * np.unpackbits(bits, axis=1, bitorder="little").astype(np.int32)
+
+
+def _even_signs(seven: Bytes) -> Ints:
+    """The same of bytes of 7 bits, an eighth being set if otherwise the number of set bits were odd."""
+    odd = _signs(seven).reshape(len(seven), -1, 8).prod(axis=2) < 0
+    return _signs(seven | odd.astype(np.uint8) << 7)
+
+
+def _four_sevens(words: NDArray[np.uint32]) -> Bytes:
+    """Bits 0..27 of each word as four bytes: (N, n) to (N, 4n)."""
+    sevens = words[:, :, None] >> np.array([0, 7, 14, 21], np.uint32) & np.uint32(127)
+    return sevens.reshape(len(words), -1).astype(np.uint8)
+
+
+def _on_grid(name: str, levels: NDArray[np.int64], groups: Ints, signs: Ints) -> Ints:
+    """The unsigned weights of groups of the grid of that name."""
+    values = levels[getattr(grids, name)[groups]].reshape(signs.shape) * signs
+    return (values + ZEROS[name]).astype(np.int32)
+
+
+def _iq3_xxs(b: Bytes) -> Parts:
+    words = _words(b, 66, 8)
+    scale = _half(b, 0) * ((words >> 28) * 2 + 1).astype(f32) * f32(0.25)
+    values = _on_grid("IQ3_XXS", IQ3_XXS_LEVELS, b[:, 2:66].astype(np.int32), _even_signs(_four_sevens(words)))
+    return values, scale, None, None
+
+
+def _iq3_s(b: Bytes) -> Parts:
+    groups = b[:, 2:66] | _fields(b[:, 66:74], 8, 1) << 8
+    scale = _half(b, 0) * (_fields(b[:, 106:110], 4, 4) * 2 + 1).astype(f32)
+    return _on_grid("IQ3_S", IQ3_S_LEVELS, groups, _signs(b[:, 74:106])), scale, None, None
+
+
 _PARTS: dict[str, Callable[[Bytes], Parts]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
-    "MXFP4": _mxfp4,
+    "MXFP4": _mxfp4, "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
     "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ tests hold these against.
 
 from __future__ import annotations
 
+from .gridded import GRIDDED
 from .levels import IQ4_VALUES, LEVELS
 from .plain import PLAIN
 from .super_blocks import SUPER_BLOCKS
@@ -22,5 +23,5 @@ from .traits import IntFormat, minimum, scale, subscales, weights
 
 __all__ = ["INT_FORMATS", "IQ4_VALUES", "IntFormat", "minimum", "scale", "subscales", "weights"]
 
-INT_FORMATS: dict[str, IntFormat] = {fmt.name: fmt for fmt in (*PLAIN, *LEVELS, *SUPER_BLOCKS)}
+INT_FORMATS: dict[str, IntFormat] = {fmt.name: fmt for fmt in (*PLAIN, *LEVELS, *SUPER_BLOCKS, *GRIDDED)}
 """The formats whose products with int8 activations are exact integers."""
