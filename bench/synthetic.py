@@ -71,6 +71,9 @@ _SCALES = {
     "IQ4_XS": _Scales(0, 1275),
     "IQ3_XXS": _Scales(0, 142),
     "IQ3_S": _Scales(0, 140),
+    "IQ2_XXS": _Scales(0, 53.4),
+    "IQ2_XS": _Scales(0, 56),
+    "IQ2_S": _Scales(0, 56),
     "MXFP4": _Scales(0, 5.85),
 }
 

@@ -55,6 +55,9 @@ FORMATS: dict[str, BlockFormat] = {
         BlockFormat("IQ4_XS", 23, 256, 136),
         BlockFormat("IQ3_XXS", 18, 256, 98),
         BlockFormat("IQ3_S", 21, 256, 110),
+        BlockFormat("IQ2_XXS", 16, 256, 66),
+        BlockFormat("IQ2_XS", 17, 256, 74),
+        BlockFormat("IQ2_S", 22, 256, 82),
         BlockFormat("MXFP4", 39, 32, 17),
     )
 }

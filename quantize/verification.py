@@ -33,7 +33,7 @@ SAME = 1e-3
 FLOAT16_AT = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-    "IQ3_XXS": (0,), "IQ3_S": (0,), "MXFP4": (),
+    "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "MXFP4": (),
 }  # fmt: skip
 """Where in a block its float16 scales and minima are: the only bytes of it that could be no finite number."""
 

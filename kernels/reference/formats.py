@@ -175,9 +175,32 @@ def _iq3_s(b: Bytes) -> Parts:
     return _on_grid("IQ3_S", IQ3_S_LEVELS, groups, _signs(b[:, 74:106])), scale, None, None
 
 
+IQ2_LEVELS = np.array([8, 25, 43])
+
+
+def _iq2_xxs(b: Bytes) -> Parts:
+    words = _words(b, 2, 16).reshape(-1, 8, 2)
+    groups = words[:, :, 0].copy().view(np.uint8).astype(np.int32)
+    scale = _half(b, 0) * ((words[:, :, 1] >> 28) * 2 + 1).astype(f32) * f32(0.125)
+    return _on_grid("IQ2_XXS", IQ2_LEVELS, groups, _even_signs(_four_sevens(words[:, :, 1]))), scale, None, None
+
+
+def _iq2_xs(b: Bytes) -> Parts:
+    shorts = b[:, 2:66].copy().view("<u2").astype(np.int32)
+    values = _on_grid("IQ2_XS", IQ2_LEVELS, shorts & 511, _even_signs((shorts >> 9).astype(np.uint8)))
+    return values, _half(b, 0) * f32(0.125), _fields(b[:, 66:74], 8, 4) * 2 + 1, None
+
+
+def _iq2_s(b: Bytes) -> Parts:
+    groups = b[:, 2:34] | _fields(b[:, 66:74], 8, 2) << 8
+    values = _on_grid("IQ2_S", IQ2_LEVELS, groups, _signs(b[:, 34:66]))
+    return values, _half(b, 0) * f32(0.125), _fields(b[:, 74:82], 8, 4) * 2 + 1, None
+
+
 _PARTS: dict[str, Callable[[Bytes], Parts]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4, "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
+    "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s,
     "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
 }  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_what_nobody_reads_is_carried_over_as_it_is(tmp_path: Path) -> None:
     ]
     builder = runnable_gemma("gemma3")
     builder.keys += odd
-    builder.tensors += [TensorRecord("v.norm", (3,)), TensorRecord("extra", (256,), 16, bytes(66))]
+    builder.tensors += [TensorRecord("v.norm", (3,)), TensorRecord("extra", (256,), 35, bytes(66))]
     (tmp_path / "odd.gguf").write_bytes(builder.build())
     with pytest.warns(UserWarning, match="are ignored: extra"):
         report = quantize(tmp_path / "odd.gguf", tmp_path / "out.gguf", "Q8_0")

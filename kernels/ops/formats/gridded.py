@@ -2,10 +2,14 @@
 
     IQ3_XXS  | d: f16 | 64 B groups | 8 x 4 B: 4 x 7 signs, scale |
     IQ3_S    | d: f16 | 64 B groups | 8 B: ninth bits of them | 32 B signs | 4 B scales |
+    IQ2_XXS  | d: f16 | 8 x (4 B groups, 4 B: 4 x 7 signs, scale) |
+    IQ2_XS   | d: f16 | 32 x 2 B: group, 7 signs | 8 B scales |
+    IQ2_S    | d: f16 | 32 B groups | 32 B signs | 8 B: two more bits of each group | 8 B scales |
 
 A byte that is looked up in the table of levels has the number of a level in its lower bits, and in bit 3 the weight's
-sign. Signs of IQ3_XXS: an even number of each 8 is negative, so 7 are stored. Scales are of 4 bits, one per 32
-weights, and stand for d times an odd number. Weights begin at their least, so that none is negative.
+sign. Where 7 signs of 8 are stored, an even number of them is negative. Scales have 4 bits, for 32 weights, or for 16
+in IQ2_XS and IQ2_S, and stand for odd multiples of d / 4 or d / 8. A weight is a level or less, plus the largest level:
+so none is negative.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from ...simd.vocabulary import (
     bits_to_bytes,
     byte_table,
     grid_lookup,
+    high_bytes,
+    low_bytes,
     rows_16_bytes,
     rows_word,
     splat,
@@ -114,7 +120,66 @@ def _iq3_s_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     return half_at(at, stride) * to_float(_odd(number))
 
 
+# ---- IQ2: 8 weights a group --------------------------------------------------------------------------------------
+
+_IQ2_LEVELS = 8, 25, 43
+_iq2_xxs_grid = grid_lookup("iq2_xxs_grid", grids.IQ2_XXS)
+_iq2_xs_grid = grid_lookup("iq2_xs_grid", grids.IQ2_XS)
+_iq2_s_grid = grid_lookup("iq2_s_grid", grids.IQ2_S)
+_iq2_signed = _make_signed("IQ2_XXS", _IQ2_LEVELS)
+
+
+def _iq2_xxs_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    groups, signs = _eight_bytes(at + 2, stride, i)
+    return _iq2_signed(_iq2_xxs_grid(groups, groups), _even_signs(signs))
+
+
+def _iq2_xxs_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    _, word = _eight_bytes(at + 2, stride, i)
+    return half_at(at, stride) * (to_float(_odd(word >> 28)) * splat(0.125))
+
+
+def _iq2_xs_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    """The lowest 9 bits of two bytes are the group's."""
+    first, second = _eight_bytes(at + 2, stride, i)
+    high = high_bytes(first, second)
+    signs = with_parity((high >> 1) & splat_int(0x7F7F7F7F))
+    return _iq2_signed(_iq2_xs_grid(low_bytes(first, second), high), signs)
+
+
+def _iq2_s_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    pairs = word_of(rows_16_bytes(at + 66, stride), i >> 2) >> (8 * (i & 3))
+    high = (
+        (pairs & splat_int(3)) | ((pairs << 6) & splat_int(0x300))
+        | ((pairs << 12) & splat_int(0x30000)) | ((pairs << 18) & splat_int(0x3000000))
+    )  # fmt: skip
+    return _iq2_signed(_iq2_s_grid(_four_bytes(at + 2, stride, i), high), _four_bytes(at + 34, stride, i))
+
+
+def _eighth(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    """d / 8, of which each half of a 32-block has a multiple."""
+    return half_at(at, stride) * splat(0.125)
+
+
+@inlined
+def _odd_pair(byte: Any) -> Any:
+    """What the nibbles of a byte stand for; bits above it may be anything."""
+    return _odd(byte & splat_int(15)), _odd((byte >> 4) & splat_int(15))
+
+
+def _iq2_xs_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    words = rows_16_bytes(at + 58, stride)  # the last 8 count; behind them memory may end
+    return _odd_pair(word_of(words, 2 + (i >> 2)) >> (8 * (i & 3)))
+
+
+def _iq2_s_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    return _odd_pair(word_of(rows_16_bytes(at + 66, stride), 2 + (i >> 2)) >> (8 * (i & 3)))
+
+
 GRIDDED = (
     IntFormat(FORMATS["IQ3_XXS"], 124, _iq3_xxs_weights, _iq3_xxs_scale, group=4),
     IntFormat(FORMATS["IQ3_S"], 30, _iq3_s_weights, _iq3_s_scale, group=4),
+    IntFormat(FORMATS["IQ2_XXS"], 86, _iq2_xxs_weights, _iq2_xxs_scale, group=4),
+    IntFormat(FORMATS["IQ2_XS"], 86, _iq2_xs_weights, _eighth, _iq2_xs_subscales, group=4),
+    IntFormat(FORMATS["IQ2_S"], 86, _iq2_s_weights, _eighth, _iq2_s_subscales, group=4),
 )
