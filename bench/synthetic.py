@@ -74,6 +74,8 @@ _SCALES = {
     "IQ2_XXS": _Scales(0, 53.4),
     "IQ2_XS": _Scales(0, 56),
     "IQ2_S": _Scales(0, 56),
+    "IQ1_S": _Scales(0, 7.2),
+    "IQ1_M": _Scales(48, 7.2),
     "MXFP4": _Scales(0, 5.85),
 }
 
@@ -96,6 +98,9 @@ def random_blocks(name: str, rows: int, columns: int, rng: np.random.Generator, 
     if name == "MXFP4":
         blocks[:, 0] = _powers_of_two(scale, rng)
         return blocks.reshape(rows, -1)
+    if name == "IQ1_M":
+        _quarter(scale.astype(np.float16), blocks[:, kind.scale_at :])
+        return blocks.reshape(rows, -1)
     blocks[:, kind.scale_at : kind.scale_at + 2] = scale.astype(np.float16)[:, None].view(np.uint8)
     if kind.min_at is not None:
         minimum = (scale * np.float32(kind.min_per_scale)).astype(np.float16)
@@ -108,6 +113,13 @@ def _powers_of_two(scale: npt.NDArray[np.float32], rng: np.random.Generator) -> 
     fraction, exponent = np.frexp(scale)  # fraction in [0.5, 1)
     above = rng.uniform(0, 1, len(scale)) < (4 * fraction**2 - 1) / 3
     return (exponent - 1 + above + 128).astype(np.uint8)
+
+
+def _quarter(scale: npt.NDArray[np.float16], shorts: Bytes) -> None:
+    """IQ1_M's scale: 4 of its bits in the upper end of each of four 16-bit numbers, the lowest first."""
+    for i in range(4):
+        quarter = (scale.view(np.uint16) >> 4 * i & 15).astype(np.uint8)
+        shorts[:, 2 * i + 1] = shorts[:, 2 * i + 1] & 15 | quarter << 4
 
 
 # ---- vocabulary ----------------------------------------------------------------------------------------------------

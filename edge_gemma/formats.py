@@ -58,6 +58,8 @@ FORMATS: dict[str, BlockFormat] = {
         BlockFormat("IQ2_XXS", 16, 256, 66),
         BlockFormat("IQ2_XS", 17, 256, 74),
         BlockFormat("IQ2_S", 22, 256, 82),
+        BlockFormat("IQ1_S", 19, 256, 50),
+        BlockFormat("IQ1_M", 29, 256, 56),
         BlockFormat("MXFP4", 39, 32, 17),
     )
 }

@@ -41,6 +41,8 @@ ZEROS = {
     "IQ2_XXS": 43,
     "IQ2_XS": 43,
     "IQ2_S": 43,
+    "IQ1_S": 9,
+    "IQ1_M": 9,
     "MXFP4": 12,
 }
 """What is subtracted from the bytes of weights of a format; 0 for the others."""

@@ -197,10 +197,32 @@ def _iq2_s(b: Bytes) -> Parts:
     return values, _half(b, 0) * f32(0.125), _fields(b[:, 74:82], 8, 4) * 2 + 1, None
 
 
+def _on_iq1_grid(groups: Ints, negative: NDArray[np.bool_]) -> Ints:
+    """The unsigned weights: 8 times the numbers of the grid, and 1 less where the group's delta is negative or more."""
+    delta = np.where(negative, -1, 1)[..., None]
+    values = (8 * (grids.IQ1.astype(np.int32)[groups] - 1)).reshape(*negative.shape, -1) + delta
+    return (values + ZEROS["IQ1_S"]).reshape(len(groups), -1).astype(np.int32)
+
+
+def _iq1_s(b: Bytes) -> Parts:
+    shorts = b[:, 34:50].copy().view("<u2").astype(np.int32)
+    high = (shorts[:, :, None] >> np.array([0, 3, 6, 9]) & 7).reshape(len(b), -1)
+    scale = _half(b, 0) * ((shorts >> 12 & 7) * 2 + 1).astype(f32) * f32(0.125)
+    return _on_iq1_grid(b[:, 2:34] | high << 8, shorts >= 1 << 15), scale, None, None
+
+
+def _iq1_m(b: Bytes) -> Parts:
+    nibbles, shorts = _fields(b[:, 32:48], 16, 4), b[:, 48:56].copy().view("<u2").astype(np.int32)
+    bits = (shorts >> 12 << np.array([0, 4, 8, 12])).sum(axis=1, keepdims=True)
+    scale = bits.astype(np.uint16).view(np.float16).astype(f32) * f32(0.125)
+    subscales = (shorts[:, :, None] >> np.array([0, 3, 6, 9]) & 7).reshape(len(b), -1) * 2 + 1
+    return _on_iq1_grid(b[:, :32] | (nibbles & 7) << 8, nibbles >= 8), scale, subscales, None
+
+
 _PARTS: dict[str, Callable[[Bytes], Parts]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4, "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
-    "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s,
+    "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s, "IQ1_S": _iq1_s, "IQ1_M": _iq1_m,
     "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
 }  # fmt: skip
 

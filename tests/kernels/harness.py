@@ -155,17 +155,21 @@ def random_rows(name: str, rows: int, columns: int, seed: int) -> Array:
 
 
 def set_scales(name: str, blocks: Array, halves: Callable[[tuple[int, ...]], Array]) -> None:
-    """Give the blocks, (..., bytes), float16 scales and minima of `halves(shape)`; where there is room for a power of
-    two alone, that below it."""
+    """Give the blocks, (..., bytes), float16 scales and minima of `halves(shape)`; of IQ1_M 4 bits in each of four
+    places, and where there is room for a power of two alone, that below it."""
     for at in scale_offsets(name):
         blocks[..., at : at + 2] = halves((*blocks.shape[:-1], 1)).view(np.uint8)
+    if name == "IQ1_M":
+        bits = halves(blocks.shape[:-1]).view(np.uint16)
+        for i in range(4):
+            blocks[..., 49 + 2 * i] = blocks[..., 49 + 2 * i] & 15 | (bits >> 4 * i & 15) << 4
     if name == "MXFP4":
         blocks[..., 0] = np.frexp(halves(blocks.shape[:-1]).astype(np.float32))[1] + 126
 
 
 def scale_offsets(name: str) -> tuple[int, ...]:
     """Where a block's float16 numbers are."""
-    if name == "MXFP4":
+    if name in ("IQ1_M", "MXFP4"):
         return ()
     first = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(name, 0)
     return (first, first + 2) if name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K") else (first,)

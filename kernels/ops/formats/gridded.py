@@ -5,11 +5,14 @@
     IQ2_XXS  | d: f16 | 8 x (4 B groups, 4 B: 4 x 7 signs, scale) |
     IQ2_XS   | d: f16 | 32 x 2 B: group, 7 signs | 8 B scales |
     IQ2_S    | d: f16 | 32 B groups | 32 B signs | 8 B: two more bits of each group | 8 B scales |
+    IQ1_S    | d: f16 | 32 B groups | 8 x 2 B: three more bits of 4 groups, scale, sign of delta |
+    IQ1_M    | 32 B groups | 32 x 4 bits: three more of a group, sign of delta | 4 x 2 B: 4 x 3 bits scales, 4 of d |
 
 A byte that is looked up in the table of levels has the number of a level in its lower bits, and in bit 3 the weight's
 sign. Where 7 signs of 8 are stored, an even number of them is negative. Scales have 4 bits, for 32 weights, or for 16
-in IQ2_XS and IQ2_S, and stand for odd multiples of d / 4 or d / 8. A weight is a level or less, plus the largest level:
-so none is negative.
+in IQ2_XS and IQ2_S, and stand for odd multiples of d / 4 or d / 8. Unsigned weights are sums with the largest level.
+
+Levels of IQ1 are -1, 0 and 1 plus or minus a delta of 1/8, one for 32 weights, or 8 in IQ1_M. Times 8 they are whole.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from ...simd.vocabulary import (
     bits_to_bytes,
     byte_table,
     grid_lookup,
+    half_to_float,
     high_bytes,
     low_bytes,
     rows_16_bytes,
     rows_word,
+    shift_right_signed,
     splat,
     splat_int,
     to_float,
@@ -176,10 +181,79 @@ def _iq2_s_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     return _odd_pair(word_of(rows_16_bytes(at + 66, stride), 2 + (i >> 2)) >> (8 * (i & 3)))
 
 
+# ---- IQ1: 8 weights a group --------------------------------------------------------------------------------------
+
+_IQ1_LEVELS = [9 + 8 * (level - 1) + delta for delta in (1, -1) for level in (0, 1, 2)]
+_iq1_grid = grid_lookup("iq1_grid", grids.IQ1)
+_iq1_level = byte_table("iq1_level", [*_IQ1_LEVELS[:3], *[0] * 5, *_IQ1_LEVELS[3:], *[0] * 5])
+
+
+@inlined
+def _delta(words: Any, bit: Any) -> Any:
+    """The sign that a lane has in a bit, as bit 3 of all its bytes."""
+    return shift_right_signed(words << (31 - bit), 31) & splat_int(0x08080808)
+
+
+@inlined
+def _iq1_pair(first: Any, second: Any, delta: Any) -> Any:
+    m = splat_int(0x03030303)
+    return _iq1_level((first & m) | delta), _iq1_level((second & m) | delta)
+
+
+@inlined
+def _short(words: Any, i: Any) -> Any:
+    """16-bit number i of 8, in the low bits; what is above may be anything."""
+    return word_of(words, i >> 1) >> (16 * (i & 1))
+
+
+def _iq1_s_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    word = _short(rows_16_bytes(at + 34, stride), i)
+    high = (
+        (word & splat_int(7)) | ((word << 5) & splat_int(0x700))
+        | ((word << 10) & splat_int(0x70000)) | ((word << 15) & splat_int(0x7000000))
+    )  # fmt: skip
+    v, delta = _iq1_grid(_four_bytes(at + 2, stride, i), high), _delta(word, 15)
+    return (
+        _iq1_pair(v[0], v[1], delta) + _iq1_pair(v[2], v[3], delta)
+        + _iq1_pair(v[4], v[5], delta) + _iq1_pair(v[6], v[7], delta)
+    )  # fmt: skip
+
+
+def _iq1_s_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    number = (_short(rows_16_bytes(at + 34, stride), i) >> 12) & splat_int(7)
+    return half_at(at, stride) * (to_float(_odd(number)) * splat(0.125))
+
+
+def _iq1_m_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    nibbles = _short(rows_16_bytes(at + 32, stride), i) & splat_int(0xFFFF)
+    pairs = (nibbles | (nibbles << 8)) & splat_int(0x00FF00FF)
+    high = (pairs | (pairs << 4)) & splat_int(0x0F0F0F0F)
+    v = _iq1_grid(_four_bytes(at, stride, i), high)
+    return (
+        _iq1_pair(v[0], v[1], _delta(high, 3)) + _iq1_pair(v[2], v[3], _delta(high, 11))
+        + _iq1_pair(v[4], v[5], _delta(high, 19)) + _iq1_pair(v[6], v[7], _delta(high, 27))
+    )  # fmt: skip
+
+
+def _iq1_m_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    """d / 8; the lowest bits of d come first."""
+    words = rows_16_bytes(at + 40, stride)  # the last 8 bytes count
+    low = ((words[2] >> 12) & splat_int(0xF)) | ((words[2] >> 24) & splat_int(0xF0))
+    high = ((words[3] >> 4) & splat_int(0xF00)) | ((words[3] >> 16) & splat_int(0xF000))
+    return half_to_float(low | high) * splat(0.125)
+
+
+def _iq1_m_subscales(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
+    word = _short(rows_16_bytes(at + 40, stride), 4 + (i >> 1)) >> (6 * (i & 1))
+    return _odd(word & splat_int(7)), _odd((word >> 3) & splat_int(7))
+
+
 GRIDDED = (
     IntFormat(FORMATS["IQ3_XXS"], 124, _iq3_xxs_weights, _iq3_xxs_scale, group=4),
     IntFormat(FORMATS["IQ3_S"], 30, _iq3_s_weights, _iq3_s_scale, group=4),
     IntFormat(FORMATS["IQ2_XXS"], 86, _iq2_xxs_weights, _iq2_xxs_scale, group=4),
     IntFormat(FORMATS["IQ2_XS"], 86, _iq2_xs_weights, _eighth, _iq2_xs_subscales, group=4),
     IntFormat(FORMATS["IQ2_S"], 86, _iq2_s_weights, _eighth, _iq2_s_subscales, group=4),
+    IntFormat(FORMATS["IQ1_S"], 18, _iq1_s_weights, _iq1_s_scale, group=4),
+    IntFormat(FORMATS["IQ1_M"], 18, _iq1_m_weights, _iq1_m_scale, _iq1_m_subscales, group=4),
 )
