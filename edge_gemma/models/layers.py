@@ -17,6 +17,19 @@ class LayerConfig:
     rope: Rope
     window: int | None = None
     """A key is visible where query position - key position < window. None: the layer is global, all are."""
+    shared_with: int | None = None
+    """The earlier layer whose keys and values it attends to, having none of its own."""
+    keys_are_values: bool = False
+    """Values are made of the same product as keys."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts beside the feed-forward part: `used` of `count`, each `d_ff` wide."""
+
+    count: int
+    used: int
+    d_ff: int
 
 
 def periodic(period: int, n_layers: int) -> tuple[bool, ...]:

@@ -29,7 +29,7 @@ NAMES_SHOWN = 5
 
 
 class LayerWeights:
-    """The tensors of one layer, each an attribute named by its role: `attn_norm`, `ffn_down`, ..."""
+    """The tensors of one layer, or those of no layer, each an attribute by its key: `attn_norm`, `ffn_down`, ..."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
@@ -38,10 +38,10 @@ class LayerWeights:
         try:
             return self._tensors[role]
         except KeyError:
-            raise AttributeError(f"no tensor {role} in this layer ({', '.join(self._tensors)} are)") from None
+            raise AttributeError(f"no tensor {role} here ({', '.join(self._tensors)} are)") from None
 
     def get(self, role: str) -> Tensor | None:
-        """The tensor, None in a layer without it."""
+        """The tensor, None where there is none."""
         return self._tensors.get(role)
 
 
@@ -68,6 +68,10 @@ class Weights:
     output_norm: Tensor
     output: Tensor
     layers: tuple[LayerWeights, ...]
+    outside: LayerWeights
+    """All that belong to no layer."""
+    rope_factors: tuple[float, ...] | None
+    """What `rope_freqs` says, see `Rope.factors`."""
     bound: tuple[Tensor, ...]
     """Every tensor once, in the order of the model's table."""
 
@@ -86,12 +90,14 @@ class Weights:
         for spec in specs:
             tensor = file.tensors[spec.name]
             _check_tensor(file, tensor, spec.shape)
-            (outside if spec.layer is None else layers[spec.layer])[spec.role] = tensor
+            (outside if spec.layer is None else layers[spec.layer])[spec.key] = tensor
         return cls(
             token_embd=outside["token_embd"],
             output_norm=outside["output_norm"],
             output=outside.get("output", outside["token_embd"]),
             layers=tuple(map(LayerWeights, layers)),
+            outside=LayerWeights(outside),
+            rope_factors=_rope_factors(file, outside.get("rope_freqs")),
             bound=tuple(file.tensors[spec.name] for spec in specs),
         )
 
@@ -135,6 +141,15 @@ def _check_vector(file: GgufFile, tensor: Tensor) -> None:
     finite = np.isfinite(file.data(tensor).view(np.float32).reshape(-1))
     if not finite.all():
         raise _error(file, tensor, f"entry {int(finite.argmin())} is not finite")
+
+
+def _rope_factors(file: GgufFile, tensor: Tensor | None) -> tuple[float, ...] | None:
+    if tensor is None:
+        return None
+    factors = file.data(tensor).view(np.float32).reshape(-1)
+    if factors.min() <= 0:
+        raise _error(file, tensor, f"entry {int(factors.argmin())} is not above 0")
+    return tuple(factors.tolist())
 
 
 def _check_matrix(file: GgufFile, tensor: Tensor) -> None:
