@@ -98,12 +98,11 @@ def plan_memory(
 
 def buffer_bytes(config: Config, weights: Weights, context: int, chunk: int, kv_type: KvType) -> int:
     """What the operations of steps of up to `chunk` rows work in: known exactly, from recording without memory."""
-    return sum(
-        Recording(
-            regime, chunk, lambda _tensor: 0, kv_type, config, weights, context, allocate=False
-        ).program.buffer_bytes()
-        for regime in Regime.up_to(chunk)
-    )
+    model = config, weights, context
+    recordings = [
+        Recording(regime, chunk, lambda _tensor: 0, kv_type, *model, allocate=False) for regime in Regime.up_to(chunk)
+    ]
+    return sum(recording.program.buffer_bytes() for recording in recordings)
 
 
 def scratch_bytes(config: Config, chunk: int) -> int:
@@ -151,8 +150,9 @@ def require_budget(
         made = plan(positions)
         return made.kv_cache + made.buffers
 
-    if own(context) <= budget:
-        return plan(context)
+    made = plan(context)
+    if made.kv_cache + made.buffers <= budget:
+        return made
     fits, too_many = 0, context
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
