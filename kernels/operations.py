@@ -114,7 +114,10 @@ def _operation(name: str, arguments: str) -> Operation:
 # x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise. q: rows of int8 blocks, made from y
 # with `zero`; null for none. Where there is q, y may be null: nobody needs the floats.
 EMBED = _operation("embed", "table row_bytes columns y y_stride scale")
-NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y y_stride q q_stride zero")
+# factor: null, or address of a float32 that multiplies base + norm
+NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride factor y y_stride q q_stride zero")
+# weight, base: null for none
+HEAD_NORM = _operation("head_norm", "x x_stride heads head_dim weight epsilon base base_stride scale y y_stride")
 QUANTIZE = _operation("quantize", "x x_stride columns zero q q_stride")
 MATMUL = _operation("matmul", "weights row_bytes rows columns x x_stride y y_stride")
 NEXT = 21, 22, 23
@@ -136,7 +139,7 @@ NO_WINDOW = 2**40
 MERGE = _operation("merge", "y heads head_dim window partial spans q zero")
 GATED = _operation("gated", " ".join(MATMUL.arguments) + " up q q_stride zero")
 """y = gelu(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there."""
-GATE = _operation("gate", "gate up stride columns y y_stride q q_stride zero")
+GATE = _operation("gate", "gate gate_stride up up_stride columns y y_stride q q_stride zero")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")
 SQUARES = _operation("squares", "x x_stride columns sums")

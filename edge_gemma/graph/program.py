@@ -66,13 +66,21 @@ class Program(Recorder):
 
     def rms_norm(self, x: Rows, weight: Tensor, epsilon: float, *, out: str, takers: Takers) -> Rows:
         """out = x / rms(x) * weight, in the form that the products with `takers` want."""
-        return self._norm(x, weight, epsilon, self._forms(out, x.columns, takers), base=None)
+        return self._norm(x, weight, epsilon, self._forms(out, x.columns, takers))
 
-    def add_norm(self, base: Rows, x: Rows, weight: Tensor, epsilon: float) -> Rows:
-        """base = base + x / rms(x) * weight."""
-        return self._norm(x, weight, epsilon, Forms(base), base=base)
+    def add_norm(self, base: Rows, x: Rows, weight: Tensor, epsilon: float, *, factor: Tensor | None = None) -> Rows:
+        """base = (base + x / rms(x) * weight) * factor; `factor` has one value."""
+        return self._norm(x, weight, epsilon, Forms(base), base, factor)
 
-    def _norm(self, x: Rows, weight: Tensor, epsilon: float, out: Forms, base: Rows | None) -> Rows:
+    def _norm(
+        self,
+        x: Rows,
+        weight: Tensor,
+        epsilon: float,
+        out: Forms,
+        base: Rows | None = None,
+        factor: Tensor | None = None,
+    ) -> Rows:
         self._emit(
             ops.NORM,
             Kernel("ops.elementwise", "norm"),
@@ -80,10 +88,34 @@ class Program(Recorder):
             out.names,
             *(x.address, x.stride, self._address_of(weight), x.columns, real(epsilon)),
             *((base.address, base.stride) if base else (0, 0)),
+            self._address_of(factor) if factor else 0,
             *(out.y.address, out.y.stride, *out.int8),
             weights=(weight,),
         )
         return self._keep(out)
+
+    def head_norm(
+        self,
+        x: Rows,
+        head_dim: int,
+        epsilon: float,
+        *,
+        out: str,
+        weight: Tensor | None = None,
+        base: Rows | None = None,
+        scale: float = 1.0,
+    ) -> Rows:
+        """out = (x / rms(x) * weight + base) * scale for each `head_dim` neighbours of x; weight: (head_dim,)."""
+        y = self._buffer(out, x.columns)
+        self._emit(
+            ops.HEAD_NORM,
+            Kernel("ops.elementwise", "head_norm"),
+            (x.name, base.name) if base else (x.name,),
+            (y.name,),
+            *(x.address, x.stride, x.columns // head_dim, head_dim, self._address_of(weight) if weight else 0),
+            *(real(epsilon), *((base.address, base.stride) if base else (0, 0)), real(scale), y.address, y.stride),
+        )
+        return y
 
     def add(self, base: Rows, x: Rows) -> Rows:
         """base = base + x."""
@@ -239,13 +271,19 @@ class Program(Recorder):
             self._gate(self.matmul(x, gate, out="gate"), self.matmul(x, up, out="up"), y)
         return self._keep(y)
 
+    def gelu_times(self, gate: Rows, up: Rows, *, out: str, takers: Takers) -> Rows:
+        """out = gelu(gate) * up, in the form that `takers` want."""
+        y = self._forms(out, gate.columns, takers)
+        self._gate(gate, up, y)
+        return self._keep(y)
+
     def _gate(self, g: Rows, u: Rows, y: Forms) -> None:
         self._emit(
             ops.GATE,
             Kernel("ops.elementwise", "gate"),
             (g.name, u.name),
             y.names,
-            *(g.address, u.address, g.stride, g.columns, y.y.address, y.y.stride, *y.int8),
+            *(g.address, g.stride, u.address, u.stride, g.columns, y.y.address, y.y.stride, *y.int8),
         )
 
     def _gated(self, x: Rows, gate: Tensor, up: Tensor, y: Forms) -> None:

@@ -29,6 +29,11 @@ class Rows:
     address: int
     stride: int
 
+    def part(self, first: int, columns: int) -> Rows:
+        """Columns first..first + columns - 1."""
+        assert first + columns <= self.columns
+        return Rows(self.name, columns, self.address + 4 * first, self.stride)
+
 
 Takers = tuple[Tensor, ...]
 """The weights that a result is multiplied with."""
