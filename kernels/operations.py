@@ -153,8 +153,10 @@ STAMP = _operation("stamp", "at")
 # each pair. groups, rows, places: what `layout` draws; results of experts are rows in the order of `rows`.
 ROUTE = _operation("route", "x x_stride columns choices factor scales experts shares")
 DISPATCH = _operation("dispatch", "experts columns choices groups rows places")
-EXPERTS = _operation("experts", " ".join(MATMUL.arguments) + " expert_bytes groups sources")
+EXPERTS = _operation("experts", " ".join(MATMUL.arguments) + " expert_bytes groups sources choices")
 """Each pair's product with its expert's matrix of `rows` rows, `weights` being expert 0's. sources: the row of x of
-each result, or null where x is in the order of the results."""
+each result, or null where x is in the order of the results. choices: of each row, for who counts bytes."""
+EXPERTS_GATED = _operation("experts_gated", " ".join(EXPERTS.arguments) + " up q q_stride zero")
+"""y = gelu(x weights^T) * (x up^T) of each pair in one pass, for many rows. `up`: expert 0's, with the same strides."""
 EXPERT_GATE = _operation("expert_gate", " ".join(GATE.arguments) + " choices")
 COMBINE = _operation("combine", "x x_stride choices shares places y y_stride columns")

@@ -13,7 +13,7 @@ from ..operations import EXPERTS, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
 from ..simd.atomics import set_word, word
 from ..simd.decorators import inlined
 
-_W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _EXPERT_BYTES, _GROUPS, _SOURCES = EXPERTS.slots
+_W, _, _, _, _X, _X_STRIDE, _Y, _Y_STRIDE, _EXPERT_BYTES, _GROUPS, _SOURCES, _ = EXPERTS.slots
 
 
 @inlined
@@ -39,6 +39,12 @@ def results_of(op: Any, group: Any) -> Any:
     """The first of the group's results, and how many there are: at least 1, at most the rows of the step."""
     first = word(word(op, _GROUPS), 2 + 2 * group)
     return first, word(word(op, _GROUPS), 4 + 2 * group) - first
+
+
+@inlined
+def result_at(op: Any, group: Any) -> Any:
+    """Address of the group's first result."""
+    return word(op, _Y) + results_of(op, group)[0] * word(op, _Y_STRIDE)
 
 
 @inlined

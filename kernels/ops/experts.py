@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..layout import GATHERED, LINE, PANEL, PANELS, VECTOR
+from ..layout import GATHERED, LINE, PANEL, VECTOR
 from ..operations import EXPERTS, NEXT, NEXT_EXPERT_BYTES, STEP_THREADS
 from ..simd.atomics import claim, word
 from ..simd.decorators import inlined
@@ -32,6 +32,7 @@ from .expert_groups import (
     list_inputs,
     listed,
     matrix_of,
+    result_at,
     results_of,
     scratch,
 )
@@ -40,7 +41,8 @@ from .matmul import BLOCKS_OF_STRETCH, CLAIM, make_stretch, make_unpack, panel_b
 from .matvec import few_tiles, make_dot, make_dots
 from .weight_stream import Tiles, dealt, make_stream, next_stretch, tile_at, tiles_of
 
-_W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _, _, _SOURCES = EXPERTS.slots
+_ROW_BYTES, _ROWS, _COLUMNS = EXPERTS.slots[1:4]
+_X_STRIDE, _Y_STRIDE, _SOURCES = EXPERTS.slots.x_stride, EXPERTS.slots.y_stride, EXPERTS.slots.sources
 _NEXT_W, _NEXT_ROW_BYTES, _NEXT_ROWS = NEXT
 
 PAIR = 2
@@ -83,44 +85,45 @@ def _beyond(op: Any, step: Any, thread: Any, n: Any) -> Any:
 
 
 def make_pair(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
-    """pair(op, group, tile, addresses, sums, ahead): the results of two tiles of an expert's matrix.
+    """pair(op, group, weights, tile, addresses, sums, ahead, y, y_stride): products of two tiles of an expert's matrix.
 
-    Asks for what is at `ahead`, as many bytes as two tiles have.
+    weights: the matrix; y: the row of the group's first result, others `y_stride` bytes apart. Asks for what is at
+    `ahead`, as many bytes as two tiles have.
     """
     TILES, dot, dots = few_tiles(fmt), make_dot(fmt, prefetch), make_dots(fmt, prefetch, listed)
 
     @inlined
-    def one_row(op: Any, weights: Any, result: Any, tile: Any, ahead: Any) -> None:
-        rows, stride, y = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _Y) + result * word(op, _Y_STRIDE)
+    def one_row(op: Any, weights: Any, x: Any, tile: Any, ahead: Any, y: Any) -> None:
+        rows, stride = word(op, _ROWS), word(op, _ROW_BYTES)
         for n in range(PAIR):
             row = min(LANES * (tile + n), rows - LANES)
-            at, x = weights + row * stride, input_of(op, result)
-            store(y + 4 * row, dot(at, stride, word(op, _COLUMNS), x, ahead + n * LANES * stride))
+            at, further = weights + row * stride, ahead + n * LANES * stride
+            store(y + 4 * row, dot(at, stride, word(op, _COLUMNS), x, further))
 
     @inlined
     def several(
-        op: Any, weights: Any, first: Any, count: Any, tile: Any, addresses: Any, sums: Any, ahead: Any
+        op: Any, weights: Any, count: Any, tile: Any, addresses: Any, sums: Any, ahead: Any, y: Any, y_stride: Any
     ) -> None:
         rows, stride, columns = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS)
-        list_inputs(op, first, count, addresses)
         for n in range(0, PAIR, TILES):
             row, second = min(LANES * (tile + n), rows - LANES), min(LANES * (tile + n + TILES - 1), rows - LANES)
             at, other, further = weights + row * stride, weights + second * stride, ahead + n * LANES * stride
             dots(at, other, stride, columns, addresses, 0, count, sums, further)
             for t in range(count):
-                y = word(op, _Y) + (first + t) * word(op, _Y_STRIDE)
-                store(y + 4 * row, load(sums + TILES * t * VECTOR))
+                store(y + t * y_stride + 4 * row, load(sums + TILES * t * VECTOR))
                 if TILES > 1:
-                    store(y + 4 * second, load(sums + (2 * t + 1) * VECTOR))
+                    store(y + t * y_stride + 4 * second, load(sums + (2 * t + 1) * VECTOR))
 
     @inlined
-    def pair(op: Any, group: Any, tile: Any, addresses: Any, sums: Any, ahead: Any) -> None:
-        weights = matrix_of(op, group)
+    def pair(
+        op: Any, group: Any, weights: Any, tile: Any, addresses: Any, sums: Any, ahead: Any, y: Any, y_stride: Any
+    ) -> None:
         first, count = results_of(op, group)
         if count == 1:
-            one_row(op, weights, first, tile, ahead)
+            one_row(op, weights, input_of(op, first), tile, ahead, y)
         else:
-            several(op, weights, first, count, tile, addresses, sums, ahead)
+            list_inputs(op, first, count, addresses)
+            several(op, weights, count, tile, addresses, sums, ahead, y, y_stride)
 
     return pair
 
@@ -132,8 +135,9 @@ def make_few(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
     @inlined
     def tile(op: Any, step: Any, thread: Any, t: Any, ahead: Any) -> None:
         each = _paired(word(op, _ROWS))
-        addresses, sums = scratch(step, thread)
-        pair(op, t // each, t % each, addresses, sums, ahead)
+        group, (addresses, sums) = t // each, scratch(step, thread)
+        y, y_stride = result_at(op, group), word(op, _Y_STRIDE)
+        pair(op, group, matrix_of(op, group), t % each, addresses, sums, ahead, y, y_stride)
 
     return make_stream(tile, prefetch, PAIR, Tiles(_count, _at, _beyond))
 
@@ -154,70 +158,96 @@ def _stretches(op: Any, first: Any, count: Any, start: Any, blocks: Any, room: A
     return room, GATHERED
 
 
-def make_panels(fmt: IntFormat) -> Any:
-    """panels(op, group, tile, panel, ahead): the results of CLAIM tiles, or what is left of them, by panels."""
+def make_panels(fmt: IntFormat, place: Any) -> Any:
+    """panels(op, group, tile, count, panel, ahead): the sums of `count` panels, for all results of a group.
+
+    place(op, group, tile, p): matrix and first tile of panel p of what is claimed from `tile` on. `panel`: the memory
+    of one; behind it the sums are left, and behind these the rows' stretches. Asks at the end for what is at `ahead`.
+    Returns where the sums are, and their bytes from one panel to the next.
+    """
     SUMS, NBYTES, BLOCKS = panel_bytes(fmt), fmt.layout.nbytes, fmt.blocks
     unpack, stretch = make_unpack(fmt), make_stretch(fmt)
 
     @inlined
-    def following(op: Any, weights: Any, tile: Any, start: Any, ahead: Any) -> Any:
-        """Where the stretch after this one begins: of the next panel, of the first one again, or of what is `ahead`."""
-        if start * 32 >= word(op, _COLUMNS):
-            return ahead
-        return tile_at(weights, word(op, _ROW_BYTES), word(op, _ROWS), tile) + start // BLOCKS * NBYTES
+    def begin_of(op: Any, group: Any, tile: Any, p: Any, start: Any) -> Any:
+        weights, first = place(op, group, tile, p)
+        return tile_at(weights, word(op, _ROW_BYTES), word(op, _ROWS), first) + start // BLOCKS * NBYTES
 
     @inlined
-    def panels(op: Any, group: Any, tile: Any, panel: Any, ahead: Any) -> None:
-        rows, row_bytes, blocks = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
-        weights = matrix_of(op, group)
+    def panels(op: Any, group: Any, tile: Any, count: Any, panel: Any, ahead: Any) -> Any:
+        rows, row_bytes, all_blocks = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32
         first, tokens = results_of(op, group)
         sums, sums_bytes = panel + SUMS, tokens * PANEL * VECTOR
-        n_panels = (min(CLAIM, tiles_of(rows) - tile) + PANEL - 1) // PANEL
-        for at in range(sums, sums + n_panels * sums_bytes, VECTOR):
+        room = sums + count * sums_bytes
+        for at in range(sums, room, VECTOR):
             store(at, splat(0.0))
-        for start in range(0, blocks, BLOCKS_OF_STRETCH):
-            count = min(BLOCKS_OF_STRETCH, blocks - start)
-            x, x_stride = _stretches(op, first, tokens, start, count, sums + PANELS * sums_bytes)
-            for p in range(n_panels):
-                unpack(weights, row_bytes, rows, tile + p * PANEL, start, count, panel)
-                if p + 1 < n_panels:
-                    then = following(op, weights, tile + (p + 1) * PANEL, start, ahead)
-                else:
-                    then = following(op, weights, tile, start + BLOCKS_OF_STRETCH, ahead)
-                stretch(panel, count, x, x_stride, tokens, sums + p * sums_bytes, then, row_bytes)
-        y = word(op, _Y) + first * word(op, _Y_STRIDE)
-        for p in range(n_panels):
-            write_panel(op, y, sums + p * sums_bytes, tokens, tile + p * PANEL)
+        for start in range(0, all_blocks, BLOCKS_OF_STRETCH):
+            blocks = min(BLOCKS_OF_STRETCH, all_blocks - start)
+            x, x_stride = _stretches(op, first, tokens, start, blocks, room)
+            for p in range(count):
+                weights, first_tile = place(op, group, tile, p)
+                unpack(weights, row_bytes, rows, first_tile, start, blocks, panel)
+                then = ahead
+                if p + 1 < count:
+                    then = begin_of(op, group, tile, p + 1, start)
+                elif start + blocks < all_blocks:
+                    then = begin_of(op, group, tile, 0, start + blocks)
+                stretch(panel, blocks, x, x_stride, tokens, sums + p * sums_bytes, then, row_bytes)
+        return sums, sums_bytes
 
     return panels
 
 
-def make_many(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
-    """The kernel for many rows."""
-    pair, panels = make_pair(fmt, prefetch), make_panels(fmt)
+def make_claims(grain: int, small: Any, large: Any) -> Any:
+    """The loop over claims of `grain` tiles of an expert, of whose results there are at most SMALL, or more.
 
-    @inlined
-    def small(op: Any, group: Any, tile: Any, step: Any, thread: Any, ahead: Any) -> None:
-        addresses, sums = scratch(step, thread)
-        for t in range(tile, min(tile + CLAIM, tiles_of(word(op, _ROWS))), PAIR):
-            pair(op, group, t, addresses, sums, ahead + (t - tile) * LANES * word(op, _ROW_BYTES))
+    small(op, step, thread, group, tile, ahead) and large, which takes the same. ahead: where the next claim begins.
+    """
 
-    def many(op: Any, step: Any, thread: Any) -> None:
+    def claims(op: Any, step: Any, thread: Any) -> None:
         rows, row_bytes = word(op, _ROWS), word(op, _ROW_BYTES)
-        each = (tiles_of(rows) + CLAIM - 1) // CLAIM
+        each = (tiles_of(rows) + grain - 1) // grain
         items = chosen(op) * each
         item, following = claim(op, 1), claim(op, 1)
         while item < items:
-            group, tile, then = item // each, item % each * CLAIM, min(following, items - 1)
-            ahead = tile_at(matrix_of(op, then // each), row_bytes, rows, then % each * CLAIM)
-            _, tokens = results_of(op, group)
-            if tokens <= SMALL:
-                small(op, group, tile, step, thread, ahead)
+            group, tile, then = item // each, item % each * grain, min(following, items - 1)
+            ahead = tile_at(matrix_of(op, then // each), row_bytes, rows, then % each * grain)
+            _, count = results_of(op, group)
+            if count <= SMALL:
+                small(op, step, thread, group, tile, ahead)
             else:
-                panels(op, group, tile, scratch(step, thread)[1], ahead)
+                large(op, step, thread, group, tile, ahead)
             item, following = following, claim(op, 1)
 
-    return many
+    return claims
+
+
+@inlined
+def _place(op: Any, group: Any, tile: Any, p: Any) -> Any:
+    return matrix_of(op, group), tile + p * PANEL
+
+
+def make_many(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
+    """The kernel for many rows."""
+    pair, panels = make_pair(fmt, prefetch), make_panels(fmt, _place)
+
+    @inlined
+    def small(op: Any, step: Any, thread: Any, group: Any, tile: Any, ahead: Any) -> None:
+        addresses, sums = scratch(step, thread)
+        weights, y, y_stride = matrix_of(op, group), result_at(op, group), word(op, _Y_STRIDE)
+        for t in range(tile, min(tile + CLAIM, tiles_of(word(op, _ROWS))), PAIR):
+            further = ahead + (t - tile) * LANES * word(op, _ROW_BYTES)
+            pair(op, group, weights, t, addresses, sums, further, y, y_stride)
+
+    @inlined
+    def large(op: Any, step: Any, thread: Any, group: Any, tile: Any, ahead: Any) -> None:
+        count = (min(CLAIM, tiles_of(word(op, _ROWS)) - tile) + PANEL - 1) // PANEL
+        sums, sums_bytes = panels(op, group, tile, count, scratch(step, thread)[1], ahead)
+        _, tokens = results_of(op, group)
+        for p in range(count):
+            write_panel(op, result_at(op, group), sums + p * sums_bytes, tokens, tile + p * PANEL)
+
+    return make_claims(CLAIM, small, large)
 
 
 def kernels(strategy: str) -> dict[str, Any]:

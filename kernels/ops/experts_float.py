@@ -13,7 +13,7 @@ from ..simd.vocabulary import FLOAT_LOADS
 from .expert_groups import chosen, list_inputs, listed, matrix_of, results_of, scratch
 from .matmul_float import GRAIN, make_rows
 
-_, _, _ROWS, _, _, _, _Y, _Y_STRIDE, _, _, _ = EXPERTS.slots
+_ROWS, _Y, _Y_STRIDE = EXPERTS.slots.rows, EXPERTS.slots.y, EXPERTS.slots.y_stride
 
 
 def make_experts_float(load_floats: Any, size: int) -> Any:

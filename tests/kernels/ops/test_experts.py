@@ -68,7 +68,7 @@ def multiply(
     operation = row(
         EXPERTS, one, many, one, weights=matrices, row_bytes=matrices.strides[1], rows=rows, columns=columns, x=x,
         x_stride=x.strides[0], y=y, y_stride=y.strides[0], expert_bytes=matrices.strides[0], groups=groups,
-        sources=0 if sorted_ else sources,
+        sources=0 if sorted_ else sources, choices=experts.shape[1],
     )  # fmt: skip
     run([operation], Step(tokens, scratch_bytes=expert_scratch(tokens)), threads)
     assert (y[:, rows:] == 7.0).all()
