@@ -69,6 +69,10 @@ class Config:
         """Every tensor, in the order of the files we write."""
         return self.model.tensors(self)
 
+    def unused_tensors(self) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+        return self.model.unused_tensors(self)
+
     def of_kind(self, *, local: bool) -> LayerConfig | None:
         """The first local or the first global layer."""
         return next((layer for layer in self.layers if (layer.window is not None) == local), None)
@@ -119,6 +123,10 @@ class Architecture(ABC):
     @abstractmethod
     def tensors(self, config: Config) -> list[TensorSpec]:
         """Every tensor, in the order of the files we write."""
+
+    def unused_tensors(self, config: Config) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+        return []
 
     def states(self, config: Config) -> list[AttentionState]:
         """What is kept of a sequence, of each layer that shares no other's."""

@@ -20,6 +20,7 @@ class TensorSpec:
     shift: is added to the checkpoint's values when they are converted.
     optional: a file without it runs.
     part: "weight", "bias", or "scale".
+    values: what a converter writes where no checkpoint holds the tensor (`hf_name` is empty), its configuration does.
     """
 
     role: str
@@ -29,6 +30,7 @@ class TensorSpec:
     shift: float = 0.0
     optional: bool = False
     part: str = "weight"
+    values: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
