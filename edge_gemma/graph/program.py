@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.recorder import Forms, Recorder, Rows, Takers, real, zero_of
+from edge_gemma.graph.experts import ExpertRecorder
+from edge_gemma.graph.recorder import Forms, Rows, Takers, real, zero_of
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import partial_bytes
@@ -22,7 +23,7 @@ from edge_gemma.kernels.operations import Kernel, Regime
 from edge_gemma.kernels.tuning.strategies import DEFAULTS, Choices
 
 
-class Program(Recorder):
+class Program(ExpertRecorder):
     """The forward pass of one model for steps of one regime.
 
     kv_type: of the cache's elements. choices: how decoding products ask for weights; see `tuning.tuned_choices`. With
