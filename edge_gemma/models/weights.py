@@ -160,9 +160,10 @@ def _check_matrix(file: GgufFile, tensor: Tensor, rows: int, columns: int) -> No
     """Of a tensor of several matrices, each must be one and be aligned."""
     if rows * tensor.row_bytes % ADDRESS_STEP and len(tensor.shape) > 2:
         raise _error(file, tensor, f"its matrices of {rows * tensor.row_bytes} bytes are not aligned to {ADDRESS_STEP}")
-    if rows < MIN_ROWS or columns % COLUMN_STEP:
+    least = 1 if tensor.format.is_float else MIN_ROWS
+    if rows < least or columns % COLUMN_STEP:
         raise _error(
-            file, tensor, f"{rows} x {columns}: rows must be at least {MIN_ROWS}, columns a multiple of {COLUMN_STEP}"
+            file, tensor, f"{rows} x {columns}: rows must be at least {least}, columns a multiple of {COLUMN_STEP}"
         )
 
 
