@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from edge_gemma.gguf.values import Metadata
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.program import Program, Rows
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
 from edge_gemma.graph.states import AttentionState, Rope
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.hf_fields import HfFields
