@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
+TABLES = (EMBEDDING, PER_LAYER_EMBEDDING)
+"""Those that have a row for each token and are looked up."""
 HF_EMBEDDING, HF_OUTPUT = "embed_tokens.weight", "lm_head.weight"
 
 _OF_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
@@ -20,6 +23,7 @@ class TensorSpec:
     shift: is added to the checkpoint's values when they are converted.
     optional: a file without it runs.
     part: "weight", "bias", or "scale".
+    few_rows: a matrix may have fewer rows than products are cut into.
     values: what a converter writes where no checkpoint holds the tensor (`hf_name` is empty), its configuration does.
     """
 
@@ -30,6 +34,7 @@ class TensorSpec:
     shift: float = 0.0
     optional: bool = False
     part: str = "weight"
+    few_rows: bool = False
     values: tuple[float, ...] | None = None
 
     @property

@@ -383,8 +383,7 @@ def _add_metadata(writer: gguf.GGUFWriter, c: Gemma4Case) -> None:
     for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         writer.add_uint32(f"gemma4.{name}", c.global_head_dim)
         writer.add_uint32(f"gemma4.{name}_swa", c.head_dim)
-    if c.final_cap:
-        writer.add_final_logit_softcapping(c.final_cap)
+    writer.add_final_logit_softcapping(c.final_cap or 0.0)  # llama.cpp takes a missing one for 30
     writer.add_sliding_window(c.window)
     writer.add_uint32("gemma4.attention.shared_kv_layers", c.shared)
     writer.add_uint32("gemma4.embedding_length_per_layer_input", c.per_layer)
