@@ -207,7 +207,7 @@ def _of_experts(config: Config, i: int) -> Iterator[TensorSpec]:
     if experts is None:
         return
     E, F = experts.count, experts.d_ff
-    yield _weight(i, "router.proj", (E, D))
+    yield TensorSpec("ffn_gate_inp", (E, D), f"layers.{i}.router.proj.weight", i)
     yield TensorSpec("ffn_gate_inp", (D,), f"layers.{i}.router.scale", i, part="scale")
     if experts.fused:
         yield TensorSpec("ffn_gate_up_exps", (E, 2 * F, D), f"layers.{i}.experts.gate_up_proj", i)
