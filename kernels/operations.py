@@ -54,6 +54,7 @@ STEP_TABLES = 4  # address: int64 of each row, the address of its sequence's tab
 STEP_MASKS = 16  # null, or address: int64 address of the bit mask of each row of logits, 0 for none
 STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most layout.QUERY_ROWS
 STEP_N_TILES = 6
+STEP_LASTS = 7  # address: int64 of each row, the last position that its sequence has in this step
 STEP_SCRATCH = 9  # address: scratch memory of thread 0
 STEP_SCRATCH_BYTES = 10  # of each thread
 STEP_ANGLES = 12  # addresses, one for each rotary embedding: float32 (rows, dims), cosines, then sines
@@ -128,10 +129,11 @@ NEXT_EXPERT_BYTES = 20
 ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
 # layer: the number of the layer's row in a sequence's table of pages; head_bytes: of the keys of a head in a page
 APPEND = _operation("append", "k v stride heads head_dim layer head_bytes")
-# partial: where `attend_one` leaves the results of at most `spans` spans of each head, for `merge`
+# window, ahead: a row sees keys fewer than `window` positions before it, and up to `ahead` behind it in the same step
+# partial: where `attend_one`, which sees none behind, leaves results of at most `spans` spans of a head, for `merge`
 ATTEND = _operation(
     "attend",
-    "q q_stride y y_stride heads kv_heads head_dim layer head_bytes window softcap partial spans"
+    "q q_stride y y_stride heads kv_heads head_dim layer head_bytes window ahead softcap partial spans"
     " q_out q_out_stride zero",
 )
 NO_WINDOW = 2**40
