@@ -14,7 +14,7 @@ from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.cache import cache_bytes
-from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
+from edge_gemma.kernels.layout import attention_scratch, expert_scratch, matmul_scratch, row_scratch
 from edge_gemma.kernels.operations import Regime
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
@@ -109,7 +109,8 @@ def scratch_bytes(config: Config, chunk: int) -> int:
     """What each thread works in, by the operation that needs the most, in whole pages."""
     shapes = {(layer.head_dim, config.n_heads // layer.n_kv_heads) for layer in config.layers}
     attention = max(attention_scratch(head_dim, group) for head_dim, group in shapes)
-    need = max(matmul_scratch(chunk), attention, row_scratch(config.d_model))
+    products = matmul_scratch(chunk) if config.experts is None else expert_scratch(chunk)
+    need = max(products, attention, row_scratch(config.d_model))
     return -(-need // PAGE) * PAGE
 
 
@@ -120,6 +121,8 @@ def default_chunk(config: Config) -> int:
     d_ff = max(layer.d_ff for layer in config.layers)
     floats = 3 * config.d_model + 2 * q_width + 2 * kv_width
     row_bytes = 4 * floats + 2 * (config.d_model + q_width + d_ff)  # 2 for a value that is also quantized
+    if config.experts is not None:
+        row_bytes += config.experts.used * (4 * config.d_model + 2 * config.experts.d_ff)
     chunk = DEFAULT_CHUNK
     while chunk > 32 and chunk * row_bytes > BUFFER_LIMIT:
         chunk //= 2
