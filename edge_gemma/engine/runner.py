@@ -18,6 +18,7 @@ from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.cache import PagePool, PageTable
+from edge_gemma.graph.experts import ExpertSquares
 from edge_gemma.graph.step import Rows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
@@ -144,6 +145,11 @@ class Runner:
         Float32 (columns,), written by every step; only with `observe`.
         """
         return self._latest.program.squares
+
+    @property
+    def expert_squares(self) -> dict[str, ExpertSquares]:
+        """The same of the tensors of experts, of each expert. Written by every step; only with `observe`."""
+        return self._latest.program.expert_squares
 
     def recording(self, rows: int) -> Recording:
         """What is run in a step of so many rows, at most `chunk`."""
