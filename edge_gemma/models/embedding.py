@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+DENSE = "dense"
+"""The key of a config.json under which the converter puts (inputs, outputs) of the dense layers' own ones."""
+
 
 @dataclass(frozen=True)
 class Embedding:

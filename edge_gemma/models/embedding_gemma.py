@@ -13,7 +13,7 @@ from edge_gemma.graph.program import Program
 from edge_gemma.graph.recorder import Rows
 from edge_gemma.models import limits
 from edge_gemma.models.architecture import Config
-from edge_gemma.models.embedding import Embedding
+from edge_gemma.models.embedding import DENSE, Embedding
 from edge_gemma.models.gemma import HEAD_NORMS, HF_3, NORMS_2, Gemma
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.hf_fields import HfFields
@@ -23,7 +23,7 @@ from edge_gemma.models.weights import Weights
 
 POOLING = {1: "mean", 3: "last"}
 """llama.cpp's numbers of what we do."""
-DENSE = ("dense_2", "dense_3")
+LAYERS = ("dense_2", "dense_3")
 """llama.cpp's names of the layers behind the pooling."""
 PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 
@@ -47,7 +47,7 @@ class EmbeddingGemma(Gemma):
             raise fields.error("use_bidirectional_attention", "is not set: this is no EmbeddingGemma")
         one_way = HfFields(fields.values | {"use_bidirectional_attention": False}, fields.defaults, fields.where)
         config = super().from_hf(one_way)
-        dense = tuple((inputs, outputs) for inputs, outputs in fields.get("dense") or ())
+        dense = tuple((inputs, outputs) for inputs, outputs in fields.get(DENSE) or ())
         return _both_ways(config, Embedding("mean", dense[-1][1] if dense else config.d_model, dense, PROMPTS))
 
     def metadata(self, config: Config) -> Metadata:
@@ -58,7 +58,7 @@ class EmbeddingGemma(Gemma):
             keys[f"{self.name}.attention.sliding_window"] = u32(2 * local.ahead)
         numbers = {name: number for number, name in POOLING.items()}
         keys[f"{self.name}.pooling_type"] = u32(numbers[config.embedding.pooling])
-        for name, (inputs, outputs) in zip(DENSE, config.embedding.dense, strict=False):
+        for name, (inputs, outputs) in zip(LAYERS, config.embedding.dense, strict=False):
             keys |= {f"{self.name}.{name}_feat_in": u32(inputs), f"{self.name}.{name}_feat_out": u32(outputs)}
         return keys
 
@@ -72,7 +72,7 @@ class EmbeddingGemma(Gemma):
         shapes = [(outputs, inputs) for inputs, outputs in config.embedding.dense]
         dense = [
             TensorSpec(name, shape, f"{i}_Dense.linear.weight")
-            for i, name, shape in zip((2, 3), DENSE, shapes, strict=False)
+            for i, name, shape in zip((2, 3), LAYERS, shapes, strict=False)
         ]
         return [spec for spec in super().tensors(config) if spec.role != "output"] + dense
 
@@ -91,10 +91,10 @@ class EmbeddingGemma(Gemma):
 
 def _dense(keys: GgufKeys, width: int) -> tuple[tuple[int, int], ...]:
     """(inputs, outputs) of the layers that the file names, each of which takes what the one before gives."""
-    if not any(keys.key(f"{name}_feat_{end}") in keys.metadata for name in DENSE for end in ("in", "out")):
+    if not any(keys.key(f"{name}_feat_{end}") in keys.metadata for name in LAYERS for end in ("in", "out")):
         return ()
     layers = []
-    for name in DENSE:
+    for name in LAYERS:
         inputs, outputs = (keys.width(f"{name}_feat_{end}", limits.MAX_WIDTH) for end in ("in", "out"))
         if inputs != width:
             raise keys.error(f"{name}_feat_in", f"{inputs} is not the {width} values that it is given")
