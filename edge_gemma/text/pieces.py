@@ -16,6 +16,9 @@ from edge_gemma.gguf.file import GgufFile, StringArray
 TOKENS = "tokenizer.ggml.tokens"
 SPACE = "\u2581".encode()  # how sentencepiece writes a space inside its pieces
 
+BATCH = 4096
+_B = 0x9E3779B97F4A7C15
+
 Hashes = NDArray[np.uint64]
 
 
@@ -115,14 +118,26 @@ def twins(pieces: Pieces) -> dict[int, int]:
 
 
 def hashes_of(text: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
-    """(n,) a 64-bit polynomial hash of each stretch of `text`, taken byte by byte for all that still have one."""
-    order = np.argsort(-lengths, kind="stable")
-    starts, lengths = starts[order], lengths[order]
+    """(n,) a 64-bit hash of each stretch of `text`; `starts` rise.
+
+    It is the polynomial b0 + b1 / B + b2 / B**2 ... of its bytes, modulo 2**64, of an odd B. Sums of all bytes up to
+    each place give the sum of any stretch, times a power of B. Some at a time, as that takes 24 bytes for each byte.
+    """
+    ends = starts + lengths
+    batches = [slice(i, min(i + BATCH, starts.size)) for i in range(0, starts.size, BATCH)]
+    bounds = [(int(starts[b.start]), int(ends[b].max())) for b in batches]
+    longest = max((end - low for low, end in bounds), default=0)
+    powers, inverses = (_powers(base, longest + 1) for base in (_B, pow(_B, -1, 2**64)))
     hashes = lengths.astype(np.uint64)
-    for position in range(int(lengths[0]) if lengths.size else 0):
-        left = int(np.searchsorted(-lengths, -position, side="left"))  # how many pieces are longer than `position`
-        hashes[:left] *= np.uint64(0x9E3779B97F4A7C15)
-        hashes[:left] += text[starts[:left] + position]
-    result = np.empty_like(hashes)
-    result[order] = hashes
-    return result
+    for batch, (low, end) in zip(batches, bounds, strict=True):
+        sums = np.zeros(end - low + 1, np.uint64)
+        np.cumsum(text[low:end] * inverses[: end - low], out=sums[1:])
+        hashes[batch] += (sums[ends[batch] - low] - sums[starts[batch] - low]) * powers[starts[batch] - low]
+    return hashes
+
+
+def _powers(base: int, count: int) -> Hashes:
+    """(count,) the powers of `base`, from the zeroth on."""
+    factors = np.full(count, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, out=factors)
