@@ -43,7 +43,8 @@ _ANY_CASE = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _OTHERS = " ?[^{S}{L}{N}]+"
 _SPACES = "[{S}]+(?![^{S}])|[{S}]+"
 _GPT_2 = f"{_CONTRACTIONS}| ?[{{L}}]+| ?[{{N}}]+|{_OTHERS}|{_SPACES}"
-_LLAMA_3 = "|".join((_ANY_CASE, r"[^\r\n{L}{N}]?[{L}]+", "[{N}]{{1,3}}", rf"{_OTHERS}[\r\n]*", rf"[{{S}}]*[\r\n]+", _SPACES))
+_LETTERS_OR_DIGITS = r"[^\r\n{L}{N}]?[{L}]+|[{N}]{{1,3}}"
+_LLAMA_3 = rf"{_ANY_CASE}|{_LETTERS_OR_DIGITS}|{_OTHERS}[\r\n]*|[{{S}}]*[\r\n]+|{_SPACES}"
 _LLAMA_BPE = PreTokenizer((_LLAMA_3,), ignore_merges=True, add_bos=True)
 
 DEFAULT = "default"
@@ -63,7 +64,8 @@ def find_pre_tokenizer(meta: Metadata, key: str) -> PreTokenizer:
     """The one that `key` names; the default one where there is no key. Raises ModelFormatError for another name."""
     name = meta.string(key, DEFAULT)
     if name not in PRE_TOKENIZERS:
-        raise meta.error(key, f"{shown(repr(name))} is no known way to cut words; known are {', '.join(PRE_TOKENIZERS)}")
+        known = ", ".join(PRE_TOKENIZERS)
+        raise meta.error(key, f"{shown(repr(name))} is no known way to cut words; known are {known}")
     return PRE_TOKENIZERS[name]
 
 

@@ -2,7 +2,8 @@
 
 Sentencepiece merges the two neighbours whose joined text has the best score. Where a file gives merges instead of
 scores, the score of a piece is how early the first merge comes that makes it. A piece that no merge makes is kept out
-of the merger: with any score, however low, "<table" and ">" would still become one of Gemma 4's tags.
+of the merger: with any score, however low, "<table" and ">" would still become one of Gemma 4's tags. Merges are of
+pairs, but that comes to the same: Gemma 4's have every way to cut a piece in two, one behind the other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class SentencePiece:
     def __init__(self, vocabulary: Vocabulary, parts: Parts, path: str) -> None:
         """`parts` is not kept. `path` is for errors: raises ModelFormatError for what sentencepiece does not take."""
         self._tokens = vocabulary.tokens
-        self._byte_values = {token: bytes([value]) for value, token in enumerate(vocabulary.byte_ids)}
+        values = {token: bytes([value]) for value, token in enumerate(vocabulary.byte_ids)}
+        same = {i: first for i, first in parts.twins.items() if vocabulary.types[i] == TokenType.BYTE}
+        self._byte_values = values | {i: values[first] for i, first in same.items()}
         self._space_char_ids = [vocabulary.byte_ids[value] for value in SPACE]
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -50,9 +53,10 @@ class SentencePiece:
 def _model(vocabulary: Vocabulary, parts: Parts) -> bytes:
     types = vocabulary.types.copy()
     types[types == TokenType.UNKNOWN] = TokenType.CONTROL
-    if parts.merges is None:
-        pieces, scores = parts.pieces, parts.scores
-    else:
+    if vocabulary.add_space_prefix:  # then they are found before the space is there
+        types[types == TokenType.USER_DEFINED] = TokenType.CONTROL
+    pieces, scores = parts.pieces, parts.scores
+    if scores is None:
         pieces, scores = _without_twins(parts, types), _scores(parts)
         types[_never_made(parts, scores, types)] = TokenType.CONTROL
     types[vocabulary.unk_id] = TokenType.UNKNOWN  # sentencepiece wants one; files have another number, or another id
@@ -77,7 +81,8 @@ def _never_made(parts: Parts, scores: NDArray[np.float32], types: NDArray[np.uin
     """
     unmade = np.isnan(scores)
     scores[unmade] = NO_SCORE
-    return unmade & (types == TokenType.NORMAL) & (parts.pieces.characters() > 1)
+    apart: NDArray[np.bool_] = unmade & (types == TokenType.NORMAL) & (parts.pieces.characters() > 1)
+    return apart
 
 
 def _without_twins(parts: Parts, types: NDArray[np.uint8]) -> Pieces:

@@ -195,9 +195,7 @@ def _control_ids(tokens: StringArray, types: NDArray[np.uint8], twins: dict[int,
     return {tokens[i].decode(): i for i in control if i not in twins}
 
 
-def _byte_ids(
-    meta: Metadata, tokens: StringArray, types: NDArray[np.uint8], twins: dict[int, int]
-) -> tuple[int, ...]:
+def _byte_ids(meta: Metadata, tokens: StringArray, types: NDArray[np.uint8], twins: dict[int, int]) -> tuple[int, ...]:
     """The ids of <0x00> to <0xFF>, which must all be there and be all of the type BYTE."""
     found = {tokens[i]: i for i in np.flatnonzero(types == TokenType.BYTE).tolist() if i not in twins}
     names = [b"<0x%02X>" % value for value in range(256)]

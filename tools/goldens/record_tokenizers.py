@@ -30,15 +30,22 @@ KEY = "tokenizer.ggml."
 NORMAL, USER_DEFINED = 1, 4
 LARGEST = 60  # bytes of a token looked for in a text
 
-CHAT = ["<|im_start|>", "<|im_end|>\n<|im_start|>assistant\n", "<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n"]
+# fmt: off
+CHAT = [
+    "<|im_start|>", "<|im_end|>\n<|im_start|>assistant\n", "<|eot_id|>",
+    "<|start_header_id|>user<|end_header_id|>\n\n",
+]
 RUNS = [char * n for char in ("\n", "\t", " ", "=", "ha", "\u3042") for n in (5, 31, 32, 33, 62, 63, 64, 97)]
-WORDS = ["I'LL", "he'Ll", "we\u017f'\u017f", "o'clock's", " 're", "\u0661\u0662\u0663\u0664", "12345678", "\u00bd\u00b2", "a\u00a0b",
-         "x\u0085y", "a\x1cb \x1d", "a\u3000\u3000b", "\u11f02\u1e4d0", "\U00011f02\U0001e4d0", "\U0002ebf0", "\r\n \r\n", " \n \n x"]  # fmt: skip
+WORDS = [
+    "I'LL", "he'Ll", "we\u017f'\u017f", "o'clock's", " 're", "\u0661\u0662\u0663\u0664", "12345678", "\u00bd\u00b2",
+    "a\u00a0b", "x\u0085y", "a\x1cb \x1d", "a\u3000\u3000b", "\u11f02\u1e4d0", "\U00011f02\U0001e4d0", "\U0002ebf0",
+    "\r\n \r\n", " \n \n x",
+]
 OWN = {
     "gemma4": [
         "<|turn>", "<turn|>", "<|turn>user\n", "<turn|>\n<|turn>model\n", "<|think|>", "<|channel>thought\n<channel|>",
-        "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|image|>",
-        "<|audio>", "<unused7>", "<table>x</table>", "\n\n\n \n\n", "\t\t \t", *RUNS,
+        "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>',
+        "<|image|>", "<|audio>", "<unused7>", "<table>x</table>", "\n\n\n \n\n", "\t\t \t", *RUNS,
     ],
     "smollm": [*CHAT, "<|endoftext|>", "<repo_name>", "<file_sep>", "<jupyter_code>", *RUNS, *WORDS],
     "llama-bpe": [*CHAT, "<|end_of_text|>", "<|begin_of_text|>", *RUNS, *WORDS],
@@ -46,7 +53,8 @@ OWN = {
     "mpt": ["<|endoftext|>", *CHAT, *RUNS, *WORDS],
     "default": [*RUNS, *WORDS, "$x^2+y<=z|~`", "1234567"],
     "llama-spm": ["</s>", "<s>[INST] ", " [/INST]", "<|prompt|>", "<|answer|>", "</s><s>", *RUNS],
-}  # fmt: skip
+}
+# fmt: on
 
 
 class Peer:
@@ -84,7 +92,9 @@ def part(path: str, texts: list[str], used: set[int]) -> dict[str, Any]:
     inside = substrings(texts, _spelling(keys["model"]))
     ids = [i for i, token in enumerate(tokens) if types[i] != NORMAL or i in used or token in inside]
     chosen = {tokens[i] for i in ids}
-    merges = [merge for merge in keys.pop("merges", []) if chosen.issuperset((*merge.split(" "), merge.replace(" ", "")))]
+    merges = [
+        merge for merge in keys.pop("merges", []) if chosen.issuperset((*merge.split(" "), merge.replace(" ", "")))
+    ]
     scores = keys.pop("scores", None)
     kept = {"ids": steps(ids), "tokens": [tokens[i] for i in ids], "types": [types[i] for i in ids]}
     if keys["model"] == "llama":
