@@ -57,9 +57,7 @@ def read_special_tokens(
     tokenizer = folder.json("tokenizer_config.json") or {}
     ids = _roles(tokenizer, config, vocabulary, architecture)
     if missing := [role for role in ("bos", "eos") if role not in ids]:
-        raise CheckpointError(
-            f"{folder.path}: neither tokenizer_config.json nor config.json names a {missing[0]} token"
-        )
+        raise CheckpointError(f"{folder.path}: tokenizer_config.json and config.json name no {missing[0]} token")
     if "pad" in ids and not _may_pad(ids["pad"], vocabulary):
         vocabulary.notices.append(f"padding token {ids['pad']} left out: it is ordinary text or beyond the vocabulary")
         del ids["pad"]  # nobody reads it
