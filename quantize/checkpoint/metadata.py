@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edge_gemma.gguf.values import Metadata, Value, boolean, string, strings, u32
 
 from .special_tokens import SpecialTokens
-from .vocabulary import BYTE_LEVEL, CONTROL, Vocabulary
+from .vocabulary import BYTE_LEVEL, CONTROL, SENTENCEPIECE, Vocabulary
 
 QUANTIZATION_VERSION = 2
 ROLE_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -47,7 +47,7 @@ def _vocabulary(vocabulary: Vocabulary) -> Metadata:
     if vocabulary.model != BYTE_LEVEL:
         keys["tokenizer.ggml.scores"] = Value("ARRAY[FLOAT32]", vocabulary.scores)
     keys["tokenizer.ggml.token_type"] = Value("ARRAY[INT32]", vocabulary.types)
-    if vocabulary.merges:
+    if vocabulary.model != SENTENCEPIECE:
         keys["tokenizer.ggml.merges"] = strings(vocabulary.merges)
     return keys
 

@@ -62,7 +62,8 @@ def read_vocabulary(folder: CheckpointFolder, size: int | None, architecture: st
     `size` tokens.
     """
     name = "tokenizer.json"
-    found = None if architecture in WITH_MERGES else _read_sentencepiece(folder)
+    with_merges = architecture in WITH_MERGES and folder.file(name) is not None
+    found = None if with_merges else _read_sentencepiece(folder)
     if found is not None:
         name = "tokenizer.model"
     else:

@@ -50,7 +50,9 @@ def byte_fallback(special: list[str], *, prefix: bool) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=800, special_tokens=[*special, *BYTES], show_progress=False, max_token_length=12
     )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("\n+"), "isolated")  # no merge mixes these with others
     tokenizer.train_from_iterator(SENTENCES[:12] + CODE + ["\n" * n for n in range(2, 9)] * 3, trainer)
+    tokenizer.pre_tokenizer = None
     return without_added_bytes(tokenizer)
 
 
