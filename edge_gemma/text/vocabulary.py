@@ -124,9 +124,9 @@ def _read_kind(meta: Metadata) -> Kind:
 
 
 def _adds_bos(meta: Metadata, kind: Kind, pre_tokenizer: PreTokenizer | None) -> bool:
-    """As in llama.cpp (src/llama-vocab.cpp). Early files of Gemma 4 say no, and without BOS it writes nonsense."""
+    """As in llama.cpp (src/llama-vocab.cpp). Early files of Gemma 4 say no, and without BOS no Gemma makes sense."""
     default = pre_tokenizer.add_bos if pre_tokenizer else True
-    return meta.boolean(ADD_BOS, default) or kind is Kind.MERGED
+    return meta.boolean(ADD_BOS, default) or kind is Kind.MERGED or _is_gemma(meta)
 
 
 def _adds_space(meta: Metadata, kind: Kind) -> bool:
@@ -134,8 +134,11 @@ def _adds_space(meta: Metadata, kind: Kind) -> bool:
 
     Converters of Gemma that leave the key out mean that there is none, though llama.cpp then assumes the contrary.
     """
-    default = "gemma" not in meta.string("general.architecture", "gemma")
-    return meta.boolean(ADD_SPACE_PREFIX, default) and kind is Kind.SCORED
+    return meta.boolean(ADD_SPACE_PREFIX, not _is_gemma(meta)) and kind is Kind.SCORED
+
+
+def _is_gemma(meta: Metadata) -> bool:
+    return "gemma" in meta.string("general.architecture", "gemma")
 
 
 def _first(meta: Metadata, key: str, values: NDArray[Number], count: int) -> NDArray[Number]:

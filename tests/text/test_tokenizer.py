@@ -460,9 +460,18 @@ def test_entries_behind_the_last_token_are_ignored(load: Load) -> None:
 
 
 def test_add_bos_of_the_file(load: Load) -> None:
-    found = load(small_gguf().set("tokenizer.ggml.add_bos_token", typed(BOOL, 0)))
+    builder = small_gguf().set("tokenizer.ggml.add_bos_token", typed(BOOL, 0))
+    assert load(builder).encode("a", add_bos=None) == [2, A]  # a Gemma, none of which makes sense without
+    found = load(builder.set("general.architecture", typed(STRING, "llama")))
     assert found.encode("a", add_bos=None) == [A]
     assert found.encode("a") == [2, A]
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("llama", True), ("gemma3", False), ("gemma-embedding", False)])
+def test_a_file_that_says_nothing_of_a_space_in_front(load: Load, architecture: str, expected: bool) -> None:
+    """All vocabularies of sentencepiece have one but Gemma's."""
+    builder = small_gguf().set("tokenizer.ggml.add_space_prefix", None)
+    assert load(builder.set("general.architecture", typed(STRING, architecture))).add_space_prefix == expected
 
 
 @pytest.mark.parametrize("text", ["a", " a", "  a", "", " ", "b a", "\u2581", "<bos>a"])
