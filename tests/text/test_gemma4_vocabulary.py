@@ -63,6 +63,9 @@ def test_of_several_merges_that_make_a_piece_the_first_counts(load: Load) -> Non
     more = (("ba", NORMAL), ("aba", NORMAL))
     assert load(gemma4(["a ba", "a b", "b a", "ab a"], *more)).encode("aba", add_bos=False) == [NEW + 1]
     assert load(gemma4(["b a", "a b", "a ba", "ab a"], *more)).encode("bab", add_bos=False) == [NEW, B]
+    more = (("aa", NORMAL), ("aab", NORMAL), ("bc", NORMAL), ("c", NORMAL))
+    pairs = ["a a", "aa b", "b c", "a b", "a ab"]
+    assert load(gemma4(pairs, *more)).encode("aabc", add_bos=False) == [NEW + 1, NEW + 3]
 
 
 def test_what_no_merge_makes_is_no_part_of_text(load: Load) -> None:
