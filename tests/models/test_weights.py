@@ -48,9 +48,15 @@ def test_every_tensor_finds_its_place(tmp_path: Path, architecture: str) -> None
             assert tensor.name == f"blk.{index}.{role}.weight"
             assert tensor.shape == builder.tensor(tensor.name).dims[::-1]
         assert layer.get("attn_qkv") is None
-        with pytest.raises(AttributeError, match="no tensor attn_qkv in this layer"):
+        with pytest.raises(AttributeError, match="no tensor attn_qkv here"):
             _ = layer.attn_qkv
     assert sorted(t.name for t in weights.tensors()) == sorted(str(t.name) for t in builder.tensors)
+
+
+def test_tensors_of_no_layer(tmp_path: Path) -> None:
+    weights = bind(tiny_gemma("gemma3"), tmp_path)
+    assert weights.outside.token_embd is weights.token_embd and weights.outside.get("output") is None
+    assert weights.rope_factors is None
 
 
 def test_untied_output(tmp_path: Path) -> None:
@@ -194,12 +200,13 @@ def test_matrices_may_have_any_executed_type(tmp_path: Path) -> None:
 
 
 def test_least_rows(tmp_path: Path) -> None:
-    error = refused(tiny_gemma("gemma2", vocab=15), tmp_path)
-    assert error.field == "token_embd.weight"
-    assert "rows must be at least 16" in str(error)
-    bind(tiny_gemma("gemma2", vocab=16, n_kv_heads=1), tmp_path)
-    error = refused(tiny_gemma("gemma2", n_heads=8, n_kv_heads=1, head_dim=8), tmp_path)
-    assert error.field == "blk.0.attn_k.weight"
+    """Of quantized matrices; others have none."""
+    sizes = {"token_embd.weight": {"vocab": 15}, "blk.0.attn_k.weight": {"n_heads": 8, "n_kv_heads": 1, "head_dim": 8}}
+    for name, few in sizes.items():
+        bind(tiny_gemma("gemma2", **few), tmp_path)
+        error = refused(replaced(tiny_gemma("gemma2", **few), name, type_id=TYPE_Q8_0), tmp_path)
+        assert error.field == name and "rows must be at least 16" in str(error)
+    bind(replaced(tiny_gemma("gemma2", vocab=16), "token_embd.weight", type_id=TYPE_Q8_0), tmp_path)
 
 
 def test_column_step(tmp_path: Path) -> None:
