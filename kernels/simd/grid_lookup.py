@@ -10,6 +10,7 @@ on Intel's the microcode against Downfall (CVE-2022-40982) made them several tim
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def by_permutations(grid: Grid) -> Emit:
         if size == 8:
             spread = [_spread(builder, half, 8 * j, bits) for j in range(4) for half in halves]
         else:
-            pairs = [_pairs(builder, *halves, j) for j in (0, 2)]
+            pairs = [_pairs(builder, halves[0], halves[1], j) for j in (0, 2)]
             spread = [_spread(builder, pairs[j // 2], 16 * (j % 2), bits) for j in range(4)]
         return cgutils.pack_array(builder, spread)
 
@@ -120,9 +121,9 @@ def _words(grid: Grid) -> list[int]:
 
 
 def _by_loads(builder: Any, words: list[int], size: int, index_of: Callable[[int, int], Any]) -> Any:
-    """The groups of index_of(lane, 0), .. 3. The words are in the kernel's own read-only memory."""
+    """The groups of index_of(0, lane), .. 3. The words are in the kernel's own read-only memory."""
     table = cgutils.global_constant(builder, "grid", ir.Constant(ir.ArrayType(I32, len(words)), words))
-    found = _settled(builder, [_loaded(builder, table, lambda lane, j=j: index_of(lane, j)) for j in range(4)])
+    found = _settled(builder, [_loaded(builder, table, partial(index_of, j)) for j in range(4)])
     if size == 8:
         found = [part for v in found for part in (v, builder.lshr(v, ir_const(4)))]
     return cgutils.pack_array(builder, found)
@@ -130,7 +131,7 @@ def _by_loads(builder: Any, words: list[int], size: int, index_of: Callable[[int
 
 def _bytes(builder: Any, low: Any) -> Callable[[int, int], Any]:
     indices = builder.bitcast(low, BYTES)
-    return lambda lane, j: builder.extract_element(indices, ir.Constant(I32, 4 * lane + j))
+    return lambda j, lane: builder.extract_element(indices, ir.Constant(I32, 4 * lane + j))
 
 
 def _shorts(builder: Any, low: Any, high: Any, mask: int) -> Callable[[int, int], Any]:
@@ -142,7 +143,7 @@ def _shorts(builder: Any, low: Any, high: Any, mask: int) -> Callable[[int, int]
         builder.bitcast(builder.or_(a, b), ir.VectorType(I16, 2 * LANES))
         for a, b in zip(low_words, high_words, strict=True)
     ]
-    return lambda lane, j: builder.extract_element(shorts[j % 2], ir.Constant(I32, 2 * lane + j // 2))
+    return lambda j, lane: builder.extract_element(shorts[j % 2], ir.Constant(I32, 2 * lane + j // 2))
 
 
 def _loaded(builder: Any, table: Any, index_of: Callable[[int], Any]) -> Any:
@@ -194,7 +195,7 @@ def grid_lookup_rows(name: str, grid: Grid) -> Any:
     def emit(builder: Any, address: Any, stride: Any) -> Any:
         rows = ir_rows(builder, address, stride)
 
-        def index_of(lane: int, j: int) -> Any:
+        def index_of(j: int, lane: int) -> Any:
             at = builder.add(rows[lane], ir.Constant(I64, j * element.width // 8))
             return builder.and_(ir_constant(builder, at, element), ir.Constant(element, groups - 1))
 
