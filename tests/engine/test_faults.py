@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from edge_gemma.engine.sequence import AllLogits, Extension, Generation, Held, P
 from edge_gemma.engine.speculation import Speculation
 from edge_gemma.errors import EdgeGemmaError, MemoryBudgetError
 from edge_gemma.graph.step import Rows
+from tests.engine.fake_requests import alone, deltas, generation, prompts, submitted, tokens_of
 from tests.engine.fake_runner import VOCABULARY, FakeRunner, logits_after, slow
-from tests.engine.test_loop import alone, deltas, generation, prompts, submitted, tokens_of
 
 
 def lasting(prompt: list[int], count: int) -> SamplingParams:
@@ -29,19 +28,6 @@ def lasting(prompt: list[int], count: int) -> SamplingParams:
 
 
 ENDLESS = lasting([2, 3], 100)
-
-
-@pytest.fixture
-def runner() -> FakeRunner:
-    return FakeRunner()
-
-
-@pytest.fixture
-def engine(runner: FakeRunner) -> Iterator[Engine]:
-    made = Engine(runner, slots=4, prefix_cache=10_000)
-    yield made
-    made.close()
-    assert runner.closed and runner.pool.tables == 0
 
 
 def limited(limit: int, **options: Any) -> tuple[FakeRunner, Engine]:
