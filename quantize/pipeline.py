@@ -21,7 +21,7 @@ from edge_gemma.errors import CheckpointError
 
 from . import blocks
 from .checkpoint.source import SourceTensor
-from .output.provenance import Certificate, ErrorSum, measure
+from .output.provenance import ErrorSum, Provenance, measure
 from .output.writer import TensorInfo
 from .plan import Importance, Plan, column_weights
 
@@ -39,9 +39,9 @@ def write_tensors(
     importance: Importance | None,
     progress: Progress | None,
     threads: int,
-    certificate: Certificate,
+    provenance: Provenance,
 ) -> None:
-    """Append the data of all tensors to `file`, encoded by `threads` threads, and tell `certificate` of it.
+    """Append the data of all tensors to `file`, encoded by `threads` threads, and tell `provenance` of it.
 
     Raises CheckpointError for values that cannot be stored, OutputError when the file cannot be written.
     """
@@ -51,8 +51,8 @@ def write_tensors(
         try:
             values = min(SLAB_VALUES, VALUES_AT_ONCE // threads)
             for slab, rows in _in_order(pool, _slabs(made, importance, values), ahead=threads + 1):
-                of_source.put(certificate.add_source, rows.raw)
-                of_result.put(certificate.add, slab.info.name, rows.data, rows.error)
+                of_source.put(provenance.add_source, rows.raw)
+                of_result.put(provenance.add, slab.info.name, rows.data, rows.error)
                 file.write(rows.data.data)
                 if slab.stop == slab.tensor.rows:
                     file.write(bytes(slab.info.padded - slab.info.nbytes))

@@ -69,9 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a PEFT LoRA adapter to merge, SCALE times (default 1); repeatable, merged in the order given",
     )
     parser.add_argument(
-        "--certify", metavar="TEXT", help="measure OUT beside SRC on this text file, and write the result into OUT"
+        "--compare", metavar="TEXT", help="measure OUT beside SRC on this text file, and write the result into OUT"
     )
-    parser.add_argument("--certify-windows", type=int, metavar="N", help="use the text's first N windows of 512 tokens")
+    parser.add_argument("--compare-windows", type=int, metavar="N", help="use the text's first N windows of 512 tokens")
     parser.add_argument("--force", "-f", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
@@ -102,7 +102,7 @@ def overrides(args: argparse.Namespace) -> Overrides:
 def run(args: argparse.Namespace) -> int:
     """Convert as `args` say and return 0. Errors are raised, for the caller to print; see `exit_status`."""
     from edge_gemma.commands.calibrate import calibrator
-    from edge_gemma.commands.certify import certifier
+    from edge_gemma.commands.compare_written import comparer
     from edge_gemma.quantize.convert import plan, quantize
 
     if args.dry_run:
@@ -113,9 +113,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.destination is None:
         raise CheckpointError("OUT is missing: the file to write")
-    if args.certify_windows is not None and (args.certify is None or args.certify_windows < 1):
-        raise CheckpointError("--certify-windows is for --certify, and at least 1")
-    certify = None if args.certify is None else certifier(args.certify, args.certify_windows, quiet=args.quiet)
+    if args.compare_windows is not None and (args.compare is None or args.compare_windows < 1):
+        raise CheckpointError("--compare-windows is for --compare, and at least 1")
+    compare = None if args.compare is None else comparer(args.compare, args.compare_windows, quiet=args.quiet)
     with _terminated_as_interrupted(), progress_display(args.quiet) as progress:
         report = quantize(
             args.source,
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             calibrate=calibrator(quiet=args.quiet) if args.calibrate else None,
             lora=args.lora,
             requantize=args.requantize,
-            certify=certify,
+            compare=compare,
             force=args.force,
             progress=progress,
             kernel_progress=None if args.quiet else _kernel_line(),
