@@ -103,7 +103,8 @@ class Angles:
 
     def __init__(self, rope: Rope, max_rows: int) -> None:
         exponents = np.arange(0, rope.dims, 2) / rope.dims
-        self._frequencies = rope.base**-exponents / rope.scale  # (dims / 2,)
+        divisors = rope.scale * np.array(rope.factors or 1.0)
+        self._frequencies = rope.base**-exponents / divisors  # (dims / 2,)
         self.table = np.zeros((max_rows, rope.dims), np.float32)
 
     def fill(self, positions: NDArray[np.int64]) -> None:

@@ -13,12 +13,14 @@ _OF_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a model: a matrix, (rows, columns), or a vector, (n,).
+    """One tensor of a model: matrices (experts, rows, columns), a matrix (rows, columns), or a vector (n,).
 
     role: what it does, in llama.cpp's words: "token_embd", "attn_q", ...
     hf_name: in checkpoints of transformers, without what wraps the text model.
     shift: is added to the checkpoint's values when they are converted.
     optional: a file without it runs.
+    part: "weight", "bias", or "scale".
+    values: what a converter writes where no checkpoint holds the tensor (`hf_name` is empty), its configuration does.
     """
 
     role: str
@@ -27,11 +29,18 @@ class TensorSpec:
     layer: int | None = None
     shift: float = 0.0
     optional: bool = False
+    part: str = "weight"
+    values: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
         """GGUF's name."""
-        return f"{self.role}.weight" if self.layer is None else f"blk.{self.layer}.{self.role}.weight"
+        return f"{self.role}.{self.part}" if self.layer is None else f"blk.{self.layer}.{self.role}.{self.part}"
+
+    @property
+    def key(self) -> str:
+        """What a model calls it: its role, and "attn_q_bias" for another part than the weight."""
+        return self.role if self.part == "weight" else f"{self.role}_{self.part}"
 
 
 def layer_and_role(name: str) -> tuple[int, str] | None:

@@ -48,9 +48,15 @@ def test_every_tensor_finds_its_place(tmp_path: Path, architecture: str) -> None
             assert tensor.name == f"blk.{index}.{role}.weight"
             assert tensor.shape == builder.tensor(tensor.name).dims[::-1]
         assert layer.get("attn_qkv") is None
-        with pytest.raises(AttributeError, match="no tensor attn_qkv in this layer"):
+        with pytest.raises(AttributeError, match="no tensor attn_qkv here"):
             _ = layer.attn_qkv
     assert sorted(t.name for t in weights.tensors()) == sorted(str(t.name) for t in builder.tensors)
+
+
+def test_tensors_of_no_layer(tmp_path: Path) -> None:
+    weights = bind(tiny_gemma("gemma3"), tmp_path)
+    assert weights.outside.token_embd is weights.token_embd and weights.outside.get("output") is None
+    assert weights.rope_factors is None
 
 
 def test_untied_output(tmp_path: Path) -> None:
