@@ -19,6 +19,7 @@ from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
+from edge_gemma.progress import Progress
 from edge_gemma.text.tokenizer import Tokenizer
 
 from . import blocks
@@ -30,7 +31,7 @@ from .checkpoint.source import Source
 from .imatrix import ImportanceMatrix, quantized_with
 from .imatrix import load as load_imatrix
 from .output.provenance import Compare, Provenance, source_copy
-from .pipeline import Progress, write_tensors
+from .pipeline import write_tensors
 from .plan import Importance, Plan, check_source, check_type, formats_used, make_plan, weighted_formats
 from .recipe import Overrides
 
@@ -38,7 +39,6 @@ MAX_THREADS = 32  # beyond that the disk is the limit
 
 Adapters = Sequence[tuple[str | os.PathLike[str], float]]
 """Folders of LoRA adapters, each with a factor."""
-KernelProgress = Callable[[int, int, str], None]
 Calibrate = Callable[[Path], ImportanceMatrix]
 """From a file that runs, the importance matrix to quantize its source with."""
 CALIBRATED = "(calibrated)"
@@ -70,7 +70,7 @@ def quantize(
     compare: Compare | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    kernel_progress: KernelProgress | None = None,
+    kernel_progress: Progress | None = None,
     threads: int | None = None,
 ) -> QuantizeReport:
     """Convert `source`, a Hugging Face folder or a GGUF file, into the GGUF file `destination`.
@@ -196,7 +196,7 @@ def _copy(
     type: str,
     lora: Adapters,
     progress: Progress | None = None,
-    kernel_progress: KernelProgress | None = None,
+    kernel_progress: Progress | None = None,
 ) -> Iterator[Path]:
     """The source as a file of `type` beside `target`, which is removed afterwards."""
     copy = source_copy(target)

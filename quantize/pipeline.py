@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.atomic_file import AtomicFile
 from edge_gemma.errors import CheckpointError
+from edge_gemma.progress import Progress
 
 from . import blocks
 from .checkpoint.source import SourceTensor
@@ -29,9 +30,6 @@ SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and resu
 VALUES_AT_ONCE = 1 << 22  # over all threads: many of them take smaller slabs
 HASHED_LATER = 3  # slabs that may wait to be hashed
 
-Progress = Callable[[int, int, str], None]
-"""progress(bytes of the source done, of how many, name of the tensor)"""
-
 
 def write_tensors(
     file: AtomicFile,
@@ -42,6 +40,7 @@ def write_tensors(
     provenance: Provenance,
 ) -> None:
     """Append the data of all tensors to `file`, encoded by `threads` threads, and tell `provenance` of it.
+    `progress` counts bytes of the source.
 
     Raises CheckpointError for values that cannot be stored, OutputError when the file cannot be written.
     """

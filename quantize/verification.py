@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
+from edge_gemma.progress import Progress
 
 from . import blocks
 from .checkpoint.source import Source, SourceTensor
@@ -35,9 +36,6 @@ FLOAT16_AT = {
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
 }  # fmt: skip
 """Where in a block its float16 scales and minima are: the only bytes of it that could be no finite number."""
-
-Progress = Callable[[int, int, str], None]
-"""progress(bytes of tensor data done, of how many, name of the tensor)"""
 
 
 @dataclass
@@ -67,6 +65,7 @@ class _Provenance:
 
 def verify(path: Path, against: Source | None = None, progress: Progress | None = None) -> Verification:
     """Check the model file `path`, and with `against` compare it with the source it was made of.
+    `progress` counts bytes of the file's tensors.
 
     Raises ModelFormatError for a file that does not run at all, OSError if it cannot be read.
     """

@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from edge_gemma.errors import CheckpointError, EdgeGemmaError, OutputError
+from edge_gemma.progress import Progress
 from edge_gemma.quantize.recipe import TYPES, Overrides
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _print_plan(made: Plan) -> None:
     print(f"{made.type}: {len(made.infos)} tensors, {size / 1e6:.1f} MB, {made.bits_per_weight:.2f} bits a weight")
 
 
-def _kernel_line() -> Callable[[int, int, str], None]:
+def _kernel_line() -> Progress:
     """A `kernel_progress` that says once what takes the time."""
     said: list[str] = []
 
@@ -203,7 +204,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def progress_display(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def progress_display(quiet: bool) -> Iterator[Progress | None]:
     """A `progress` for `quantize`: a bar on a terminal, else a line every few seconds, None where `quiet`."""
     if quiet:
         yield None
@@ -224,7 +225,7 @@ def progress_display(quiet: bool) -> Iterator[Callable[[int, int, str], None] | 
         yield _line_printer()
 
 
-def _line_printer() -> Callable[[int, int, str], None]:
+def _line_printer() -> Progress:
     """Progress as plain lines, for logs: one every few seconds."""
     started = shown = time.monotonic()
     before = 0

@@ -9,7 +9,7 @@ from edge_gemma.engine.answer import Delta, Writer
 from edge_gemma.engine.channel import Channel
 from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.sampler import Sampler, SamplingParams
-from edge_gemma.engine.sequence import Generation, Progress
+from edge_gemma.engine.sequence import Generation, PromptRead
 from tests.engine.fake_runner import VOCABULARY, logits_after
 
 END = 1
@@ -40,7 +40,7 @@ def generation(
     backlog: int = 1000,
     **options: Any,
 ) -> Generation:
-    channel: Channel[Progress | Delta] = Channel(backlog, engine.wake)
+    channel: Channel[PromptRead | Delta] = Channel(backlog, engine.wake)
     sampler = Sampler(params or SamplingParams(temperature=0.0))
     tokenizer: Any = Letters()
     return Generation(prompt, Writer(tokenizer, prompt, max_tokens), sampler, channel, **options)

@@ -15,7 +15,7 @@ from edge_gemma.engine.answer import Delta
 from edge_gemma.engine.channel import Channel
 from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.sampler import SamplingParams
-from edge_gemma.engine.sequence import AllLogits, Progress
+from edge_gemma.engine.sequence import AllLogits, PromptRead
 from edge_gemma.errors import Cancelled, EdgeGemmaError, MemoryBudgetError, NumericalError
 from edge_gemma.graph.step import Rows
 from tests.engine import fake_runner
@@ -100,7 +100,7 @@ def test_choices_share_one_reading_of_the_prompt(engine: Engine, runner: FakeRun
 
 def test_progress_counts_to_the_end_of_the_prompt(engine: Engine) -> None:
     made = submitted(engine, [2] * 40, 1)
-    seen = [(item.done, item.total) for item in made.channel if isinstance(item, Progress)]
+    seen = [(item.done, item.total) for item in made.channel if isinstance(item, PromptRead)]
     assert seen == [(0, 40), (16, 40), (32, 40), (40, 40)]
 
 

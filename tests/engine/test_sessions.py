@@ -298,7 +298,7 @@ def test_a_disk_without_room(model: Gemma, tmp_path: Path, monkeypatch: pytest.M
 
 def in_the_midst(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
     """Have `action` called between two pieces of a sequence that is saved, each a page."""
-    monkeypatch.setattr(sessions, "PIECE", 1)
+    monkeypatch.setattr(sessions, "BATCH_BYTES", 1)
     count, write_part = 0, Target.write
 
     def write(self: Target, data: bytes | memoryview) -> None:
