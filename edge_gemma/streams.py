@@ -179,5 +179,5 @@ class AsyncStream(AsyncIterator[str]):
 
     @property
     def completion(self) -> Completion:
-        """As of `Stream`."""
+        """What there is so far; whole when the stream has ended."""
         return self._received.completion

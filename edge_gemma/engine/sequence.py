@@ -288,7 +288,7 @@ class Extension(Sequence):
         return len(self.tokens) - self._before >= WORTH_KEEPING
 
     def prepare(self) -> None:
-        """See `Held.begin`."""
+        """Have the text's table go on where this one begins. Raises Cancelled where the text was closed."""
         self._held.begin(self, self._known)
         self._before = self.computed
 

@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def kl_mean(self) -> float:
-        """Mean divergence."""
+        """Mean divergence, in nats."""
         return float(self.divergence.mean())
 
     @property
@@ -72,12 +72,12 @@ class Comparison:
 
     @property
     def perplexity(self) -> float:
-        """Of the model."""
+        """The model's of the text: exp of the mean negative log-probability of a token."""
         return math.exp(-float(self.log_probability.mean()))
 
     @property
     def reference_perplexity(self) -> float:
-        """Of the reference."""
+        """The reference's of the text."""
         return math.exp(-float(self.reference_log_probability.mean()))
 
     @property
