@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models import gemma
+from edge_gemma.models import gemma, gemma4
 from edge_gemma.models.architecture import Architecture, Config
 from edge_gemma.models.gguf_keys import GgufKeys
 
-ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in (*gemma.FAMILIES,)}
+ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in (*gemma.FAMILIES, gemma4.Gemma4())}
 
 
 def read_config(file: GgufFile) -> Config:
