@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_gemma.engine.memory_plan import KvType, memory_plan
+from edge_gemma.engine.memory_plan import KvType, default_chunk, memory_plan, scratch_bytes
 from edge_gemma.engine.runner import Runner
 from edge_gemma.graph.step import Rows
+from edge_gemma.kernels.layout import expert_scratch, matmul_scratch
+from edge_gemma.models.layers import Experts
 from tests.conftest import TinyGguf
 
 ROOT = Path(__file__).parents[2]
@@ -75,3 +78,13 @@ def test_a_process_takes_what_is_planned(real_model: Path, context: int, sequenc
     assert done.returncode == 0, done.stderr
     planned, taken = map(int, done.stdout.split())
     assert abs(taken - planned) < 0.02 * planned + 20e6, (planned, taken)
+
+
+def test_experts_take_scratch_memory_and_buffers(tiny_gguf: TinyGguf) -> None:
+    runner = Runner(tiny_gguf("gemma3-256", "Q8_0"), context=16, threads=1)
+    runner.close()
+    dense, mixed = runner.config, replace(runner.config, experts=Experts(128, 8, 704))
+    for chunk in (1, 100, 512):
+        assert scratch_bytes(dense, chunk) >= matmul_scratch(chunk) < expert_scratch(chunk)
+        assert scratch_bytes(mixed, chunk) >= expert_scratch(chunk)
+    assert default_chunk(mixed) == default_chunk(dense) > default_chunk(replace(mixed, experts=Experts(128, 128, 9999)))

@@ -18,7 +18,7 @@ def replaced(at: int, token: str | bytes, score: float = 0.0, kind: int = NORMAL
 
 T, S, Y = f"{K}tokens", f"{K}scores", f"{K}token_type"
 BROKEN: dict[str, tuple[Builder, str, str]] = {
-    "another model": (small_gguf().set(f"{K}model", typed(STRING, "gpt2")), f"{K}model", "'gpt2'"),
+    "another model": (small_gguf().set(f"{K}model", typed(STRING, "t5")), f"{K}model", "'t5' is not supported"),
     "no model": (small_gguf().set(f"{K}model", None), f"{K}model", "missing"),
     "no tokens key": (small_gguf().set(T, None), T, "missing"),
     "no scores": (small_gguf().set(S, None), S, "missing"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gguf_builder import BOOL, CONTROL, I32, NORMAL, USER_DEFINED, array, typed
-from tests.text.small_vocabulary import AB, END, PAD, SMALL, SPACE_A, TAG, TWO_SPACES, A, Load, small_gguf
+from tests.gguf_builder import BOOL, CONTROL, I32, NORMAL, STRING, USER_DEFINED, array, typed
+from tests.text.small_vocabulary import AB, END, PAD, SMALL, SPACE, SPACE_A, TAG, TWO_SPACES, A, B, Load, small_gguf
 
 
 def test_the_small_vocabulary(load: Load) -> None:
@@ -45,9 +45,18 @@ def test_the_longest_control_token_is_found(load: Load) -> None:
 
 
 def test_add_bos_of_the_file(load: Load) -> None:
-    found = load(small_gguf().set("tokenizer.ggml.add_bos_token", typed(BOOL, 0)))
+    builder = small_gguf().set("tokenizer.ggml.add_bos_token", typed(BOOL, 0))
+    assert load(builder).encode("a", add_bos=None) == [2, A]  # a Gemma, none of which makes sense without
+    found = load(builder.set("general.architecture", typed(STRING, "llama")))
     assert found.encode("a", add_bos=None) == [A]
     assert found.encode("a") == [2, A]
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("llama", True), ("gemma3", False), ("gemma-embedding", False)])
+def test_a_file_that_says_nothing_of_a_space_in_front(load: Load, architecture: str, expected: bool) -> None:
+    """All vocabularies of sentencepiece have one but Gemma's."""
+    builder = small_gguf().set("tokenizer.ggml.add_space_prefix", None)
+    assert load(builder.set("general.architecture", typed(STRING, architecture))).add_space_prefix == expected
 
 
 @pytest.mark.parametrize("text", ["a", " a", "  a", "", " ", "b a", "\u2581", "<bos>a"])
@@ -62,14 +71,17 @@ def test_a_space_in_front(load: Load, text: str) -> None:
     [
         ("<bos>a", [2, SPACE_A]),
         ("<end_of_turn>a", [2, END, SPACE_A]),
-        ("<bos><end_of_turn> a", [2, END, TWO_SPACES, A]),
-        ("a<end_of_turn>a", [2, SPACE_A, END, A]),
+        ("<bos><end_of_turn> a", [2, END, SPACE, SPACE_A]),
+        ("a<end_of_turn>a", [2, SPACE_A, END, SPACE_A]),
         ("<bos>", [2]),
-        (" <end_of_turn>a", [2, TWO_SPACES, END, A]),
+        (" <end_of_turn>a", [2, SPACE, SPACE, END, SPACE_A]),
+        ("a  ab", [2, SPACE_A, TWO_SPACES, SPACE_A, B]),
+        ("  a", [2, TWO_SPACES, SPACE_A]),
+        ("<b>", [2, TAG]),
     ],
 )
 def test_the_space_in_front_is_in_front_of_text(load: Load, text: str, ids: list[int]) -> None:
-    """In front of a control token it would be the text of nobody, and hide a BOS that is there already."""
+    """Of each text that control or added tokens cut off, as in llama.cpp (tried with llama-cpp-python 0.3.36)."""
     found = load(small_gguf().set("tokenizer.ggml.add_space_prefix", typed(BOOL, 1)))
     assert found.encode(text, parse_special=True) == ids
     assert found.decode(found.encode(text, add_bos=False, parse_special=True), special=True) == text

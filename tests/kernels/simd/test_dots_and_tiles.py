@@ -34,7 +34,7 @@ def test_dot4_is_exact() -> None:
     assert_same_bits(lanewise(simd.dot4, "III:I")(acc, u, s), by_hand(acc, u, s))
 
 
-PRODUCTS = [(15, 8), (31, 8), (255, 8), (3, 4), (7, 4), (63, 4)]
+PRODUCTS = [(15, 8), (24, 8), (30, 8), (31, 8), (86, 8), (124, 8), (255, 8), (3, 4), (7, 4), (18, 4), (63, 4), (86, 4)]
 """The largest byte of a format's weights, and how many vectors of them are multiplied at a time."""
 
 
@@ -80,10 +80,25 @@ def test_high_nibbles() -> None:
     assert_same_bits(lanewise(simd.high_nibbles, "I:I")(WORDS), want.view(np.int32))
 
 
-def test_spread_bits_looks_at_the_lowest_four() -> None:
+@pytest.mark.parametrize("to", [0, 3, 4, 7])
+def test_bits_to_bytes_looks_at_the_lowest_four(to: int) -> None:
     words = np.arange(64, dtype=np.int32) * np.int32(0x01234567)
-    want = ((words[:, None] >> np.arange(4) & 1) << 4).astype(np.uint8)
-    assert_same_bits(lanewise(simd.spread_bits, "I:I")(words), want.reshape(-1).view(np.int32))
+    want = ((words[:, None] >> np.arange(4) & 1) << to).astype(np.uint8)
+    assert_same_bits(lanewise(simd.bits_to_bytes(to), "I:I")(words), want.reshape(-1).view(np.int32))
+
+
+def test_parity() -> None:
+    seven = np.resize(np.arange(128, dtype=np.uint8), 1024)
+    np.random.default_rng(1).shuffle(seven)
+    odd = np.unpackbits(seven[:, None], axis=1).sum(axis=1, dtype=np.uint8) % 2
+    assert_same_bits(lanewise(simd.with_parity, "I:I")(seven.view(np.int32)), (seven | odd << 7).view(np.int32))
+
+
+def test_bytes_of_shorts() -> None:
+    a, b = integers(64, 1), integers(64, 2)
+    shorts = np.stack([a, b], axis=1).view(np.uint16)
+    for operation, want in ((simd.low_bytes, shorts & 255), (simd.high_bytes, shorts >> 8)):
+        assert_same_bits(lanewise(operation, "II:I")(a, b), want.astype(np.uint8).view(np.int32).reshape(-1))
 
 
 # ---- register tiles ----------------------------------------------------------------------------------------------
