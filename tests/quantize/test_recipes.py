@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.output.provenance import Provenance
 from edge_gemma.quantize.plan import make_plan
 from edge_gemma.quantize.recipe import MIXES, WRITTEN, Model, Overrides, choose
+from tests.goldens.gemma4_cases import Gemma4Case, gguf_name
+from tests.goldens.gemma4_cases import shapes as shapes_of_case
 from tests.quantize import tiny_checkpoint as tiny
 
 RECORD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data/recipes.json").read_text())
@@ -35,6 +37,8 @@ def shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the matrices of a model."""
     width, hidden = sizes["width"], sizes["hidden"]
     q, kv = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
+    if sizes["architecture"] == "gemma4":
+        return gemma4_shapes(sizes)
     result: dict[str, tuple[int, ...]] = {"token_embd": (263, width)}
     if not sizes["tied"]:
         result["output"] = (263, width)
@@ -45,6 +49,29 @@ def shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         }  # fmt: skip
         result |= {f"blk.{layer}.{role}": shape for role, shape in roles.items()}
     return {f"{name}.weight": shape for name, shape in result.items()}
+
+
+def gemma4_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Those that are not kept as they are."""
+    given = {key: value for key, value in sizes.items() if key not in ("architecture", "pure")}
+    case = record_recipes_case(**given)
+    found = {gguf_name(name): shape for name, shape in shapes_of_case(case).items() if len(shape) > 1}
+    return {name: shape for name, shape in found.items() if "ffn_gate_inp" not in name and "_proj." not in name}
+
+
+def record_recipes_case(layers: int, single: bool, heads: int, kv_heads: int, head_dim: int, **same: Any) -> Gemma4Case:
+    """The case that the record was made with."""
+    local = "".join("G" if i % 6 == 5 else "L" for i in range(layers - 1)) + "G"
+    return Gemma4Case(
+        name="x", local=local, heads=heads, kv_heads=kv_heads, global_kv_heads=kv_heads, head_dim=head_dim,
+        global_head_dim=head_dim, single=single, **same,
+    )  # fmt: skip
+
+
+def model_of(sizes: dict[str, Any], names: Collection[str]) -> Model:
+    values = [layer for layer in range(sizes["layers"]) if f"blk.{layer}.attn_v.weight" in names]
+    queries = sizes["heads"] // sizes["kv_heads"]
+    return Model(sizes["layers"], queries, experts=sizes.get("experts", 0), values=tuple(values))
 
 
 def recorded(tensors: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -60,10 +87,10 @@ def recorded(tensors: dict[str, str]) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("model", RECORD)
 def test_formats_are_those_of_llama_quantize(model: str, mix: str) -> None:
     sizes, expected = RECORD[model]["sizes"], RECORD[model][mix]
-    facts, said = Model(sizes["layers"], sizes["heads"] // sizes["kv_heads"]), Overrides(pure=sizes["pure"])
+    matrices, said = shapes(sizes), Overrides(pure=sizes["pure"])
+    facts = model_of(sizes, matrices)
     chosen = {
-        name: choose(MIXES[mix], facts, name, shape, said, tied=sizes["tied"]).name
-        for name, shape in shapes(sizes).items()
+        name: choose(MIXES[mix], facts, name, shape, said, tied=sizes["tied"]).name for name, shape in matrices.items()
     }
     assert chosen == dict(recorded(expected["tensors"]))
     assert MIXES[mix].file_type == expected["file_type"]
@@ -177,6 +204,7 @@ def tensors(layers: int, width: int, hidden: int, q: int, kv: int, vocabulary: i
         "kv_heads": kv,
         "head_dim": 1,
         "tied": True,
+        "architecture": "gemma3",
     }
     named = shapes(sizes) | {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
     return [SourceTensor(name, name, shape, FORMATS["F32"], _no_bytes) for name, shape in named.items()]
