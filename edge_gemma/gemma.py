@@ -39,11 +39,10 @@ from edge_gemma.text.stop_strings import stop_strings
 from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.token_sequence import TokenSequence
 
-MAX_THREADS = 256
-MAX_SLOTS = 256
+MAX_THREADS, MAX_SLOTS = 256, 256
 SLOTS = 16
 BACKLOG = 64
-"""Pieces that an answer may be ahead of its reader."""
+"""Deltas that an answer may be ahead of its reader."""
 UNLIMITED = 2**62
 BATCH_PRIORITY = -1
 Prompt = str | Sequence[int]
