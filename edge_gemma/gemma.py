@@ -144,12 +144,12 @@ class Gemma:
 
     # ---- text ----------------------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of `text`, at most one BOS in front. Control tokens spelled in it stay text unless asked for.
 
-        Raises TypeError or ValueError naming the argument.
+        `add_bos`: None does what the file says, and every Gemma has one. Raises TypeError or ValueError naming the
+        argument.
         """
-        arguments.flag("add_bos", add_bos)
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:

@@ -45,14 +45,15 @@ def open_folder(path: Path) -> Source:
         stored = _text_tensors(folder)
     if model.config.embedding is not None:
         stored |= modules.tensors
-    vocabulary = read_vocabulary(folder, model.config.vocab_size if model.vocab_size_given else None)
+    size = model.config.vocab_size if model.vocab_size_given else None
+    vocabulary = read_vocabulary(folder, size, model.config.architecture)
     rows = _rows_to_keep(model.config, vocabulary, folder.path)
     stored, model, notices = settle_output(stored, model, rows)
     with _quantized_if_so(folder, config):
         tensors = _place(stored, model, rows, folder.path)
     notices += _unused(stored, model.config)
     architecture = model.config.model
-    special = read_special_tokens(folder, vocabulary, config)
+    special = read_special_tokens(folder, vocabulary, config, model.config.architecture)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
         general_metadata(folder, model.config.architecture, config, parameters)
