@@ -49,6 +49,10 @@ MIXES: dict[str, Mix] = {
 }
 
 
+WRITTEN = tuple(dict.fromkeys(mix.matrix for mix in MIXES.values()))
+"""The formats that a tensor can be given. Others are read, and run."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """A type whose file is no larger than one of the mix `like`; `presets.py` chooses the formats."""
@@ -131,9 +135,9 @@ def check_patterns(overrides: Overrides, matrices: Iterable[str]) -> None:
 
 
 def known_type(name: str) -> str:
-    """`name`, if it is a format. Raises CheckpointError."""
-    if name not in FORMATS:
-        raise CheckpointError(f"tensor type {name!r} is not written; one of {', '.join(FORMATS)}")
+    """`name`, if it is a format that is written. Raises CheckpointError."""
+    if name not in WRITTEN:
+        raise CheckpointError(f"tensor type {name!r} is not written; one of {', '.join(WRITTEN)}")
     return name
 
 

@@ -82,7 +82,7 @@ class Gemma4(Gemma4Config):
             rope = layer.rope if layer.window else replace(layer.rope, factors=weights.rope_factors)
             attended = attention(p, config, replace(layer, rope=rope), w, cache_of[i], x)
             p.add_norm(x, attended, w.post_attention_norm, config.rms_eps)
-            mixed = feed_forward(p, config, w, x)
+            mixed = feed_forward(p, config, w, x) if config.experts is None else mixture(p, config, w, x)
             last = None if inputs else w.get("layer_output_scale")
             p.add_norm(x, mixed, w.post_ffw_norm, config.rms_eps, factor=last)
             if inputs:
@@ -134,6 +134,20 @@ def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
     h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
     gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
+
+
+def mixture(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+    """The feed-forward part and a mixture of experts side by side, each with norms of its own, added."""
+    assert config.experts is not None
+    eps, D = config.rms_eps, config.d_model
+    dense = p.rms_norm(feed_forward(p, config, w, x), w.post_ffw_norm_1, eps, out="dense part", takers=())  # (T, D)
+    z = p.head_norm(x, D, eps, weight=w.ffn_gate_inp_scale, scale=1 / math.sqrt(D), out="router input")  # (T, D)
+    logits = p.matmul(z, w.ffn_gate_inp, out="router logits")  # (T, E)
+    routed = p.route(logits, config.experts.used, 1.0, w.get("ffn_down_exps_scale"))
+    gate_up = (w.ffn_gate_up_exps,) if config.experts.fused else (w.ffn_gate_exps, w.ffn_up_exps)
+    h = p.rms_norm(x, w.pre_ffw_norm_2, eps, out="experts' input", takers=gate_up)  # (T, D)
+    mixed = p.experts(h, routed, gate_up, w.ffn_down_exps, out="experts' sum")  # (T, D)
+    return p.add_norm(dense, mixed, w.post_ffw_norm_2, eps)
 
 
 def per_layer_input(p: Program, w: LayerWeights, x: Rows, given: Rows) -> Rows:
@@ -193,7 +207,7 @@ def _of_experts(config: Config, i: int) -> Iterator[TensorSpec]:
     if experts is None:
         return
     E, F = experts.count, experts.d_ff
-    yield TensorSpec("ffn_gate_inp", (E, D), f"layers.{i}.router.proj.weight", i, few_rows=True)
+    yield TensorSpec("ffn_gate_inp", (E, D), f"layers.{i}.router.proj.weight", i)
     yield TensorSpec("ffn_gate_inp", (D,), f"layers.{i}.router.scale", i, part="scale")
     if experts.fused:
         yield TensorSpec("ffn_gate_up_exps", (E, 2 * F, D), f"layers.{i}.experts.gate_up_proj", i)

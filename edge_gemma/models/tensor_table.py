@@ -23,7 +23,6 @@ class TensorSpec:
     shift: is added to the checkpoint's values when they are converted.
     optional: a file without it runs.
     part: "weight", "bias", or "scale".
-    few_rows: a matrix may have fewer rows than products are cut into.
     values: what a converter writes where no checkpoint holds the tensor (`hf_name` is empty), its configuration does.
     """
 
@@ -34,7 +33,6 @@ class TensorSpec:
     shift: float = 0.0
     optional: bool = False
     part: str = "weight"
-    few_rows: bool = False
     values: tuple[float, ...] | None = None
 
     @property

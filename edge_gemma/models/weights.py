@@ -136,7 +136,7 @@ def _check_tensor(file: GgufFile, tensor: Tensor, spec: TensorSpec) -> None:
     if len(spec.shape) == 1:
         _check_vector(file, tensor)
     else:
-        _check_matrix(file, tensor, 1 if spec.few_rows else MIN_ROWS)
+        _check_matrix(file, tensor)
 
 
 def _check_vector(file: GgufFile, tensor: Tensor) -> None:
@@ -156,9 +156,10 @@ def _rope_factors(file: GgufFile, tensor: Tensor | None) -> tuple[float, ...] | 
     return tuple(factors.tolist())
 
 
-def _check_matrix(file: GgufFile, tensor: Tensor, min_rows: int) -> None:
+def _check_matrix(file: GgufFile, tensor: Tensor) -> None:
     """Of a tensor of several matrices, each must be one and be aligned."""
     rows, columns = tensor.shape[-2:]
+    min_rows = 1 if tensor.format.is_float else MIN_ROWS
     if rows < min_rows or columns % COLUMN_STEP:
         raise _error(
             file, tensor, f"{rows} x {columns}: rows must be at least {min_rows}, columns a multiple of {COLUMN_STEP}"

@@ -31,10 +31,10 @@ def route(logits: Floats, k: int, factor: float, scales: Floats | None = None) -
     chosen = np.take_along_axis(logits, experts, axis=1)
     with np.errstate(invalid="ignore"):
         powers = exp((chosen - chosen[:, :1]) * f32(factor))
-        total = np.where(np.isfinite(logits).all(axis=1), f32(0), f32(np.nan))
+        total = np.where(np.isfinite(logits).all(axis=1), f32(0), f32(np.nan)).astype(f32)
         for j in range(k):
             total = total + powers[:, j]
-        shares = powers / total[:, None]
+        shares = np.asarray(powers / total[:, None], f32)
     return experts, shares if scales is None else shares * scales[experts]
 
 

@@ -20,12 +20,12 @@ from edge_gemma.gguf.file import GgufFile
 from edge_gemma.gguf.values import f32, string
 from edge_gemma.models.hf_fields import HfFields
 from edge_gemma.models.registry import ARCHITECTURES
-from edge_gemma.quantize import presets, quantize
+from edge_gemma.quantize import blocks, presets, quantize
 from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.output.provenance import Certificate
 from edge_gemma.quantize.plan import make_plan
-from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
+from edge_gemma.quantize.recipe import MIXES, WRITTEN, Model, Overrides, choose
 from tests.goldens.gemma4_cases import Gemma4Case, gguf_name
 from tests.goldens.gemma4_cases import shapes as shapes_of_case
 from tests.quantize import tiny_checkpoint as tiny
@@ -136,6 +136,22 @@ def test_overrides_that_cannot_be(tmp_path: Path, patterns: tuple[tuple[str, str
     tiny.write_checkpoint(tmp_path / "hf")
     with pytest.raises(CheckpointError, match=message):
         plan(tmp_path / "hf", "Q4_0", overrides=Overrides(patterns))
+
+
+def test_what_has_an_encoder_can_be_asked_for() -> None:
+    assert set(WRITTEN) == {name for name in FORMATS if blocks.can_encode(name)}
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in WRITTEN])
+def test_formats_that_are_only_run_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    tiny.write_checkpoint(tmp_path / "hf")
+    message = f"{name!r} is not written; one of F32, .*IQ4_XS"
+    for asked in ({"patterns": (("ffn", name),)}, {"embedding": name}, {"output": name}):
+        with pytest.raises(CheckpointError, match=message):
+            Overrides(**asked)
+    with pytest.raises(CheckpointError, match=message):
+        quantize(tmp_path / "hf", tmp_path / "out.gguf", name)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def test_dry_run_prints_what_would_be_written_and_writes_nothing(
