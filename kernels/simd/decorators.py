@@ -10,12 +10,16 @@ from typing import Any
 
 from numba import extending
 
+from .pipeline import IrPipeline
+
 Function = Callable[..., Any]
 
 
 def inlined(function: Function) -> Any:
     """A function that compiled code calls and LLVM always inlines. Wrappers for Python or C would go unused."""
-    return extending.register_jitable(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return extending.register_jitable(
+        forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=IrPipeline
+    )(function)
 
 
 def intrinsic(function: Function) -> Any:
