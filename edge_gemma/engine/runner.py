@@ -16,6 +16,7 @@ from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine.memory_plan import DEFAULT_CONTEXT, KvType, default_chunk, require_budget, scratch_bytes
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.graph import first_touch
 from edge_gemma.graph.cache import LayerCache, PagePool, PageTable, layer_caches
 from edge_gemma.graph.program import Program, Recorded, words_of
 from edge_gemma.graph.step import Rows, Step
@@ -113,7 +114,7 @@ class Runner:
         """The kernels that are needed anyway. They are recorded only if somebody asks, 5 ms."""
         planned = Program(self.chunk, lambda _: 0, self.kv_type, choices=tuned_choices(), allocate=False)
         record(planned, self.config, self.weights, self._caches())
-        yield from (*planned.kernels(), *KERNELS)
+        yield from (*planned.kernels(), *KERNELS, first_touch.KERNEL)
 
     def _caches(self) -> list[LayerCache]:
         return layer_caches(self.config.states, self.context, self.kv_type)
@@ -141,7 +142,10 @@ class Runner:
             record_logits(program, config, weights, last, logits)
             program.group_maxima(logits, maxima)
         self._program = program
-        self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
+        addresses = shared().load([*program.kernels(), *KERNELS, first_touch.KERNEL], progress)
+        self._table, self._touch = program.table(addresses), addresses[first_touch.KERNEL]
+        self._touched = 0
+        """Rows of the table that have been run, whose weights are mapped by now."""
         self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
         self._words_of_maxima = words_of(self._table, maxima)
         self._step = Step(program.ropes, self.chunk, self.threads, scratch_bytes(config, self.chunk))
@@ -193,13 +197,13 @@ class Runner:
         self._step.prepare(batch)
         if wanted == rows:
             self._point_head(0, logits)
-            self._execute(self._table)
+            self._execute_rows(0, len(self._table))
         else:
-            self._execute(self._table[: self._body])
+            self._execute_rows(0, self._body)
             if wanted:
                 self._point_head(rows - wanted, logits)
                 self._step.words[ops.STEP_ROWS] = wanted
-                self._execute(self._table[self._body :])
+                self._execute_rows(self._body, len(self._table))
         for part in batch:
             part.table.advance(part.table.length + len(part.tokens))
         return logits
@@ -217,6 +221,14 @@ class Runner:
     def ready(self) -> None:
         """Forget earlier cancels."""
         self._step.cancelled = False
+
+    def _execute_rows(self, start: int, end: int) -> None:
+        """Rows start..end of the table."""
+        table = self._table[start:end]
+        if end > self._touched:
+            table = first_touch.with_touches(table, self.recorded[start:end], self._touch)
+        self._execute(table)
+        self._touched = max(self._touched, end)
 
     def _execute(self, table: NDArray[np.int64]) -> None:
         try:

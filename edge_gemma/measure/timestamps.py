@@ -46,6 +46,7 @@ class StampedRunner(Runner):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._touched = len(self._table)  # a run is the table as it stands, the first one too
         self.every = False
         self.runs: list[Run] = []
         self._stamp = shared().load([STAMP])[STAMP]
