@@ -2,12 +2,11 @@
 
 Knows no Numba and no model: recording a program needs neither. A program is a table of rows of ROW_WORDS 64-bit words,
 
-    | one | few | many | barrier | arguments ...                                  | counter |  ...
-      0     1     2      3         4                                                24
+    | kernel | barrier | arguments ...                                              | counter |  ...
+      0        1         2                                                            24
 
-`one`, `few` and `many` are the addresses of the kernels for a step of 1, of 2..FEW_ROWS, and of more rows;
-`barrier` says that all threads wait for each other before the operation, and `counter` hands out its work items (alone
-on its cache line).
+`kernel` is the address of what does the operation in steps of the program's regime; `barrier` says that all threads
+wait for each other before the operation, and `counter` hands out its work items (alone on its cache line).
 A step is described by `STEP_WORDS` words; those that threads write while others read have cache lines of their own.
 """
 
@@ -15,12 +14,36 @@ from __future__ import annotations
 
 from collections import namedtuple
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
 ROW_WORDS = 32
-ONE, FEW, MANY, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 3, 4, 24
+KERNEL, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 24
 FEW_ROWS = 16
+
+
+class Regime(Enum):
+    """How many rows a step has: 1, 2..FEW_ROWS, or more. Each has kernels, and so programs, of its own."""
+
+    ONE = 1
+    FEW = 2
+    MANY = FEW_ROWS + 1
+
+    @classmethod
+    def of(cls, rows: int) -> Regime:
+        """That of a step of `rows` rows, at least 1."""
+        return cls.ONE if rows == 1 else cls.FEW if rows <= FEW_ROWS else cls.MANY
+
+    @classmethod
+    def up_to(cls, chunk: int) -> list[Regime]:
+        """Those of steps of at most `chunk` rows."""
+        return [regime for regime in cls if regime.value <= chunk]
+
+    def most_rows(self, chunk: int) -> int:
+        """Of a step of this regime, where no step has more than `chunk`."""
+        return min(chunk, {Regime.ONE: 1, Regime.FEW: FEW_ROWS}.get(self, chunk))
+
 
 STEP_WORDS = 72
 STEP_ROWS = 0  # rows of this step
@@ -31,6 +54,7 @@ STEP_TABLES = 4  # address: int64 of each row, the address of its sequence's tab
 STEP_MASKS = 16  # null, or address: int64 address of the bit mask of each row of logits, 0 for none
 STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most layout.QUERY_ROWS
 STEP_N_TILES = 6
+STEP_LASTS = 7  # address: int64 of each row, the last position that its sequence has in this step
 STEP_SCRATCH = 9  # address: scratch memory of thread 0
 STEP_SCRATCH_BYTES = 10  # of each thread
 STEP_ANGLES = 12  # addresses, one for each rotary embedding: float32 (rows, dims), cosines, then sines
@@ -82,10 +106,6 @@ class Operation:
         return slots(*range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(self.arguments)))
 
 
-NOTHING = Kernel("threads.execute", "nothing")
-"""Where a row of the table has nothing to do in a step of so many rows."""
-
-
 def _operation(name: str, arguments: str) -> Operation:
     operation = Operation(name, tuple(arguments.split()))
     assert FIRST_ARGUMENT + len(operation.arguments) <= COUNTER
@@ -95,19 +115,25 @@ def _operation(name: str, arguments: str) -> Operation:
 # x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise. q: rows of int8 blocks, made from y
 # with `zero`; null for none. Where there is q, y may be null: nobody needs the floats.
 EMBED = _operation("embed", "table row_bytes columns y y_stride scale")
-NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y y_stride q q_stride zero")
+# factor: null, or address of a float32 that multiplies base + norm
+NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride factor y y_stride q q_stride zero")
+# weight, base: null for none
+HEAD_NORM = _operation("head_norm", "x x_stride heads head_dim weight epsilon base base_stride scale y y_stride")
 QUANTIZE = _operation("quantize", "x x_stride columns zero q q_stride")
 MATMUL = _operation("matmul", "weights row_bytes rows columns x x_stride y y_stride")
 NEXT = 21, 22, 23
 """Words of a product's row, after its arguments: weights, row_bytes and rows of the next one, which it prefetches when
 it has no more of its own. 0 rows: none follows."""
+NEXT_EXPERT_BYTES = 20
+"""Beside NEXT: bytes from an expert's matrix to the next one's if the next product is one of the same experts, or 0."""
 ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
 # layer: the number of the layer's row in a sequence's table of pages; head_bytes: of the keys of a head in a page
 APPEND = _operation("append", "k v stride heads head_dim layer head_bytes")
-# partial: where `attend_one` leaves the results of at most `spans` spans of each head, for `merge`
+# window, ahead: a row sees keys fewer than `window` positions before it, and up to `ahead` behind it in the same step
+# partial: where `attend_one`, which sees none behind, leaves results of at most `spans` spans of a head, for `merge`
 ATTEND = _operation(
     "attend",
-    "q q_stride y y_stride heads kv_heads head_dim layer head_bytes window softcap partial spans"
+    "q q_stride y y_stride heads kv_heads head_dim layer head_bytes window ahead softcap partial spans"
     " q_out q_out_stride zero",
 )
 NO_WINDOW = 2**40
@@ -115,7 +141,7 @@ NO_WINDOW = 2**40
 MERGE = _operation("merge", "y heads head_dim window partial spans q zero")
 GATED = _operation("gated", " ".join(MATMUL.arguments) + " up q q_stride zero")
 """y = gelu(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there."""
-GATE = _operation("gate", "gate up stride columns y y_stride q q_stride zero")
+GATE = _operation("gate", "gate gate_stride up up_stride columns y y_stride q q_stride zero")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")
 SQUARES = _operation("squares", "x x_stride columns sums")
@@ -124,3 +150,18 @@ MASK = _operation("mask", "x x_stride columns")
 GROUP_MAXIMA = _operation("group_maxima", "x x_stride columns y y_stride")
 TOUCH = _operation("touch", "at size")
 STAMP = _operation("stamp", "at")
+
+# ---- experts ----
+# A row's choices are numbered by rank, choice j of row t is pair t * choices + j. experts: int64 and shares: float32 of
+# each pair. groups, rows, places: what `layout` draws; results of experts are rows in the order of `rows`.
+ROUTE = _operation("route", "x x_stride columns choices factor scales experts shares")
+DISPATCH = _operation("dispatch", "experts columns choices groups rows places")
+EXPERTS = _operation("experts", " ".join(MATMUL.arguments) + " expert_bytes groups sources choices")
+"""Each pair's product with its expert's matrix of `rows` rows, `weights` being expert 0's. sources: the row of x of
+each result, or null where x is in the order of the results. choices: of each row, for who counts bytes."""
+EXPERTS_GATED = _operation("experts_gated", " ".join(EXPERTS.arguments) + " up q q_stride zero")
+"""y = gelu(x weights^T) * (x up^T) of each pair in one pass, for many rows. `up`: expert 0's, with the same strides."""
+EXPERT_GATE = _operation("expert_gate", " ".join(GATE.arguments) + " choices")
+COMBINE = _operation("combine", "x x_stride choices shares places y y_stride columns")
+EXPERT_SQUARES = _operation("expert_squares", "x x_stride columns experts groups sources sums counts")
+"""sums: float32 (experts, columns) and counts: int64 (experts,) of the rows of x that each expert was given."""

@@ -1,8 +1,8 @@
 """Which tensor gets which block format. Knows no bytes and no checkpoint.
 
-The named mixes choose as llama-quantize does for gemma, gemma2 and gemma3 (`tests/quantize/data/recipes.json` is its
-own record). `MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer, `_FALLBACK`
-what replaces a format whose block does not divide the rows. Vectors are always F32. `presets.py` has EG4 and EG8.
+The named mixes choose as llama-quantize does for gemma to gemma4 (`tests/quantize/data/recipes.json` is its record).
+`MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer, `_FALLBACK` what replaces a
+format whose block does not divide the rows, `kept` what never becomes blocks. `presets.py` has EG4 and EG8.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS, BlockFormat
-from edge_gemma.models.tensor_table import EMBEDDING, OUTPUT, layer_and_role
+from edge_gemma.models.tensor_table import OUTPUT, TABLES, layer_and_role
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ MIXES: dict[str, Mix] = {
 }
 
 
+WRITTEN = tuple(dict.fromkeys(mix.matrix for mix in MIXES.values()))
+"""The formats that a tensor can be given. Others are read, and run."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """A type whose file is no larger than one of the mix `like`; `presets.py` chooses the formats."""
@@ -75,11 +79,20 @@ _FALLBACK = {
 
 @dataclass(frozen=True)
 class Model:
-    """What a choice depends on beside the tensor. `queries`: query heads per key head."""
+    """What a choice depends on beside the tensor. `queries`: query heads per key head; `experts`: in a layer; `values`:
+    the layers that have `attn_v`, None: all."""
 
     layers: int
     queries: int
     importance: bool = False
+    experts: int = 0
+    values: tuple[int, ...] | None = None
+
+    def place(self, layer: int, role: str) -> tuple[int, int]:
+        """Where the matrix of a layer stands among how many of its role."""
+        if role == "attn_v" and self.values is not None and layer in self.values:
+            return self.values.index(layer), len(self.values)
+        return layer, self.layers
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Overrides:
         for pattern, chosen in self.patterns:
             if re.search(pattern, name):
                 return chosen
-        if name == EMBEDDING:
+        if name in TABLES:
             return self.embedding or (self.output if tied else None)
         return self.output if name == OUTPUT else None
 
@@ -122,27 +135,45 @@ def check_patterns(overrides: Overrides, matrices: Iterable[str]) -> None:
 
 
 def known_type(name: str) -> str:
-    """`name`, if it is a format. Raises CheckpointError."""
-    if name not in FORMATS:
-        raise CheckpointError(f"tensor type {name!r} is not written; one of {', '.join(FORMATS)}")
+    """`name`, if it is a format that is written. Raises CheckpointError."""
+    if name not in WRITTEN:
+        raise CheckpointError(f"tensor type {name!r} is not written; one of {', '.join(WRITTEN)}")
     return name
 
 
+def kept(mix: Mix, name: str, shape: tuple[int, ...], stored: BlockFormat) -> BlockFormat | None:
+    """The format of a tensor that is never rounded to blocks, whatever the user says; None for others."""
+    place = layer_and_role(name)
+    if len(shape) == 1 or (place is not None and place[1] == "ffn_gate_inp"):
+        return FORMATS["F32"]
+    if name != "per_layer_model_proj.weight":
+        return None
+    return FORMATS[mix.matrix] if FORMATS[mix.matrix].is_float else stored
+
+
 def choose(
-    mix: Mix, model: Model, name: str, shape: tuple[int, ...], overrides: Overrides, *, tied: bool
+    mix: Mix,
+    model: Model,
+    name: str,
+    shape: tuple[int, ...],
+    overrides: Overrides,
+    *,
+    tied: bool,
+    stored: BlockFormat = FORMATS["F32"],
 ) -> BlockFormat:
-    """The format of tensor `name` of row-major `shape`. `tied`: the embedding is the output matrix too.
+    """The format of tensor `name` of row-major `shape`. `tied`: the embedding is the output matrix too; `stored`: the
+    format in the source.
 
     Raises CheckpointError if the format that the user said for it does not divide its rows.
     """
-    if len(shape) == 1:
-        return FORMATS["F32"]
+    if (unchanged := kept(mix, name, shape, stored)) is not None:
+        return unchanged
     said = overrides.of(name, tied=tied)
     if said is not None:
         return _as_said(FORMATS[said], name, shape[-1])
     if overrides.pure:
         return fitting(mix.matrix, shape[-1])
-    if name == OUTPUT or (name == EMBEDDING and tied):
+    if name == OUTPUT or (name in TABLES and tied):
         return fitting(mix.embedding if shape[-1] % FORMATS[mix.matrix].block == 0 else "Q8_0", shape[-1])
     return fitting(_of_layer(mix, model, name), shape[-1])
 
@@ -166,16 +197,28 @@ def _of_layer(mix: Mix, model: Model, name: str) -> str:
     if place is None:
         return mix.matrix
     layer, role = place
+    if model.experts == 8 and (chosen := _beside_eight_experts(mix, role)) is not None:
+        return chosen
     for condition, chosen in _exceptions(mix.file_type, model, layer, role):
         if condition:
             return chosen
-    return mix.roles.get(role, mix.matrix)
+    return mix.roles.get(role.removesuffix("_exps"), mix.matrix)
 
 
-def _exceptions(file_type: int, model: Model, i: int, role: str) -> Iterator[tuple[bool, str]]:
-    """Conditions under which a tensor of layer `i` differs from its mix, and how; the first that holds decides."""
-    n, many = model.layers, model.queries >= 4
-    value, down = role == "attn_v", role == "ffn_down"
+def _beside_eight_experts(mix: Mix, role: str) -> str | None:
+    """Attention's formats in models like Mixtral 8x7B, beside whose experts it is small."""
+    if FORMATS[mix.matrix].is_float:
+        return None
+    if role == "attn_output":
+        narrow = mix.matrix in ("Q2_K", "Q3_K", "Q4_K", "IQ4_NL", "IQ4_XS")
+        return "Q5_K" if narrow and mix is not MIXES["Q3_K_L"] else mix.matrix
+    return "Q8_0" if role in ("attn_k", "attn_v") else None
+
+
+def _exceptions(file_type: int, model: Model, layer: int, role: str) -> Iterator[tuple[bool, str]]:
+    """Conditions under which a tensor of a layer differs from its mix, and how; the first that holds decides."""
+    (i, n), many = model.place(layer, role), model.queries >= 4
+    value, down = role == "attn_v", role in ("ffn_down", "ffn_down_exps")
     match next(name for name, mix in MIXES.items() if mix.file_type == file_type):
         case "Q2_K":
             yield value and many, "Q4_K"

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edge_gemma.cores import available_memory, default_threads
+from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.cache import cache_bytes, layer_caches
-from edge_gemma.graph.program import Program
-from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
-from edge_gemma.models.architecture import Config, record, record_logits
+from edge_gemma.graph.cache import cache_bytes, spans_of
+from edge_gemma.kernels.layout import attention_scratch, expert_scratch, matmul_scratch, row_scratch
+from edge_gemma.kernels.operations import Regime
+from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 
@@ -24,6 +25,8 @@ KvType: TypeAlias = Literal["f16", "f32", "q8_0"]
 DEFAULT_CONTEXT = 8192
 DEFAULT_CHUNK = 256
 PAGE = 4096
+MOST_TEXTS = 16
+"""Of a step of an encoder: each takes a page of every layer at least."""
 BUFFER_LIMIT = 64 * 2**20
 """A smaller chunk is taken where the activations of DEFAULT_CHUNK rows would exceed this, with int8 or int4 weights."""
 
@@ -87,37 +90,56 @@ def plan_memory(
         return memory_plan(
             config,
             Weights.bind(file, config),
-            context or min(config.context_length, DEFAULT_CONTEXT),
-            chunk=chunk or default_chunk(config),
+            context or usual_context(config),
+            chunk=chunk or default_chunk(config, context),
             kv_type=kv_type,
             threads=threads or default_threads(),
-            sequences=sequences,
+            sequences=sequences if config.embedding is None else sequences_of_texts(context or usual_context(config)),
         )
 
 
 def buffer_bytes(config: Config, weights: Weights, context: int, chunk: int, kv_type: KvType) -> int:
-    """What the operations of `chunk` rows work in: known exactly, from recording them without memory."""
-    program = Program(chunk, lambda _tensor: 0, kv_type, allocate=False)
-    x = record(program, config, weights, layer_caches(config.states, context, kv_type))
-    record_logits(program, config, weights, x, program.outside("logits", config.vocab_size, 0))
-    return program.buffer_bytes()
+    """What the operations of steps of up to `chunk` rows work in: known exactly, from recording without memory."""
+    model = config, weights, context
+    recordings = [
+        Recording(regime, chunk, lambda _tensor: 0, kv_type, *model, allocate=False) for regime in Regime.up_to(chunk)
+    ]
+    return sum(recording.program.buffer_bytes() for recording in recordings)
 
 
 def scratch_bytes(config: Config, chunk: int) -> int:
     """What each thread works in, by the operation that needs the most, in whole pages."""
     shapes = {(layer.head_dim, config.n_heads // layer.n_kv_heads) for layer in config.layers}
     attention = max(attention_scratch(head_dim, group) for head_dim, group in shapes)
-    need = max(matmul_scratch(chunk), attention, row_scratch(config.d_model))
+    products = matmul_scratch(chunk) if config.experts is None else expert_scratch(chunk)
+    need = max(products, attention, row_scratch(config.d_model))
     return -(-need // PAGE) * PAGE
 
 
-def default_chunk(config: Config) -> int:
-    """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK."""
+def sequences_of_texts(context: int) -> int:
+    """Of an encoder's step, whole contexts that have the pages of all its texts: each begins one of its own."""
+    return 1 + -(-MOST_TEXTS // spans_of(context))
+
+
+def usual_context(config: Config, most: int = DEFAULT_CONTEXT) -> int:
+    """Positions of a sequence where the user does not say."""
+    return min(config.context_length, most)
+
+
+def default_chunk(config: Config, context: int | None = None) -> int:
+    """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK.
+
+    An encoder reads a text of the whole context in one step.
+    """
+    if config.embedding is not None:
+        return context or usual_context(config)
     q_width = config.n_heads * max(layer.head_dim for layer in config.layers)
     kv_width = max(layer.n_kv_heads * layer.head_dim for layer in config.layers)
     d_ff = max(layer.d_ff for layer in config.layers)
     floats = 3 * config.d_model + 2 * q_width + 2 * kv_width
     row_bytes = 4 * floats + 2 * (config.d_model + q_width + d_ff)  # 2 for a value that is also quantized
+    if config.experts is not None:
+        row_bytes += config.experts.used * (4 * config.d_model + 2 * config.experts.d_ff)
     chunk = DEFAULT_CHUNK
     while chunk > 32 and chunk * row_bytes > BUFFER_LIMIT:
         chunk //= 2
@@ -148,8 +170,9 @@ def require_budget(
         made = plan(positions)
         return made.kv_cache + made.buffers
 
-    if own(context) <= budget:
-        return plan(context)
+    made = plan(context)
+    if made.kv_cache + made.buffers <= budget:
+        return made
     fits, too_many = 0, context
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

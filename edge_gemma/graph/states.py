@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class Rope:
     """Rotary position embedding (arXiv:2104.09864), by halves: dimensions j and j + dims / 2 of a head are a pair.
 
-    A pair turns by the angle position * base**(-2j / dims) / scale.
+    Pair j turns by the angle position * base**(-2j / dims) / (scale * factors[j]). factors: of each pair; None: all 1.
     """
 
     dims: int
     base: float
     scale: float = 1.0
+    factors: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 from edge_gemma.gguf.values import Metadata
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.program import Program, Rows
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
 from edge_gemma.graph.states import AttentionState, Rope
+from edge_gemma.models.embedding import Embedding
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.hf_fields import HfFields
-from edge_gemma.models.layers import LayerConfig
+from edge_gemma.models.layers import Experts, LayerConfig
 from edge_gemma.models.tensor_table import TensorSpec
 from edge_gemma.models.weights import Weights
 
@@ -39,6 +41,11 @@ class Config:
     final_softcap: float | None
     embedding_scale: float
     layers: tuple[LayerConfig, ...]
+    per_layer_input: int = 0
+    """Width of what each layer is given of a token beside the stream; 0: nothing."""
+    experts: Experts | None = None
+    embedding: Embedding | None = None
+    """What is made of a text; None: the model continues texts."""
     unused_rope: Rope | None = None
     """What the file says of local layers where all are global, or the other way round: carried over, not run."""
 
@@ -54,7 +61,7 @@ class Config:
 
     @property
     def states(self) -> list[AttentionState]:
-        """What each layer keeps of a sequence."""
+        """What is kept of a sequence, of each layer that shares no other's."""
         return self.model.states(self)
 
     def rope(self, layer: int) -> Rope:
@@ -64,6 +71,10 @@ class Config:
     def tensors(self) -> list[TensorSpec]:
         """Every tensor, in the order of the files we write."""
         return self.model.tensors(self)
+
+    def unused_tensors(self) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+        return self.model.unused_tensors(self)
 
     def of_kind(self, *, local: bool) -> LayerConfig | None:
         """The first local or the first global layer."""
@@ -116,9 +127,14 @@ class Architecture(ABC):
     def tensors(self, config: Config) -> list[TensorSpec]:
         """Every tensor, in the order of the files we write."""
 
+    def unused_tensors(self, config: Config) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+        return []
+
     def states(self, config: Config) -> list[AttentionState]:
-        """What each layer keeps of a sequence."""
-        return [AttentionState(layer.n_kv_heads, layer.head_dim, layer.window) for layer in config.layers]
+        """What is kept of a sequence, of each layer that shares no other's."""
+        own = [layer for layer in config.layers if layer.shared_with is None]
+        return [AttentionState(layer.n_kv_heads, layer.head_dim, layer.window) for layer in own]
 
     @abstractmethod
     def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
@@ -127,6 +143,10 @@ class Architecture(ABC):
     @abstractmethod
     def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
         """The last layer's output to logits, (T, V), written to `logits`."""
+
+    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Rows, out: Rows) -> None:
+        """Pooled rows, (texts, D), through the dense layers to embeddings, (texts, width), where there are any."""
+        raise NotImplementedError
 
 
 def record(p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.program import Program, Rows
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.decoder import Decoder
 from edge_gemma.models.layers import LayerConfig
@@ -124,7 +125,7 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
     p.rotate(k, layer.rope, norm=w.get("attn_k_norm"), epsilon=eps, scale=1.0)
     p.append(cache, k, v)
     a = p.attend(
-        cache, q, window=layer.window, softcap=config.attn_softcap, out="a", takers=(w.attn_output,)
+        cache, q, window=layer.window, ahead=layer.ahead, softcap=config.attn_softcap, out="a", takers=(w.attn_output,)
     )  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models import gemma
+from edge_gemma.models import embedding_gemma, gemma, gemma4
 from edge_gemma.models.architecture import Architecture, Config
 from edge_gemma.models.gguf_keys import GgufKeys
 
-ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in (*gemma.FAMILIES,)}
+_MODELS: tuple[Architecture, ...] = (*gemma.FAMILIES, gemma4.Gemma4(), *embedding_gemma.FAMILIES)
+ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in _MODELS}
 
 
 def read_config(file: GgufFile) -> Config:
@@ -16,4 +17,4 @@ def read_config(file: GgufFile) -> Config:
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise file.metadata.error("general.architecture", f"{name!r} is not supported ({known} are)")
-    return ARCHITECTURES[name].from_gguf(GgufKeys(file.metadata, name))
+    return ARCHITECTURES[name].from_gguf(GgufKeys(file.metadata, name, file.tensors))

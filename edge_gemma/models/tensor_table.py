@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
+TABLES = (EMBEDDING, PER_LAYER_EMBEDDING)
+"""Those that have a row for each token and are looked up."""
 HF_EMBEDDING, HF_OUTPUT = "embed_tokens.weight", "lm_head.weight"
 
 _OF_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
@@ -13,12 +16,14 @@ _OF_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a model: a matrix, (rows, columns), or a vector, (n,).
+    """One tensor of a model: matrices (experts, rows, columns), a matrix (rows, columns), or a vector (n,).
 
     role: what it does, in llama.cpp's words: "token_embd", "attn_q", ...
     hf_name: in checkpoints of transformers, without what wraps the text model.
     shift: is added to the checkpoint's values when they are converted.
     optional: a file without it runs.
+    part: "weight", "bias", or "scale".
+    values: what a converter writes where no checkpoint holds the tensor (`hf_name` is empty), its configuration does.
     """
 
     role: str
@@ -27,11 +32,18 @@ class TensorSpec:
     layer: int | None = None
     shift: float = 0.0
     optional: bool = False
+    part: str = "weight"
+    values: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
         """GGUF's name."""
-        return f"{self.role}.weight" if self.layer is None else f"blk.{self.layer}.{self.role}.weight"
+        return f"{self.role}.{self.part}" if self.layer is None else f"blk.{self.layer}.{self.role}.{self.part}"
+
+    @property
+    def key(self) -> str:
+        """What a model calls it: its role, and "attn_q_bias" for another part than the weight."""
+        return self.role if self.part == "weight" else f"{self.role}_{self.part}"
 
 
 def layer_and_role(name: str) -> tuple[int, str] | None:

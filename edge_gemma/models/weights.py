@@ -29,7 +29,7 @@ NAMES_SHOWN = 5
 
 
 class LayerWeights:
-    """The tensors of one layer, each an attribute named by its role: `attn_norm`, `ffn_down`, ..."""
+    """The tensors of one layer, or those of no layer, each an attribute by its key: `attn_norm`, `ffn_down`, ..."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
@@ -38,10 +38,10 @@ class LayerWeights:
         try:
             return self._tensors[role]
         except KeyError:
-            raise AttributeError(f"no tensor {role} in this layer ({', '.join(self._tensors)} are)") from None
+            raise AttributeError(f"no tensor {role} here ({', '.join(self._tensors)} are)") from None
 
     def get(self, role: str) -> Tensor | None:
-        """The tensor, None in a layer without it."""
+        """The tensor, None where there is none."""
         return self._tensors.get(role)
 
 
@@ -59,6 +59,9 @@ class Described(Protocol):
     def tensors(self) -> list[TensorSpec]:
         """Every tensor."""
 
+    def unused_tensors(self) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -68,6 +71,10 @@ class Weights:
     output_norm: Tensor
     output: Tensor
     layers: tuple[LayerWeights, ...]
+    outside: LayerWeights
+    """All that belong to no layer."""
+    rope_factors: tuple[float, ...] | None
+    """What `rope_freqs` says, see `Rope.factors`."""
     bound: tuple[Tensor, ...]
     """Every tensor once, in the order of the model's table."""
 
@@ -85,13 +92,15 @@ class Weights:
         layers: list[dict[str, Tensor]] = [{} for _ in config.layers]
         for spec in specs:
             tensor = file.tensors[spec.name]
-            _check_tensor(file, tensor, spec.shape)
-            (outside if spec.layer is None else layers[spec.layer])[spec.role] = tensor
+            _check_tensor(file, tensor, spec)
+            (outside if spec.layer is None else layers[spec.layer])[spec.key] = tensor
         return cls(
             token_embd=outside["token_embd"],
             output_norm=outside["output_norm"],
             output=outside.get("output", outside["token_embd"]),
             layers=tuple(map(LayerWeights, layers)),
+            outside=LayerWeights(outside),
+            rope_factors=_rope_factors(file, outside.get("rope_freqs")),
             bound=tuple(file.tensors[spec.name] for spec in specs),
         )
 
@@ -108,7 +117,8 @@ def _check_names(file: GgufFile, config: Described, expected: Iterable[str]) -> 
     missing = [name for name in expected if name not in file.tensors]
     if missing:
         raise ModelFormatError(f"missing tensors: {_listed(missing)}", field=missing[0], path=str(file.path))
-    extra = sorted(name for name in set(file.tensors) - set(expected) if not name.startswith(TOWER_PREFIXES))
+    known = {*expected, *(spec.name for spec in config.unused_tensors())}
+    extra = sorted(name for name in set(file.tensors) - known if not name.startswith(TOWER_PREFIXES))
     wrong = [name for name in extra if name.startswith(TEXT_PREFIXES)]
     if wrong:
         raise _error(file, file.tensors[wrong[0]], f"{config.architecture} has no such tensors: {_listed(wrong)}")
@@ -116,14 +126,14 @@ def _check_names(file: GgufFile, config: Described, expected: Iterable[str]) -> 
         warnings.warn(f"{file.path}: tensors that no Gemma has are ignored: {_listed(extra)}", stacklevel=4)
 
 
-def _check_tensor(file: GgufFile, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise _error(file, tensor, f"has shape {tensor.shape}, the metadata asks for {shape}")
+def _check_tensor(file: GgufFile, tensor: Tensor, spec: TensorSpec) -> None:
+    if tensor.shape != spec.shape:
+        raise _error(file, tensor, f"has shape {tensor.shape}, the metadata asks for {spec.shape}")
     if not tensor.is_executed:
         raise _error(file, tensor, _not_executed(tensor))
     if file.data(tensor).ctypes.data % ADDRESS_STEP:
         raise _error(file, tensor, f"its data is not aligned to {ADDRESS_STEP} bytes")
-    if len(shape) == 1:
+    if len(spec.shape) == 1:
         _check_vector(file, tensor)
     else:
         _check_matrix(file, tensor)
@@ -137,12 +147,25 @@ def _check_vector(file: GgufFile, tensor: Tensor) -> None:
         raise _error(file, tensor, f"entry {int(finite.argmin())} is not finite")
 
 
+def _rope_factors(file: GgufFile, tensor: Tensor | None) -> tuple[float, ...] | None:
+    if tensor is None:
+        return None
+    factors = file.data(tensor).view(np.float32).reshape(-1)
+    if factors.min() <= 0:
+        raise _error(file, tensor, f"entry {int(factors.argmin())} is not above 0")
+    return tuple(factors.tolist())
+
+
 def _check_matrix(file: GgufFile, tensor: Tensor) -> None:
-    rows, columns = tensor.shape
-    if rows < MIN_ROWS or columns % COLUMN_STEP:
+    """Of a tensor of several matrices, each must be one and be aligned."""
+    rows, columns = tensor.shape[-2:]
+    min_rows = 1 if tensor.format.is_float else MIN_ROWS
+    if rows < min_rows or columns % COLUMN_STEP:
         raise _error(
-            file, tensor, f"{rows} x {columns}: rows must be at least {MIN_ROWS}, columns a multiple of {COLUMN_STEP}"
+            file, tensor, f"{rows} x {columns}: rows must be at least {min_rows}, columns a multiple of {COLUMN_STEP}"
         )
+    if len(tensor.shape) > 2 and rows * tensor.row_bytes % ADDRESS_STEP:
+        raise _error(file, tensor, f"its matrices of {rows * tensor.row_bytes} bytes are not aligned to {ADDRESS_STEP}")
 
 
 def _not_executed(tensor: Tensor) -> str:

@@ -13,7 +13,9 @@ from ..layout import LINE, PIECE, SUMS
 from ..operations import (
     ADD,
     EMBED,
+    EXPERT_GATE,
     GATE,
+    HEAD_NORM,
     NORM,
     ROTATE,
     SOFTCAP,
@@ -50,6 +52,8 @@ from .work_sharing import in_pieces
 
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
 _EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
+_HEAD_NORM = HEAD_NORM.slots
+_CHOICES = EXPERT_GATE.slots[-1]
 _VECTOR = 4 * LANES
 
 
@@ -139,8 +143,9 @@ def _output(op: Any, step: Any, thread: Any, y: Any, y_stride: Any, row: Any, fi
 
 @inlined
 def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
-    """y = rms_norm(x) * weight (+ base, if that is no null address). arXiv:1910.07467; weights include Gemma's + 1."""
-    X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _NORM
+    """y = rms_norm(x) * weight, or (base + that) * factor if there is a base. arXiv:1910.07467; weights include the + 1
+    that some models add."""
+    X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, FACTOR, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _NORM
     columns, weight = word(op, COLUMNS), word(op, WEIGHT)
     x = word(op, X) + row * word(op, X_STRIDE)
     y = _output(op, step, thread, Y, Y_STRIDE, row, 0)
@@ -149,11 +154,40 @@ def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
         for c in range(0, 4 * columns, _VECTOR):
             store(y + c, load(x + c) * scale * load(weight + c))
     else:
-        base = word(op, BASE) + row * word(op, BASE_STRIDE)
+        base, factor = word(op, BASE) + row * word(op, BASE_STRIDE), splat(1.0)
+        if word(op, FACTOR) != 0:
+            factor = splat(load_scalar(word(op, FACTOR)))
         for c in range(0, 4 * columns, _VECTOR):
-            store(y + c, load(base + c) + load(x + c) * scale * load(weight + c))
+            store(y + c, (load(base + c) + load(x + c) * scale * load(weight + c)) * factor)
     if word(op, Q) != 0:
         quantize_row(y, columns, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE))
+
+
+@inlined
+def _heads_to_norm(op: Any, step: Any) -> Any:
+    return word(step, STEP_ROWS) * word(op, _HEAD_NORM.heads)
+
+
+@inlined
+def head_norm(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+    """y = (rms_norm(x) * weight + base) * scale of a head, `head_dim` neighbours; all heads have the same weight."""
+    size, row, head = (
+        word(op, _HEAD_NORM.head_dim),
+        piece // word(op, _HEAD_NORM.heads),
+        piece % word(op, _HEAD_NORM.heads),
+    )
+    weight, base, at = word(op, _HEAD_NORM.weight), word(op, _HEAD_NORM.base), 4 * size * head
+    x = word(op, _HEAD_NORM.x) + row * word(op, _HEAD_NORM.x_stride) + at
+    y = word(op, _HEAD_NORM.y) + row * word(op, _HEAD_NORM.y_stride) + at
+    inverse, scale = splat(inverse_rms(x, size, real(op, _HEAD_NORM.epsilon))), splat(real(op, _HEAD_NORM.scale))
+    base_row = base + row * word(op, _HEAD_NORM.base_stride) + at
+    for c in range(0, 4 * size, _VECTOR):
+        v = load(x + c) * inverse
+        if weight != 0:
+            v = v * load(weight + c)
+        if base != 0:
+            v = v + load(base_row + c)
+        store(y + c, v * scale)
 
 
 # ---- rotation ----------------------------------------------------------------------------------------------------
@@ -194,15 +228,15 @@ def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
 # ---- gates, sums, caps -------------------------------------------------------------------------------------------
 
 
-def _in_parts(columns: int, each: Any) -> Any:
+def in_parts(columns: int, each: Any, rows: Any = _rows) -> Any:
     """The kernel that does each(op, step, thread, row, first, end) for PIECE columns of a row at a time.
 
-    `columns` is the word that says how many a row has.
+    `columns` is the word that says how many a row has; rows(op, step): how many rows.
     """
 
     @inlined
     def parts(op: Any, step: Any) -> Any:
-        return word(step, STEP_ROWS) * ((word(op, columns) + PIECE - 1) // PIECE)
+        return rows(op, step) * ((word(op, columns) + PIECE - 1) // PIECE)
 
     @inlined
     def part(op: Any, step: Any, thread: Any, piece: Any) -> None:
@@ -216,13 +250,19 @@ def _in_parts(columns: int, each: Any) -> Any:
 @inlined
 def gate(op: Any, step: Any, thread: Any, row: Any, first: Any, end: Any) -> None:
     """y = gelu(gate) * up. arXiv:2002.05202 (GeGLU)."""
-    GATE_, UP, STRIDE, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
-    g, u = word(op, GATE_) + row * word(op, STRIDE), word(op, UP) + row * word(op, STRIDE)
+    GATE_, GATE_STRIDE, UP, UP_STRIDE, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
+    g, u = word(op, GATE_) + row * word(op, GATE_STRIDE), word(op, UP) + row * word(op, UP_STRIDE)
     y = _output(op, step, thread, Y, Y_STRIDE, row, first)
     for c in range(4 * first, 4 * end, _VECTOR):
         store(y + c - 4 * first, gelu(load(g + c)) * load(u + c))
     if word(op, Q) != 0:
         quantize_row(y, end - first, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE) + first // 32 * LINE)
+
+
+@inlined
+def _pairs(op: Any, step: Any) -> Any:
+    """Rows of `expert_gate`, whose arguments begin as those of `gate`: one for each choice of each row of the step."""
+    return word(step, STEP_ROWS) * word(op, _CHOICES)
 
 
 @inlined
@@ -251,7 +291,9 @@ def cap(op: Any, _step: Any, _thread: Any, row: Any, first: Any, end: Any) -> No
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
     table = {"norm": in_pieces(_rows, norm), "rotate": in_pieces(_heads, rotate)}
-    table |= {"gate": _in_parts(_GATE[3], gate), "add": _in_parts(_ADD[4], add), "softcap": _in_parts(_SOFTCAP[2], cap)}
+    table |= {"gate": in_parts(_GATE.columns, gate), "add": in_parts(_ADD.columns, add)}
+    table |= {"softcap": in_parts(_SOFTCAP.columns, cap), "head_norm": in_pieces(_heads_to_norm, head_norm)}
+    table["expert_gate"] = in_parts(_GATE.columns, gate, _pairs)
     for name, fmt in INT_FORMATS.items():
         table[f"embed_{name}"] = make_embed_blocks(fmt)
     for name, (load_floats, size) in FLOAT_LOADS.items():

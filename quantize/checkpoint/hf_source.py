@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_gemma.errors import CheckpointError
+from edge_gemma.formats import FORMATS
 from edge_gemma.models.architecture import Config
-from edge_gemma.models.tensor_table import EMBEDDING, HF_OUTPUT, OUTPUT, TensorSpec
+from edge_gemma.models.embedding import DENSE
+from edge_gemma.models.tensor_table import HF_OUTPUT, OUTPUT, TABLES, TensorSpec
 
 from .folder import CheckpointFolder
 from .general import general_metadata
 from .hf_config import HfModel, quantization, read_model
 from .meant import no_checkpoint
 from .metadata import tokenizer_metadata
-from .names import is_adapted, is_output, is_unread, is_value_head, is_vision, short_names
+from .names import is_adapted, is_audio, is_output, is_unread, is_value_head, is_vision, short_names
 from .own_output import own_output_notices, settle_output
+from .sentence_transformers import read_modules
 from .source import Source, SourceTensor
 from .special_tokens import read_special_tokens
 from .stored_tensor import StoredTensor
@@ -34,25 +39,32 @@ def open_folder(path: Path) -> Source:
     config = folder.json("config.json")
     if config is None:
         raise no_checkpoint(folder.path)
-    model = read_model(config, str(folder.path / "config.json"))
+    modules = read_modules(folder)
+    model = read_model(config | {DENSE: modules.shapes}, str(folder.path / "config.json"))
     with _quantized_if_so(folder, config):
         stored = _text_tensors(folder)
-    vocabulary = read_vocabulary(folder, model.config.vocab_size if model.vocab_size_given else None)
+    if model.config.embedding is not None:
+        stored |= modules.tensors
+    size = model.config.vocab_size if model.vocab_size_given else None
+    vocabulary = read_vocabulary(folder, size, model.config.architecture)
     rows = _rows_to_keep(model.config, vocabulary, folder.path)
     stored, model, notices = settle_output(stored, model, rows)
     with _quantized_if_so(folder, config):
         tensors = _place(stored, model, rows, folder.path)
+    notices += _unused(stored, model.config)
     architecture = model.config.model
-    special = read_special_tokens(folder, vocabulary, config)
+    special = read_special_tokens(folder, vocabulary, config, model.config.architecture)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
         general_metadata(folder, model.config.architecture, config, parameters)
         | architecture.metadata(model.config)
         | tokenizer_metadata(vocabulary, special, architecture.control_ids)
     )
-    files = [entry for entry in folder.path.iterdir() if entry.is_file()]
+    files = [entry for entry in folder.path.iterdir() if entry.is_file()] + modules.files
     if quantization(config):
         notices.append("quantization_config in config.json ignored: the weights are not quantized")
+    if model.config.embedding is not None and not model.config.embedding.dense:
+        notices.append("no dense layers behind the pooling: embeddings will not be those of the published model")
     notices = [*_left_out(folder.left_out), *folder.notices, *notices, *_compatibility(model), *vocabulary.notices]
     return Source(replace(model.config, vocab_size=rows), metadata, tensors, files, notices)
 
@@ -85,21 +97,30 @@ def _text_tensors(folder: CheckpointFolder) -> dict[str, StoredTensor]:
 
 def _left_out(names: Collection[str]) -> list[str]:
     """What to tell of tensors that were not read."""
-    vision, heads = (sum(map(test, names)) for test in (is_vision, is_value_head))
-    notices = [f"vision tower left out: {vision} tensors"] if vision else []
-    return notices + ([f"value head left out: {heads} tensors"] if heads else [])
+    parts = {"vision tower": is_vision, "audio tower": is_audio, "value head": is_value_head}
+    counts = {part: sum(map(test, names)) for part, test in parts.items()}
+    return [f"{part} left out: {count} tensors" for part, count in counts.items() if count]
+
+
+def _unused(stored: dict[str, StoredTensor], config: Config) -> list[str]:
+    """What to tell of tensors that nothing is computed with."""
+    count = sum(spec.hf_name in stored for spec in config.unused_tensors())
+    return [f"keys and values of layers that use those of others left out: {count} tensors"] if count else []
 
 
 def _place(stored: dict[str, StoredTensor], model: HfModel, vocab_rows: int, folder: Path) -> list[SourceTensor]:
-    table = {spec.hf_name: spec for spec in model.config.tensors() if not (model.tied and spec.name == OUTPUT)}
-    if missing := [name for name in table if name not in stored]:
+    specs = [spec for spec in model.config.tensors() if not (model.tied and spec.name == OUTPUT)]
+    demanded = [spec.hf_name for spec in specs if spec.hf_name and (spec.name == OUTPUT or not spec.optional)]
+    if missing := [name for name in demanded if name not in stored]:
         raise CheckpointError(f"{folder}: {_missing(missing, stored)}")
-    if extra := [tensor.where for name, tensor in stored.items() if name not in table]:
+    known = {spec.hf_name for spec in [*specs, *model.config.unused_tensors()]}
+    if extra := [tensor.where for name, tensor in stored.items() if name not in known]:
         text = f"{len(extra)} tensors are extra, config.json has no place for {', '.join(extra[:SHOWN])}"
         raise CheckpointError(f"{text}; is it the config.json of this model, and the model a Gemma?")
-    tensors = [_tensor(stored[name], spec) for name, spec in table.items()]
+    tensors = [_made(spec.values, spec) for spec in specs if spec.values is not None]
+    tensors += [_tensor(stored[spec.hf_name], spec) for spec in specs if spec.hf_name in stored]
     return [
-        replace(tensor, shape=(vocab_rows, tensor.columns)) if tensor.name in (EMBEDDING, OUTPUT) else tensor
+        replace(tensor, shape=(vocab_rows, tensor.columns)) if tensor.name in (*TABLES, OUTPUT) else tensor
         for tensor in tensors
     ]
 
@@ -117,6 +138,12 @@ def _tensor(stored: StoredTensor, spec: TensorSpec) -> SourceTensor:
     if stored.shape != spec.shape:
         raise CheckpointError(f"{stored.where} has shape {stored.shape}; config.json asks for {spec.shape}")
     return SourceTensor(spec.name, stored.where, spec.shape, stored.format, stored.raw_rows, spec.shift)
+
+
+def _made(values: Sequence[float], spec: TensorSpec) -> SourceTensor:
+    """A tensor that config.json has, as one row."""
+    row = np.array([values], "<f4").view(np.uint8)
+    return SourceTensor(spec.name, "config.json", spec.shape, FORMATS["F32"], lambda start, stop: row[start:stop])
 
 
 def _rows_to_keep(config: Config, vocabulary: Vocabulary, folder: Path) -> int:
@@ -140,6 +167,8 @@ def _compatibility(model: HfModel) -> list[str]:
         notices.append(f"attention scale {config.attn_scale:.6g}: llama.cpp will use {guessed.attn_scale:.6g} instead")
     if not model.tied:
         notices += own_output_notices(architecture)
+    if [layer.shared_with for layer in config.layers] != [layer.shared_with for layer in guessed.layers]:
+        notices.append("keys and values are shared otherwise than llama.cpp takes for granted: it does not run that")
     if config.local_layers != guessed.local_layers:
         notices.append("unusual pattern of local layers: old versions of llama.cpp do not read it")
     return notices

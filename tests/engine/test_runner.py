@@ -342,7 +342,7 @@ def test_weights_are_touched_in_the_first_step(path: Path, monkeypatch: pytest.M
         runner.run([Rows(table, ids(2))])
     for wanted in (0, 0, 1, 1, 2):
         runner.run([Rows(table, ids(2), wanted)])
-    body, head = runner._body, len(runner.recorded) - runner._body
+    body, head = len(runner.recording(2).body), len(runner.recording(1).head)
     touched = body + 7 * len(runner.weights.layers)
     assert lengths == [touched, touched, body, body, head + 1, body, head, body + head]
     runner.close()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_gemma.graph.cache import PagePool
 from edge_gemma.graph.states import AttentionState, Rope
-from edge_gemma.graph.step import Rows, Step, pieces_of
+from edge_gemma.graph.step import Angles, Rows, Step, pieces_of
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
 
@@ -33,6 +33,17 @@ def test_a_prompt_is_not_cut_where_its_last_row_can_follow() -> None:
     assert [(p.start, p.end) for p in pieces_of([rows_of(7, 7)])] == [(0, 7)]
 
 
+def test_factors_divide_the_frequency_of_each_pair() -> None:
+    angles = Angles(Rope(8, 100.0, 2.0, factors=(1.0, 4.0, 0.5, 1e30)), 2)
+    angles.fill(np.array([0, 7]))
+    turns = 7 * 100.0 ** -np.array([0, 0.25, 0.5, 0.75]) / 2 / [1, 4, 0.5, 1e30]
+    assert np.array_equal(angles.table, np.float32([[1] * 4 + [0] * 4, [*np.cos(turns), *np.sin(turns)]]))
+    plain, same = (Angles(Rope(8, 100.0, 2.0, factors=f), 1) for f in (None, (1.0,) * 4))
+    for table in (plain, same):
+        table.fill(np.array([31]))
+    assert np.array_equal(plain.table, same.table)
+
+
 @given(
     st.lists(
         st.tuples(st.integers(1, 70), st.integers(0, 70), st.integers(0, 500)).map(lambda t: (t[0], min(t[:2]), t[2])),
@@ -48,6 +59,8 @@ def test_the_words_say_each_row_once(parts: list[tuple[int, int, int]]) -> None:
     assert step.words[ops.STEP_ROWS] == count
     tables, tokens = step._tables[:count].tolist(), step._tokens[:count].tolist()
     positions = step._positions[:count].tolist()
+    last = {r.table.address: r.table.length + len(r.tokens) - 1 for r in batch}
+    assert step._lasts[:count].tolist() == [last[address] for address in tables]
     places = list(zip(tables, positions, tokens, strict=True))
     expected = [(r.table.address, r.table.length + i, i) for r in batch for i in range(len(r.tokens))]
     assert sorted(places) == sorted(expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.layout import QUERY_ROWS
-from edge_gemma.kernels.operations import NOTHING, Kernel, Operation
+from edge_gemma.kernels.operations import Kernel, Operation, Regime
 from edge_gemma.kernels.threads.pool import ThreadPool
 
 Array = NDArray[Any]
@@ -31,12 +31,10 @@ CACHE_TYPES = ["f16", "q8_0"] if BRIEF else ["f16", "f32", "q8_0"]
 
 @dataclass
 class Row:
-    """One operation: its kernels for one row, a few and many, and its arguments: arrays, ints or floats."""
+    """One operation: its kernel in each regime, and its arguments: arrays, ints or floats."""
 
     operation: Operation
-    one: Kernel
-    few: Kernel
-    many: Kernel
+    kernels: dict[Regime, Kernel]
     arguments: dict[str, Array | int | float]
 
 
@@ -55,6 +53,14 @@ class Step:
     words: dict[int, Array] = field(default_factory=dict)
     """Arrays whose addresses other words of the step have."""
 
+    @property
+    def lasts(self) -> list[int]:
+        """The last position of each row's sequence."""
+        last: dict[int, int] = {}
+        for sequence, position in zip(self.sequences, self.positions, strict=False):
+            last[sequence] = max(position, last.get(sequence, 0))
+        return [last[sequence] for sequence in self.sequences]
+
 
 _INT8 = ("q", "q_stride", "zero", "q_out", "q_out_stride")
 
@@ -66,7 +72,7 @@ def pool(threads: int) -> ThreadPool:
 
 def _kernel(name: str) -> Kernel:
     module, *rest = name.split(".")
-    return NOTHING if name == "nothing" else Kernel(f"ops.{module}", *rest)
+    return Kernel(f"ops.{module}", *rest)
 
 
 def row(
@@ -79,16 +85,17 @@ def row(
     """Kernels of `ops` as "module.name"; `many` is `kernel` and `few` is `many` if not said, int8 blocks none."""
     arguments |= {name: 0 for name in operation.arguments if name in _INT8 and name not in arguments}
     assert tuple(arguments) == operation.arguments, f"{operation.name} takes {operation.arguments}"
-    one, some, several = (_kernel(name) for name in (kernel, few or many or kernel, many or kernel))
-    return Row(operation, one, some, several, arguments)
+    names = kernel, few or many or kernel, many or kernel
+    return Row(operation, dict(zip(Regime, map(_kernel, names), strict=True)), arguments)
 
 
 def run(rows: list[Row], step: Step, threads: int = 1) -> None:
     """Execute the rows, a barrier before each."""
-    addresses = shared().load({kernel for r in rows for kernel in (r.one, r.few, r.many)})
+    kernels = [r.kernels[Regime.of(step.rows)] for r in rows]
+    addresses = shared().load(kernels)
     table = aligned((len(rows), ops.ROW_WORDS), np.int64)
-    for words, r in zip(table, rows, strict=True):
-        words[[ops.ONE, ops.FEW, ops.MANY]] = [addresses[kernel] for kernel in (r.one, r.few, r.many)]
+    for words, r, kernel in zip(table, rows, kernels, strict=True):
+        words[ops.KERNEL] = addresses[kernel]
         words[ops.BARRIER] = 1
         words[list(r.operation.slots)] = [_word(value) for value in r.arguments.values()]
     words, kept = _step_words(step, threads)
@@ -108,6 +115,7 @@ def _step_words(step: Step, threads: int) -> tuple[Array, dict[int, Array]]:
     lists = {
         ops.STEP_TOKENS: np.array(step.tokens, np.int64),
         ops.STEP_POSITIONS: np.array(step.positions, np.int64),
+        ops.STEP_LASTS: np.array(step.lasts, np.int64),
         ops.STEP_TABLES: np.array([step.tables[s].ctypes.data for s in step.sequences if step.tables], np.int64),
         ops.STEP_TILES: np.array(tiles, np.int64),
         ops.STEP_SCRATCH: np.full(threads * step.scratch_bytes + 4096, 0xFF, np.uint8),  # NaN if read unwritten
@@ -150,14 +158,27 @@ def random_rows(name: str, rows: int, columns: int, seed: int) -> Array:
         values = rng.standard_normal((rows, columns)).astype(np.float32)
         return {"F32": values, "F16": values.astype(np.float16), "BF16": _bfloat(values)}[name].view(np.uint8)
     blocks = rng.integers(0, 256, (rows, columns // fmt.block, fmt.nbytes), dtype=np.uint8)
-    for at in scale_offsets(name):
-        scales = rng.standard_normal((*blocks.shape[:2], 1)).astype(np.float16)
-        blocks[..., at : at + 2] = scales.view(np.uint8)
+    set_scales(name, blocks, lambda shape: rng.standard_normal(shape).astype(np.float16))
     return blocks.reshape(rows, -1)
+
+
+def set_scales(name: str, blocks: Array, halves: Callable[[tuple[int, ...]], Array]) -> None:
+    """Give the blocks, (..., bytes), float16 scales and minima of `halves(shape)`; of IQ1_M 4 bits in each of four
+    places, and where there is room for a power of two alone, that below it."""
+    for at in scale_offsets(name):
+        blocks[..., at : at + 2] = halves((*blocks.shape[:-1], 1)).view(np.uint8)
+    if name == "IQ1_M":
+        bits = halves(blocks.shape[:-1]).view(np.uint16)
+        for i in range(4):
+            blocks[..., 49 + 2 * i] = blocks[..., 49 + 2 * i] & 15 | (bits >> 4 * i & 15) << 4
+    if name == "MXFP4":
+        blocks[..., 0] = np.frexp(halves(blocks.shape[:-1]).astype(np.float32))[1] + 126
 
 
 def scale_offsets(name: str) -> tuple[int, ...]:
     """Where a block's float16 numbers are."""
+    if name in ("IQ1_M", "MXFP4"):
+        return ()
     first = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(name, 0)
     return (first, first + 2) if name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K") else (first,)
 

@@ -48,9 +48,15 @@ def test_every_tensor_finds_its_place(tmp_path: Path, architecture: str) -> None
             assert tensor.name == f"blk.{index}.{role}.weight"
             assert tensor.shape == builder.tensor(tensor.name).dims[::-1]
         assert layer.get("attn_qkv") is None
-        with pytest.raises(AttributeError, match="no tensor attn_qkv in this layer"):
+        with pytest.raises(AttributeError, match="no tensor attn_qkv here"):
             _ = layer.attn_qkv
     assert sorted(t.name for t in weights.tensors()) == sorted(str(t.name) for t in builder.tensors)
+
+
+def test_tensors_of_no_layer(tmp_path: Path) -> None:
+    weights = bind(tiny_gemma("gemma3"), tmp_path)
+    assert weights.outside.token_embd is weights.token_embd and weights.outside.get("output") is None
+    assert weights.rope_factors is None
 
 
 def test_untied_output(tmp_path: Path) -> None:
@@ -111,7 +117,7 @@ def test_tensors_that_nobody_knows_are_ignored(tmp_path: Path, architecture: str
     builder = tiny_gemma(architecture)
     expected = {t.name for t in bind(builder, tmp_path).tensors()}
     shown = {"a\nb": r"a\nb", b"\xff.weight": r"\udcff.weight"}.get(name, name)
-    for type_id, dims, nbytes in ((TYPE_F32, (3,), 12), (16, (256, 2), 132), (TYPE_F16, (), 2), (TYPE_F32, (0,), 0)):
+    for type_id, dims, nbytes in ((TYPE_F32, (3,), 12), (35, (256, 2), 132), (TYPE_F16, (), 2), (TYPE_F32, (0,), 0)):
         extra = TensorRecord(name, dims, type_id, bytes(nbytes))
         builder.tensors.insert(5, extra)
         with pytest.warns(UserWarning, match="tensors that no Gemma has are ignored") as caught:
@@ -140,17 +146,17 @@ def test_towers_for_images_and_sound_are_ignored_silently(tmp_path: Path, archit
     builder.tensors += [
         TensorRecord("v.patch_embedding.weight", (14, 14, 3, 8), TYPE_F16),
         TensorRecord("mm.norm", (3,)),
-        TensorRecord("a.blk.0.weight", (256,), 16, bytes(66)),
+        TensorRecord("a.blk.0.weight", (256,), 35, bytes(66)),
     ]
     assert {t.name for t in bind(builder, tmp_path).tensors()} == expected
 
 
 def test_a_type_that_is_not_executed(tmp_path: Path) -> None:
     sizes = {"d_model": 256, "n_heads": 4, "head_dim": 64}
-    builder = replaced(tiny_gemma("gemma2", **sizes), "blk.1.ffn_up.weight", type_id=16, data=bytes(96 * 66))
+    builder = replaced(tiny_gemma("gemma2", **sizes), "blk.1.ffn_up.weight", type_id=35, data=bytes(96 * 66))
     error = refused(builder, tmp_path)
     assert error.field == "blk.1.ffn_up.weight" and error.offset is not None
-    assert "type IQ2_XXS is known but not executed" in str(error) and "edge-gemma quantize" in str(error)
+    assert "type TQ2_0 is known but not executed" in str(error) and "edge-gemma quantize" in str(error)
 
 
 @pytest.mark.parametrize("name", [str(t.name) for t in tiny_gemma("gemma3", n_layers=1).tensors])
@@ -194,12 +200,13 @@ def test_matrices_may_have_any_executed_type(tmp_path: Path) -> None:
 
 
 def test_least_rows(tmp_path: Path) -> None:
-    error = refused(tiny_gemma("gemma2", vocab=15), tmp_path)
-    assert error.field == "token_embd.weight"
-    assert "rows must be at least 16" in str(error)
-    bind(tiny_gemma("gemma2", vocab=16, n_kv_heads=1), tmp_path)
-    error = refused(tiny_gemma("gemma2", n_heads=8, n_kv_heads=1, head_dim=8), tmp_path)
-    assert error.field == "blk.0.attn_k.weight"
+    """Of quantized matrices; others have none."""
+    sizes = {"token_embd.weight": {"vocab": 15}, "blk.0.attn_k.weight": {"n_heads": 8, "n_kv_heads": 1, "head_dim": 8}}
+    for name, few in sizes.items():
+        bind(tiny_gemma("gemma2", **few), tmp_path)
+        error = refused(replaced(tiny_gemma("gemma2", **few), name, type_id=TYPE_Q8_0), tmp_path)
+        assert error.field == name and "rows must be at least 16" in str(error)
+    bind(replaced(tiny_gemma("gemma2", vocab=16), "token_embd.weight", type_id=TYPE_Q8_0), tmp_path)
 
 
 def test_column_step(tmp_path: Path) -> None:
