@@ -23,17 +23,19 @@ def test_passes_that_are_left_out_exist() -> None:
     assert names > NEEDLESS and typed_passes.NativeLowering in names
 
 
+@pytest.mark.parametrize("formats", [("Q4_0", "Q5_0"), ("Q4_0", "Q4_K")])
 @global_compiler_lock
-def test_nothing_but_the_kernel_becomes_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba's engine is handed nothing, but for `min` and `max`, which are its own; what LLVM emits is one function."""
+def test_nothing_but_the_kernel_becomes_machine_code(formats: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba's engine is handed nothing; what LLVM emits is one function."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a helper becomes machine code")
 
-    compiler._lower(Kernel("threads.execute", "nothing"))  # with the first one Numba makes its own runtime ready
+    before, kernel = (Kernel("ops.matvec", name, "l2x3") for name in formats)
+    compiler._lower(before)  # with the first one, Numba makes its runtime, `min` and `max` ready
     for method in ("add_module", "finalize_object"):
         monkeypatch.setattr(type(cpu_target.target_context.codegen()._engine), method, refuse)
-    library = compiler._lower(Kernel("threads.execute", "lead"))
+    library = compiler._lower(kernel)
     assert library._linking_libraries
     library.finalize()
     module = library._final_module
