@@ -39,7 +39,7 @@ class EmbeddingGemma(Gemma):
         if number not in POOLING:
             raise keys.error("pooling_type", f"{number} is not supported ({POOLING} are)")
         dense = _dense(keys, config.d_model)
-        return _both_ways(config, Embedding(POOLING[number], dense[-1][1] if dense else config.d_model, dense, PROMPTS))
+        return both_ways(config, Embedding(POOLING[number], dense[-1][1] if dense else config.d_model, dense, PROMPTS))
 
     def from_hf(self, fields: HfFields) -> Config:
         """A config.json, and `dense` in it, the (inputs, outputs) of the dense layers' own ones."""
@@ -48,7 +48,7 @@ class EmbeddingGemma(Gemma):
         one_way = HfFields(fields.values | {"use_bidirectional_attention": False}, fields.defaults, fields.where)
         config = super().from_hf(one_way)
         dense = tuple((inputs, outputs) for inputs, outputs in fields.get(DENSE) or ())
-        return _both_ways(config, Embedding("mean", dense[-1][1] if dense else config.d_model, dense, PROMPTS))
+        return both_ways(config, Embedding("mean", dense[-1][1] if dense else config.d_model, dense, PROMPTS))
 
     def metadata(self, config: Config) -> Metadata:
         """As Gemma 3's; and the dense layers."""
@@ -64,7 +64,7 @@ class EmbeddingGemma(Gemma):
 
     def guessed(self, config: Config) -> Config:
         """As of Gemma 3."""
-        return _both_ways(super().guessed(config), config.embedding)
+        return both_ways(super().guessed(config), config.embedding)
 
     def tensors(self, config: Config) -> list[TensorSpec]:
         """Gemma 3's, and the dense layers."""
@@ -103,7 +103,7 @@ def _dense(keys: GgufKeys, width: int) -> tuple[tuple[int, int], ...]:
     return tuple(layers)
 
 
-def _both_ways(config: Config, embedding: Embedding | None) -> Config:
+def both_ways(config: Config, embedding: Embedding | None) -> Config:
     """Windows, whole widths so far, to either side of a token; global layers without bound."""
     return replace(config, layers=tuple(map(_seeing_ahead, config.layers)), embedding=embedding)
 

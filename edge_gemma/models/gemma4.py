@@ -99,14 +99,15 @@ class Gemma4(Gemma4Config):
 
 
 def per_layer_inputs(p: Program, config: Config, weights: Weights, x: Rows) -> Rows:
-    """What each layer is given of a token: of a table, and of the embedding by a projection, (T, L P).
+    """What each layer is given of a token: of a table, if there is one, and by a projection of the embedding, (T, L P).
 
     The projection is of x / sqrt(D) before its norm; the norm of a multiple is the same but for epsilon.
     """
     P, tables = config.per_layer_input, weights.outside
-    e = p.embed(tables.per_layer_token_embd, math.sqrt(P), out="per-layer embedding")  # (T, L P)
+    table = tables.get("per_layer_token_embd")
+    e = p.embed(table, math.sqrt(P), out="per-layer embedding") if table else None  # (T, L P)
     c = p.matmul(x, tables.per_layer_model_proj, out="per-layer projection")  # (T, L P)
-    epsilon, scale = config.rms_eps * config.d_model, 1 / math.sqrt(2)
+    epsilon, scale = config.rms_eps * config.d_model, 1 / math.sqrt(2) if table else 1.0
     norm = tables.per_layer_proj_norm
     return p.head_norm(c, P, epsilon, weight=norm, base=e, scale=scale, out=c.name)
 
@@ -125,7 +126,9 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
         v = p.head_norm(values, layer.head_dim, eps, out="normed v")  # (T, K d)
         p.rotate(k, layer.rope, norm=w.attn_k_norm, epsilon=eps, scale=1.0)
         p.append(cache, k, v)
-    a = p.attend(cache, q, window=layer.window, softcap=None, out="a", takers=(w.attn_output,))  # (T, H d)
+    a = p.attend(
+        cache, q, window=layer.window, ahead=layer.ahead, softcap=None, out="a", takers=(w.attn_output,)
+    )  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 

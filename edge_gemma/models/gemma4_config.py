@@ -21,8 +21,8 @@ class Gemma4Config(Architecture):
     """What files say of Gemma 4."""
 
     name = "gemma4"
-    hf_classes = ("Gemma4ForCausalLM",)
-    hf_multimodal_classes = ("Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration")
+    hf_classes: tuple[str, ...] = ("Gemma4ForCausalLM",)
+    hf_multimodal_classes: tuple[str, ...] = ("Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration")
     control_ids: Mapping[str, int] = {}
     in_llama_cpp = True
     own_output_in_llama_cpp = True

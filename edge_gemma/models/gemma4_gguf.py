@@ -25,11 +25,11 @@ REQUIRED_4 = (
 ROPE_BASE, ROPE_BASE_LOCAL = 1e6, 1e4
 
 
-def read(model: Architecture, keys: GgufKeys) -> Config:
+def read(model: Architecture, keys: GgufKeys, *, causal: bool = True) -> Config:
     """The metadata of a GGUF file, and its tensors' names, which alone tell where values are made as keys are."""
     keys.demand(*REQUIRED_4)
-    if not keys.metadata.boolean(keys.key("attention.causal"), True):
-        raise keys.error("attention.causal", "is false; attention to later tokens is not supported")
+    if keys.metadata.boolean(keys.key("attention.causal"), causal) != causal:
+        raise keys.error("attention.causal", f"is {str(not causal).lower()}; {model.name} is not run so")
     n_layers = keys.u32("block_count", lo=1, hi=limits.MAX_LAYERS)
     d_model = keys.width("embedding_length", limits.MAX_WIDTH)
     n_heads = keys.u32("attention.head_count", lo=1, hi=limits.MAX_HEADS)

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge_gemma import ContextOverflowError, Gemma
+from edge_gemma import ContextOverflowError, Gemma, ModelFormatError
 from edge_gemma.engine.encoder import steps
 from edge_gemma.engine.memory_plan import MOST_TEXTS
 from tests.conftest import TinyGguf
-from tests.goldens.embedding_cases import EMBEDDING_CASES, texts, write_gguf
+from tests.goldens.embedding_cases import EMBEDDING_CASES, texts, texts2, write_gguf, write_gguf2
 from tests.goldens.real import DATA
 
 Floats = npt.NDArray[np.float32]
@@ -50,6 +50,20 @@ def test_embeddings_are_those_of_transformers(write: Write, goldens: dict[str, F
     with Gemma(write(name), threads=2, kv_type="f32") as model:
         found = model.embed(texts(EMBEDDING_CASES[name]))
     assert found.dtype == np.float32 and np.abs(found - goldens[f"{name}/dense"]).max() < 1e-5
+
+
+def test_the_second_version(tmp_path: Path, goldens: dict[str, Floats]) -> None:
+    write_gguf2(tmp_path / "two.gguf")
+    with Gemma(tmp_path / "two.gguf", threads=2, kv_type="f32") as model:
+        found = model.embed(texts2())
+        alone = np.concatenate([model.embed([text]) for text in texts2()])
+    assert same(found, alone) and np.abs(found - goldens["embedding2"]).max() < 1e-5
+
+
+def test_the_second_version_says_how_wide_embeddings_are(tmp_path: Path) -> None:
+    write_gguf2(tmp_path / "two.gguf", embedding_length_out=None)
+    with pytest.raises(ModelFormatError, match="embedding_length_out"):
+        Gemma(tmp_path / "two.gguf")
 
 
 def test_a_file_without_dense_layers_warns(write: Write, goldens: dict[str, Floats]) -> None:

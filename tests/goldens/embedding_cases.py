@@ -17,8 +17,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bench.synthetic import add_tokenizer
-from tests.goldens import cases
+from tests.goldens import cases, gemma4_cases
 from tests.goldens.cases import Case, Floats, draw
+from tests.goldens.gemma4_cases import Gemma4Case
 
 LENGTHS = (61, 2, 33, 3)
 
@@ -102,6 +103,69 @@ def write_checkpoint(case: EmbeddingCase, folder: Path) -> None:
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, ensure_ascii=False), "utf-8")
+
+
+# ---- the second version: Gemma 4's layers ------------------------------------------------------------------------
+
+EMBEDDING2 = Gemma4Case(
+    "embedding2", "LLGLLG", 64, 128, 4, 2, 1, 32, 64, window=12, per_layer=32, turning=1.0, final_cap=None, seed=3
+)
+WIDTH2 = 96
+"""Of its embeddings."""
+
+
+def texts2() -> list[list[int]]:
+    """Between BOS and EOS."""
+    return [[*cases.token_ids(EMBEDDING2, length - 1), 1] for length in LENGTHS]
+
+
+def weights2() -> dict[str, Floats]:
+    """As Gemma 4's checkpoint; the table of per-layer inputs is none."""
+    found = gemma4_cases.weights(EMBEDDING2)
+    return {name: values for name, values in found.items() if "embed_tokens_per_layer" not in name}
+
+
+def projection2() -> Floats:
+    """The dense layer, (outputs, inputs)."""
+    return draw(EMBEDDING2, "embedding_projection", (WIDTH2, EMBEDDING2.width), EMBEDDING2.width**-0.5)
+
+
+def write_gguf2(path: Path, **changes: Any) -> None:
+    """In F32, with the keys that llama.cpp's converter writes; `changes` replace keys, or take them away with None."""
+    c, arch = EMBEDDING2, "gemma-embedding2"
+    writer = gguf.GGUFWriter(path, arch)
+    sizes = {"block_count": c.layers, "context_length": 1024, "embedding_length": c.width} | {
+        "feed_forward_length": c.hidden,
+        "attention.head_count": c.heads,
+        "attention.key_length": c.global_head_dim,
+        "attention.value_length": c.global_head_dim,
+        "attention.key_length_swa": c.head_dim,
+        "attention.value_length_swa": c.head_dim,
+        "attention.sliding_window": c.window,
+        "embedding_length_per_layer_input": c.per_layer,
+        "embedding_length_out": WIDTH2,
+        "pooling_type": 1,
+    }
+    for name, value in (sizes | changes).items():
+        if value is not None:
+            writer.add_uint32(f"{arch}.{name}", value)
+    writer.add_bool(f"{arch}.attention.causal", False)
+    writer.add_head_count_kv([c.kv(i) // c.head(i) for i in range(c.layers)])
+    writer.add_rope_freq_base(c.rope_base)
+    writer.add_float32(f"{arch}.rope.freq_base_swa", c.rope_local_base)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_array(f"{arch}.attention.sliding_window_pattern", [kind == "L" for kind in c.local])
+    add_tokenizer(writer, c.vocab)
+    for name, values in weights2().items():
+        writer.add_tensor(gemma4_cases.gguf_name(name), values)
+    writer.add_tensor("output.weight", projection2())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# ---- files of the first --------------------------------------------------------------------------------------------
 
 
 def write_gguf(case: EmbeddingCase, path: Path, format: str = "F32", *, with_dense: bool = True) -> None:

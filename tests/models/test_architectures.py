@@ -27,7 +27,7 @@ from tests.goldens.gemma4_cases import GEMMA4_CASES, Gemma4Case
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import convert
 
-ENCODERS = {"gemma-embedding"}
+ENCODERS = {"gemma-embedding", "gemma-embedding2"}
 EVERY = pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ENCODERS])
 NOT_IN_LLAMA_CPP = {"vaultgemma"}
 ALL_CASES: dict[str, Case | Gemma4Case] = {**CASES, **GEMMA4_CASES}

@@ -19,8 +19,18 @@ import transformers
 
 ROOT = str(Path(__file__).resolve().parents[2])
 sys.path.insert(0, ROOT)
+from tests.goldens import gemma4_cases  # noqa: E402
 from tests.goldens.cases import Floats  # noqa: E402
-from tests.goldens.embedding_cases import EMBEDDING_CASES, EmbeddingCase, dense, texts, write_checkpoint  # noqa: E402
+from tests.goldens.embedding_cases import (  # noqa: E402
+    EMBEDDING2,
+    EMBEDDING_CASES,
+    EmbeddingCase,
+    dense,
+    projection2,
+    texts,
+    texts2,
+    write_checkpoint,
+)
 
 sys.path.remove(ROOT)  # transformers would take the folder kernels/ there for the package of that name
 
@@ -35,6 +45,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(case, Path(folder))
             goldens |= _record(case, folder)
+    goldens["embedding2"] = _second_version()
     np.savez_compressed(OUT, **goldens)
     print(
         f"{OUT.name}: {len(goldens)} arrays, {OUT.stat().st_size / 1e3:.0f} kB, transformers {transformers.__version__}"
@@ -81,6 +92,25 @@ def _record(case: EmbeddingCase, folder: str) -> dict[str, Floats]:
     print()
     two, three = (values.astype(np.float64) for values in dense(case).values())
     return {f"{case.name}/pooled": _unit(pooled), f"{case.name}/dense": _unit(pooled @ two.T @ three.T)}
+
+
+def _second_version() -> Floats:
+    """Of Gemma 4 that sees both ways: without a table of inputs, and with what that halves made whole."""
+    text = gemma4_cases.text_config(EMBEDDING2) | {"use_bidirectional_attention": "all"}
+    with tempfile.TemporaryDirectory() as folder:
+        gemma4_cases.write_checkpoint(EMBEDDING2, Path(folder))
+        config = transformers.Gemma4TextConfig(**text)
+        config.sliding_window = EMBEDDING2.window // 2  # eager masks are inclusive, and the configuration has one more
+        model = transformers.Gemma4ForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation="eager"
+        ).model.eval()
+    with torch.no_grad():
+        model.embed_tokens_per_layer.weight.zero_()
+        model.per_layer_projection_norm.weight.mul_(2**0.5)
+        rows = [model(torch.tensor([ids]), use_cache=False).last_hidden_state[0] for ids in texts2()]
+    assert not any(layer.self_attn.is_causal for layer in model.layers)
+    pooled = np.stack([text.double().mean(0).numpy() for text in rows])
+    return _unit(pooled @ projection2().astype(np.float64).T)
 
 
 if __name__ == "__main__":

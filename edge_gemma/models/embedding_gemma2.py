@@ -1,0 +1,69 @@
+"""EmbeddingGemma 2: Gemma 4's layers that see both ways, whose inputs are projections alone, and a dense layer.
+
+Knows no files, threads or instruction sets. T: rows of a step, D: model width.
+"""
+
+from __future__ import annotations
+
+from edge_gemma.gguf.values import Metadata, boolean, u32
+from edge_gemma.graph.cache import LayerCache
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
+from edge_gemma.models import gemma4_gguf, limits
+from edge_gemma.models.architecture import Config
+from edge_gemma.models.embedding import Embedding
+from edge_gemma.models.embedding_gemma import POOLING, PROMPTS, both_ways
+from edge_gemma.models.gemma4 import Gemma4
+from edge_gemma.models.gguf_keys import GgufKeys
+from edge_gemma.models.tensor_table import TensorSpec
+from edge_gemma.models.weights import Weights
+
+NOT_THERE = {"rope_freqs", "per_layer_token_embd", "output"}
+"""Of Gemma 4's tensors: all pairs turn, no table gives layers their inputs; and `output` is the dense layer."""
+
+
+class EmbeddingGemma2(Gemma4):
+    """Its text part. `sliding_window` of its files is the whole width: a token sees half of it to either side."""
+
+    name = "gemma-embedding2"
+    hf_classes = ()
+    hf_multimodal_classes = ()
+
+    def from_gguf(self, keys: GgufKeys) -> Config:
+        """The metadata of a GGUF file."""
+        config = gemma4_gguf.read(self, keys, causal=False)
+        number = keys.metadata.u32(keys.key("pooling_type"), 1)
+        if number not in POOLING:
+            raise keys.error("pooling_type", f"{number} is not supported ({POOLING} are)")
+        width = keys.width("embedding_length_out", limits.MAX_WIDTH)
+        return both_ways(config, Embedding(POOLING[number], width, ((config.d_model, width),), PROMPTS))
+
+    def metadata(self, config: Config) -> Metadata:
+        """As Gemma 4's; and what an encoder has."""
+        assert config.embedding is not None
+        keys = super().metadata(config)
+        if local := config.of_kind(local=True):
+            keys[f"{self.name}.attention.sliding_window"] = u32(2 * local.ahead)
+        number = {name: number for number, name in POOLING.items()}[config.embedding.pooling]
+        return keys | {
+            f"{self.name}.attention.causal": boolean(False),
+            f"{self.name}.pooling_type": u32(number),
+            f"{self.name}.embedding_length_out": u32(config.embedding.width),
+        }
+
+    def tensors(self, config: Config) -> list[TensorSpec]:
+        """Gemma 4's but for a few, and the dense layer."""
+        assert config.embedding is not None
+        dense = TensorSpec("output", (config.embedding.width, config.d_model), "embedding_projection.weight")
+        return [spec for spec in super().tensors(config) if spec.role not in NOT_THERE] + [dense]
+
+    # ---- forward pass --------------------------------------------------------------------------------------------
+
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+        """Tokens to the norm of the last layer's output, (T, D)."""
+        x = super().record(p, config, weights, caches)
+        return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", takers=())
+
+    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Rows, out: Rows) -> None:
+        """Pooled rows, (texts, D), to embeddings, (texts, width)."""
+        p.matmul(pooled, weights.output, out=out.name, rows=out)
