@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.kernels.encode import rows
+from edge_gemma.progress import Progress
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
-Progress = Callable[[int, int, str], None]
 
 _HALF = 65504.0
 _LIMITS = {

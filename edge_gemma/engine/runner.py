@@ -40,11 +40,11 @@ from edge_gemma.memory import memory_for, require_memory
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
+from edge_gemma.progress import Progress
 
 HEAD_STEP = 32
 """The kernels rotate and cache heads in steps of so many dimensions."""
 
-Progress = Callable[[int, int, str], None]
 Logits = NDArray[np.float32]
 
 

@@ -43,7 +43,7 @@ def q4_0_scales(x: Floats) -> Floats:
         on_grid, scale = _on_grid(x, peak / f32(grid))
         chosen = np.where(on_grid & ~found, scale, chosen)
         found |= on_grid
-    return chosen
+    return np.asarray(chosen, f32)
 
 
 def q4_0(values: Floats) -> Bytes:
