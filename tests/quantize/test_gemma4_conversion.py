@@ -18,7 +18,15 @@ from edge_gemma.quantize.checkpoint.hf_config import read_model
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.recipe import Overrides
 from tests.conftest import TinyGguf
-from tests.goldens.gemma4_cases import GEMMA4_CASES, Gemma4Case, config, gguf_name, weights, write_checkpoint
+from tests.goldens.gemma4_cases import (
+    GEMMA4_CASES,
+    Gemma4Case,
+    config,
+    gguf_name,
+    weights,
+    write_checkpoint,
+    write_gguf,
+)
 from tests.models.test_architectures import without_factors
 from tests.quantize.tiny_checkpoint import write_safetensors
 
@@ -270,3 +278,36 @@ def test_the_type_of_embeddings_is_that_of_both_tables(tmp_path: Path) -> None:
     ):
         found = formats(folder, "Q4_0", **said)  # type: ignore[arg-type]
         assert tuple(found[name] for name in tables) == expected
+
+
+# ---- GGUF -> GGUF ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type", ["Q4_0", "Q4_K_M", "EG4"])
+@pytest.mark.parametrize("name", ["gemma4-e2b", "gemma4-26b"])
+def test_a_wide_file_gives_the_tensors_of_the_folder(tmp_path: Path, name: str, type: str) -> None:
+    folder = checkpoint(tmp_path, name)
+    quantize(folder, tmp_path / "wide.gguf", "F32")
+    quantize(folder, tmp_path / "direct.gguf", type)
+    report = quantize(tmp_path / "wide.gguf", tmp_path / "again.gguf", type)
+    assert report.notices == ()
+    with GgufFile.open(tmp_path / "direct.gguf") as a, GgufFile.open(tmp_path / "again.gguf") as b:
+        assert list(a.tensors) == list(b.tensors)
+        assert all(np.array_equal(a.data(a.tensors[name]), b.data(b.tensors[name])) for name in a.tensors)
+        assert {key: a.metadata.kind(key) for key in a.metadata} == {key: b.metadata.kind(key) for key in b.metadata}
+
+
+def test_a_file_with_keys_of_layers_that_share_loses_them(tmp_path: Path, tiny_gguf: TinyGguf) -> None:
+    report = quantize(tiny_gguf("gemma4-e2b"), tmp_path / "out.gguf", "Q8_0")
+    assert report.notices == ("keys and values of layers that use those of others left out: 9 tensors",)
+    with GgufFile.open(tiny_gguf("gemma4-e2b")) as a, GgufFile.open(tmp_path / "out.gguf") as b:
+        assert len(a.tensors) - len(b.tensors) == 9 and read_config(a) == read_config(b)
+
+
+def test_experts_apart_stay_apart(tmp_path: Path) -> None:
+    write_gguf(GEMMA4_CASES["gemma4-26b"], tmp_path / "split.gguf", split_experts=True)
+    quantize(tmp_path / "split.gguf", tmp_path / "out.gguf", "Q4_0")
+    with GgufFile.open(tmp_path / "out.gguf") as file:
+        assert file.tensors["blk.0.ffn_up_exps.weight"].shape == (8, 64, 96)
+        assert file.tensors["blk.0.ffn_up_exps.weight"].format.name == "Q4_0"
+        assert read_config(file).experts == replace(read_config(file).experts, fused=False)  # type: ignore[type-var]
