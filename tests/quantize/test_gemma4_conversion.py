@@ -12,12 +12,14 @@ import pytest
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models import gemma4_hf
 from edge_gemma.models.registry import ARCHITECTURES, read_config
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint.hf_config import read_model
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.recipe import Overrides
 from tests.conftest import TinyGguf
+from tests.goldens.cases import tokenizer_json
 from tests.goldens.gemma4_cases import (
     GEMMA4_CASES,
     Gemma4Case,
@@ -241,6 +243,24 @@ def test_defaults_are_those_of_transformers() -> None:
 def test_the_last_layer_is_global_where_no_types_are_given() -> None:
     text = read_model({"architectures": ["Gemma4ForCausalLM"], "num_hidden_layers": 8}).config
     assert text.local_layers == (True,) * 5 + (False, True, False)
+
+
+def test_rows_without_a_token_are_cut_off_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where config.json does not say how many tokens there are, the tokenizer does."""
+    case = replace(GEMMA4_CASES["gemma4-e2b"], vocab=300)
+    write_checkpoint(case, tmp_path / "hf")
+    said = {key: value for key, value in config(case).items() if not key.startswith("vocab_size")}
+    (tmp_path / "hf/config.json").write_text(json.dumps(said))
+    for key in ("vocab_size", "vocab_size_per_layer_input"):
+        monkeypatch.setitem(gemma4_hf.HF_4, key, 300)
+    (tmp_path / "hf/tokenizer.json").write_text(json.dumps(tokenizer_json(263)))
+    report = quantize(tmp_path / "hf", tmp_path / "out.gguf", "F32")
+    assert "37 rows of the embedding without a token cut off (263 kept)" in report.notices
+    with GgufFile.open(tmp_path / "out.gguf") as file:
+        assert file.tensors["token_embd.weight"].shape == (263, 96)
+        table = file.tensors["per_layer_token_embd.weight"]
+        expected = weights(case)["model.embed_tokens_per_layer.weight"][:263]
+        assert np.array_equal(file.data(table).view(np.float32), expected)
 
 
 # ---- formats -----------------------------------------------------------------------------------------------------
