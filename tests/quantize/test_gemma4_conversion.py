@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -261,6 +263,18 @@ def test_rows_without_a_token_are_cut_off_both_tables(tmp_path: Path, monkeypatc
         table = file.tensors["per_layer_token_embd.weight"]
         expected = weights(case)["model.embed_tokens_per_layer.weight"][:263]
         assert np.array_equal(file.data(table).view(np.float32), expected)
+
+
+def test_the_size_of_a_mixture_is_told_by_its_experts(tmp_path: Path) -> None:
+    """As llama.cpp's converter does where a name says nothing: so many times what one expert's model has."""
+    folder = checkpoint(tmp_path, "gemma4-26b")
+    quantize(folder, tmp_path / "out.gguf", "F32")
+    with GgufFile.open(tmp_path / "out.gguf") as file:
+        sizes = {name: math.prod(tensor.shape) for name, tensor in file.tensors.items()}
+        experts = sum(size for name, size in sizes.items() if "_exps.weight" in name)
+        total = sum(sizes.values())
+        expected = gguf.size_label(total, total - experts, experts // 8, 8)
+        assert file.metadata.string("general.size_label") == expected and expected.startswith("8x")
 
 
 # ---- formats -----------------------------------------------------------------------------------------------------
