@@ -45,7 +45,7 @@ class ImportanceMatrix:
     unseen: int = 0
 
 
-Counts = int | Mapping[str, NDArray[np.integer]]
+Counts = int | Mapping[str, NDArray[np.number]]
 """Rows that were summed: of every tensor, or of each one's experts."""
 
 

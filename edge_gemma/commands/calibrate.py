@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums of squares of `rows` rows, which were so many windows of at most `context` tokens of the text `dataset`."""
+    """Sums of squares of `rows` tokens, which were so many windows of at most `context` tokens of the text `dataset`.
+
+    `counts`: tensor name -> how many rows its sums, or those of each of its experts, are of.
+    """
 
     sums: Sums
+    counts: Sums
     rows: int
     windows: int
     context: int
@@ -62,15 +66,18 @@ def calibrator(*, quiet: bool) -> Calibrate:
         from edge_gemma.quantize.imatrix import of_sums
 
         found = of_self_generated_text(model, quiet=quiet)
-        return of_sums(found.sums, found.rows, datasets=[found.dataset], chunks=found.windows)
+        return of_sums(found.sums, found.counts, datasets=[found.dataset], chunks=found.windows)
 
     return calibrate
 
 
 def _read(stats: ActivationStats, cut: Sequence[Sequence[int]], context: int, name: str, *, quiet: bool) -> Statistics:
+    import numpy as np
+
     progress, total = terminal.token_progress("reading the text"), sum(map(len, cut))
     for window in cut:
         stats.add(window)
         if not quiet:
             progress(stats.rows, total)
-    return Statistics(stats.sums, stats.rows, len(cut), context, name)
+    counts = {tensor: np.array([float(stats.rows)]) for tensor in stats.sums} | stats.expert_rows
+    return Statistics(stats.sums | stats.expert_sums, counts, stats.rows, len(cut), context, name)

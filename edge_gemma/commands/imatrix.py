@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     imatrix.write(
         args.output,
         found.sums,
-        found.rows,
+        found.counts,
         datasets=[found.dataset],
         chunks=found.windows,
         chunk_size=found.context,

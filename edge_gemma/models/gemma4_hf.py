@@ -122,12 +122,8 @@ def _heads(fields: HfFields, n_heads: int, local: tuple[bool, ...]) -> list[tupl
     """Of each layer its head size and its number of key-value heads, which `per_layer_config` has where it is there,
     and else keys for global layers."""
     if fields.values.get("per_layer_config") is not None:
-        per_layer = fields.object("per_layer_config")
-        if unknown := [key for key in per_layer if not (key.isdecimal() and int(key) < len(local))]:
-            raise fields.error("per_layer_config", f"names layer {unknown[0]!r}; there are {len(local)}")
-        found = [
-            _heads_of(fields, per_layer.get(str(i)) or {}, n_heads, f"per_layer_config.{i}") for i in range(len(local))
-        ]
+        per_layer = _by_layer(fields, len(local))
+        found = [_heads_of(fields, per_layer.get(i) or {}, n_heads, f"per_layer_config.{i}") for i in range(len(local))]
     else:
         own = {"head_dim": fields.get("global_head_dim")}
         if fields.get("attention_k_eq_v"):
@@ -139,6 +135,14 @@ def _heads(fields: HfFields, n_heads: int, local: tuple[bool, ...]) -> list[tupl
             name = "local" if kind else "global"
             raise fields.error("per_layer_config", f"gives {name} layers different head sizes, which is not supported")
     return found
+
+
+def _by_layer(fields: HfFields, n_layers: int) -> dict[int, object]:
+    """`per_layer_config`, whose keys transformers fills with zeros: "05"."""
+    per_layer = fields.object("per_layer_config")
+    if unknown := [key for key in per_layer if not (key.isdecimal() and int(key) < n_layers)]:
+        raise fields.error("per_layer_config", f"names layer {unknown[0]!r}; there are {n_layers}")
+    return {int(key): value for key, value in per_layer.items()}
 
 
 def _heads_of(fields: HfFields, own: object, n_heads: int, where: str) -> tuple[int, int]:

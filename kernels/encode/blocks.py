@@ -99,8 +99,9 @@ def _both(cuts: tuple[float, ...]) -> Cuts:
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
+    nibble_starts = (*both_signs(starts(6.0, 10.0, 9)), 5.0, 4.0)  # the last for grids of trained weights, see `plain`
     return {
-        "Q4_0": _make_scaled("Q4_0", _signed_levels(8), both_signs(starts(6.0, 10.0, 9)), 2, _nibbles),
+        "Q4_0": _make_scaled("Q4_0", _signed_levels(8), nibble_starts, 2, _nibbles),
         "Q5_0": _make_scaled("Q5_0", _signed_levels(16), both_signs(starts(13.0, 18.0, 11)), 2, _fifth_bits),
         "Q8_0": _make_scaled("Q8_0", tuple(range(-127, 128)), starts(124.0, 128.0, 9), 1, _signed),
         "IQ4_NL": _make_scaled("IQ4_NL", IQ4_VALUES, both_signs(starts(95.0, 135.0, 7)), 2, _nibbles),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_gemma.gguf.values import Metadata, f32, i32, string
 
 from .folder import CheckpointFolder
+from .source import SourceTensor
 
 NAMES = ("name", "version", "organization", "finetune", "basename", "size_label")
 HUB_CACHE = re.compile(r"(?:^|/)models--(?P<name>[^/]+)/snapshots/[^/]+/?$")
@@ -16,10 +20,32 @@ HUB_CACHE = re.compile(r"(?:^|/)models--(?P<name>[^/]+)/snapshots/[^/]+/?$")
 SAMPLING = {"top_p": "top_p", "min_p": "min_p", "temperature": "temp", "repetition_penalty": "penalty_repeat"}
 
 
-def general_metadata(folder: CheckpointFolder, architecture: str, config: dict[str, Any], parameters: int) -> Metadata:
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights: all, those outside of experts, those of one expert; and how many experts there are."""
+
+    total: int
+    shared: int
+    of_expert: int
+    experts: int
+
+
+def count_parameters(tensors: Sequence[SourceTensor]) -> Parameters:
+    """As llama.cpp's converter counts them."""
+    sizes = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
+    counts = {tensor.name: tensor.shape[0] for tensor in tensors if len(tensor.shape) > 2}
+    of_all = sum(sizes[name] for name in counts)
+    of_expert = sum(sizes[name] // count for name, count in counts.items())
+    total = sum(sizes.values())
+    return Parameters(total, total - of_all, of_expert, max(counts.values(), default=0))
+
+
+def general_metadata(
+    folder: CheckpointFolder, architecture: str, config: dict[str, Any], parameters: Parameters
+) -> Metadata:
     """Architecture, names as the `gguf` package derives them from the model's name, `generation_config.json`.
 
-    `parameters`: number of weights, for the size label.
+    `parameters`: for the size label.
     """
     import gguf
 
@@ -27,8 +53,8 @@ def general_metadata(folder: CheckpointFolder, architecture: str, config: dict[s
     given = name or config.get("_name_or_path")
     origin = {"_name_or_path": given} if isinstance(given, str) else {}
     called = Path(name or _folder_name(folder.path))
-    guessed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), None, origin, called, parameters)
-    guessed.size_label = guessed.size_label or gguf.size_label(parameters, 0, 0, 0)
+    guessed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), None, origin, called, parameters.total)
+    guessed.size_label = guessed.size_label or gguf.size_label(*astuple(parameters))
     metadata = {"general.architecture": string(architecture), "general.type": string("model")}
     metadata |= _sampling(folder.json("generation_config.json") or {})
     for field in NAMES:

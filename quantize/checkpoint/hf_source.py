@@ -18,7 +18,7 @@ from edge_gemma.models.embedding import DENSE
 from edge_gemma.models.tensor_table import HF_OUTPUT, OUTPUT, TABLES, TensorSpec
 
 from .folder import CheckpointFolder
-from .general import general_metadata
+from .general import count_parameters, general_metadata
 from .hf_config import HfModel, quantization, read_model
 from .meant import no_checkpoint
 from .metadata import tokenizer_metadata
@@ -54,9 +54,8 @@ def open_folder(path: Path) -> Source:
     notices += _unused(stored, model.config)
     architecture = model.config.model
     special = read_special_tokens(folder, vocabulary, config, model.config.architecture)
-    parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
-        general_metadata(folder, model.config.architecture, config, parameters)
+        general_metadata(folder, model.config.architecture, config, count_parameters(tensors))
         | architecture.metadata(model.config)
         | tokenizer_metadata(vocabulary, special, architecture.control_ids)
     )

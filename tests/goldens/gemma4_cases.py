@@ -282,7 +282,8 @@ def _global_heads(c: Gemma4Case) -> dict[str, Any]:
         own["head_dim"] = c.global_head_dim
     if c.global_kv_heads != c.kv_heads:
         own["num_key_value_heads"] = c.global_kv_heads
-    return {str(i): own for i, kind in enumerate(c.local) if kind == "G"}
+    digits = len(str(c.layers - 1))  # transformers fills keys with zeros
+    return {f"{i:0{digits}}": own for i, kind in enumerate(c.local) if kind == "G"}
 
 
 def _global_heads_old(c: Gemma4Case) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from edge_gemma.measure.quality import compare
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.imatrix import ImportanceMatrix
 from edge_gemma.quantize.output.provenance import source_copy
+from tests.goldens.gemma4_cases import GEMMA4_CASES, write_checkpoint
 from tests.goldens.real import DATA
 from tests.goldens.real import windows as real_windows
 from tests.quantize import tiny_checkpoint as tiny
@@ -114,3 +115,20 @@ def test_the_real_model_loses_less(real_model: Path, tmp_path: Path) -> None:
             with Gemma(path) as model:
                 found.append(compare(model, reference, [window]).kl_mean)
     assert found[1] < 0.7 * found[0], found
+
+
+def test_experts_are_calibrated_each_by_its_own_tokens(tmp_path: Path) -> None:
+    """The matrix that is written has rows and counts of each, and `--calibrate` uses the same."""
+    folder, wide, matrix = (tmp_path / name for name in ("hf", "wide.gguf", "matrix.gguf"))
+    write_checkpoint(GEMMA4_CASES["gemma4-26b"], folder)
+    quantize(folder, wide, "Q8_0")
+    assert cli.main(["imatrix", str(wide), "-o", str(matrix)]) == 0
+    with GgufFile.open(matrix) as file:
+        name = "blk.2.ffn_down_exps.weight"
+        assert file.tensors[f"{name}.in_sum2"].shape == (8, 64) and file.tensors[f"{name}.counts"].shape == (8, 1)
+        counts = file.data(file.tensors[f"{name}.counts"]).view("<f4").ravel()
+        tokens = float(file.data(file.tensors["blk.2.attn_q.weight.counts"]).view("<f4")[0, 0])
+        assert counts.sum() == 2 * tokens > 0 and len(set(counts.tolist())) > 1
+    quantize(folder, tmp_path / "a.gguf", "Q4_0", calibrate=calibrator(quiet=True))
+    quantize(folder, tmp_path / "b.gguf", "Q4_0", imatrix=matrix)
+    assert data(tmp_path / "a.gguf") == data(tmp_path / "b.gguf")

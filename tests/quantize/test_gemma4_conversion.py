@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.gguf.file import GgufFile
+from edge_gemma.models import gemma4_hf
 from edge_gemma.models.registry import ARCHITECTURES, read_config
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint.hf_config import read_model
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.recipe import Overrides
 from tests.conftest import TinyGguf
-from tests.goldens.gemma4_cases import GEMMA4_CASES, Gemma4Case, config, gguf_name, weights, write_checkpoint
+from tests.goldens.cases import tokenizer_json
+from tests.goldens.gemma4_cases import (
+    GEMMA4_CASES,
+    Gemma4Case,
+    config,
+    gguf_name,
+    weights,
+    write_checkpoint,
+    write_gguf,
+)
 from tests.models.test_architectures import without_factors
 from tests.quantize.tiny_checkpoint import write_safetensors
 
@@ -235,6 +247,36 @@ def test_the_last_layer_is_global_where_no_types_are_given() -> None:
     assert text.local_layers == (True,) * 5 + (False, True, False)
 
 
+def test_rows_without_a_token_are_cut_off_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where config.json does not say how many tokens there are, the tokenizer does."""
+    case = replace(GEMMA4_CASES["gemma4-e2b"], vocab=300)
+    write_checkpoint(case, tmp_path / "hf")
+    said = {key: value for key, value in config(case).items() if not key.startswith("vocab_size")}
+    (tmp_path / "hf/config.json").write_text(json.dumps(said))
+    for key in ("vocab_size", "vocab_size_per_layer_input"):
+        monkeypatch.setitem(gemma4_hf.HF_4, key, 300)
+    (tmp_path / "hf/tokenizer.json").write_text(json.dumps(tokenizer_json(263)))
+    report = quantize(tmp_path / "hf", tmp_path / "out.gguf", "F32")
+    assert "37 rows of the embedding without a token cut off (263 kept)" in report.notices
+    with GgufFile.open(tmp_path / "out.gguf") as file:
+        assert file.tensors["token_embd.weight"].shape == (263, 96)
+        table = file.tensors["per_layer_token_embd.weight"]
+        expected = weights(case)["model.embed_tokens_per_layer.weight"][:263]
+        assert np.array_equal(file.data(table).view(np.float32), expected)
+
+
+def test_the_size_of_a_mixture_is_told_by_its_experts(tmp_path: Path) -> None:
+    """As llama.cpp's converter does where a name says nothing: so many times what one expert's model has."""
+    folder = checkpoint(tmp_path, "gemma4-26b")
+    quantize(folder, tmp_path / "out.gguf", "F32")
+    with GgufFile.open(tmp_path / "out.gguf") as file:
+        sizes = {name: math.prod(tensor.shape) for name, tensor in file.tensors.items()}
+        experts = sum(size for name, size in sizes.items() if "_exps.weight" in name)
+        total = sum(sizes.values())
+        expected = gguf.size_label(total, total - experts, experts // 8, 8)
+        assert file.metadata.string("general.size_label") == expected and expected.startswith("8x")
+
+
 # ---- formats -----------------------------------------------------------------------------------------------------
 
 
@@ -270,3 +312,36 @@ def test_the_type_of_embeddings_is_that_of_both_tables(tmp_path: Path) -> None:
     ):
         found = formats(folder, "Q4_0", **said)  # type: ignore[arg-type]
         assert tuple(found[name] for name in tables) == expected
+
+
+# ---- GGUF -> GGUF ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type", ["Q4_0", "Q4_K_M", "EG4"])
+@pytest.mark.parametrize("name", ["gemma4-e2b", "gemma4-26b"])
+def test_a_wide_file_gives_the_tensors_of_the_folder(tmp_path: Path, name: str, type: str) -> None:
+    folder = checkpoint(tmp_path, name)
+    quantize(folder, tmp_path / "wide.gguf", "F32")
+    quantize(folder, tmp_path / "direct.gguf", type)
+    report = quantize(tmp_path / "wide.gguf", tmp_path / "again.gguf", type)
+    assert report.notices == ()
+    with GgufFile.open(tmp_path / "direct.gguf") as a, GgufFile.open(tmp_path / "again.gguf") as b:
+        assert list(a.tensors) == list(b.tensors)
+        assert all(np.array_equal(a.data(a.tensors[name]), b.data(b.tensors[name])) for name in a.tensors)
+        assert {key: a.metadata.kind(key) for key in a.metadata} == {key: b.metadata.kind(key) for key in b.metadata}
+
+
+def test_a_file_with_keys_of_layers_that_share_loses_them(tmp_path: Path, tiny_gguf: TinyGguf) -> None:
+    report = quantize(tiny_gguf("gemma4-e2b"), tmp_path / "out.gguf", "Q8_0")
+    assert report.notices == ("keys and values of layers that use those of others left out: 9 tensors",)
+    with GgufFile.open(tiny_gguf("gemma4-e2b")) as a, GgufFile.open(tmp_path / "out.gguf") as b:
+        assert len(a.tensors) - len(b.tensors) == 9 and read_config(a) == read_config(b)
+
+
+def test_experts_apart_stay_apart(tmp_path: Path) -> None:
+    write_gguf(GEMMA4_CASES["gemma4-26b"], tmp_path / "split.gguf", split_experts=True)
+    quantize(tmp_path / "split.gguf", tmp_path / "out.gguf", "Q4_0")
+    with GgufFile.open(tmp_path / "out.gguf") as file:
+        assert file.tensors["blk.0.ffn_up_exps.weight"].shape == (8, 64, 96)
+        assert file.tensors["blk.0.ffn_up_exps.weight"].format.name == "Q4_0"
+        assert read_config(file).experts == replace(read_config(file).experts, fused=False)  # type: ignore[type-var]

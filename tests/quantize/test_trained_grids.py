@@ -47,6 +47,15 @@ def test_weights_on_a_grid_are_reproduced(least: int, most: int) -> None:
 
 
 @pytest.mark.parametrize(("least", "most"), RANGES)
+def test_weights_on_a_grid_are_reproduced_by_importance_too(least: int, most: int) -> None:
+    scales, numbers = grids(least, most)
+    values = scales[:, None] * numbers.astype(np.float32)
+    importance = np.random.default_rng(0).uniform(0.1, 1, 32).astype(np.float32)
+    found = blocks.decode(blocks.encode(values, "Q4_0", importance), "Q4_0")
+    assert (np.abs(found - values) <= np.abs(values) * 2.0**-11 * 1.001).all()  # -1..1 fit scales that are no float16
+
+
+@pytest.mark.parametrize(("least", "most"), RANGES)
 def test_a_scale_of_more_digits_is_rounded_and_nothing_else(least: int, most: int) -> None:
     scales, numbers = grids(least, most)
     scales = scales * np.float32(1.0001234)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[2])
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0"]
-NAMES = ["gemma", "gemma2", "gemma3", "gemma3-multimodal"]
+NAMES = ["gemma", "gemma2", "gemma3", "gemma3-multimodal", "gemma4", "gemma4-experts"]
 IDS = [2, 300, 310, 320, 280, 290, 301, 305, 333, 350, 277, 288, 299, 311, 322, 344, 355, 366, 370, 375, 281, 282]
 SMALL = {
     "vocab_size": 384,
@@ -30,6 +30,11 @@ SMALL = {
     "max_position_embeddings": 512,
 }
 WINDOWED = {"sliding_window": 8, "query_pre_attn_scalar": 32}
+GEMMA4 = SMALL | {"num_hidden_layers": 12, "sliding_window": 8, "global_head_dim": 64, "final_logit_softcapping": 30.0}
+SHARING = {"hidden_size_per_layer_input": 32, "num_kv_shared_layers": 6, "use_double_wide_mlp": True}
+SHARING |= {"vocab_size_per_layer_input": 384}
+EXPERTS = {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+EXPERTS |= {"enable_moe_block": True, "num_experts": 16, "top_k_experts": 2, "moe_intermediate_size": 32}
 
 
 def models() -> dict[str, object]:
@@ -48,6 +53,8 @@ def models() -> dict[str, object]:
         t.Gemma2ForCausalLM(t.Gemma2Config(**text)),
         t.Gemma3ForCausalLM(t.Gemma3TextConfig(**text)),
         t.Gemma3ForConditionalGeneration(both),
+        t.Gemma4ForCausalLM(t.Gemma4TextConfig(**GEMMA4, **SHARING)),
+        t.Gemma4ForCausalLM(t.Gemma4TextConfig(**GEMMA4, **EXPERTS)),
     )
     return dict(zip(NAMES, made, strict=True))
 
@@ -58,8 +65,12 @@ def make(folder: Path) -> None:
     torch.manual_seed(0)
     for name, model in models().items():
         with torch.no_grad():
-            for key, weight in model.named_parameters():
-                weight.normal_(0.0, 0.1 if "norm" in key else 0.15)
+            scales = {key: buffer for key, buffer in model.named_buffers() if "layer_scalar" in key}
+            for key, weight in (dict(model.named_parameters()) | scales).items():
+                usual = name.startswith("gemma4") and (
+                    "norm" in key or "scal" in key
+                )  # not stored as what is added to 1
+                weight.normal_(1.0 if usual else 0.0, 0.1 if "norm" in key or usual else 0.15)
         model.save_pretrained(folder / name)
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([IDS])).logits[0]
@@ -68,7 +79,7 @@ def make(folder: Path) -> None:
     from tests.quantize.tiny_checkpoint import write_tokenizer
 
     for name in NAMES:
-        write_tokenizer(folder / name, "json" if "multimodal" in name else "model")
+        write_tokenizer(folder / name, "json" if "multimodal" in name or "gemma4" in name else "model")
 
 
 def convert(folder: Path) -> None:
