@@ -20,7 +20,7 @@ from edge_gemma.graph.buffers import ALIGNMENT, aligned_bytes
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes
+from edge_gemma.kernels.layout import ZEROS, activation_bytes, partial_bytes, whole_head
 from edge_gemma.kernels.operations import Kernel, Operation
 from edge_gemma.kernels.tuning.strategies import DEFAULTS, Choices
 
@@ -187,12 +187,20 @@ class Program:
 
     def add(self, base: Rows, x: Rows) -> Rows:
         """base = base + x."""
+        return self._add(base, x.address, x.stride, (x.name,), ())
+
+    def add_bias(self, base: Rows, bias: Tensor) -> Rows:
+        """base = base + bias, in each row."""
+        return self._add(base, self._address_of(bias), 0, (), (bias,))
+
+    def _add(self, base: Rows, x: int, x_stride: int, reads: tuple[str, ...], weights: tuple[Tensor, ...]) -> Rows:
         self._emit(
             ops.ADD,
             Kernel("ops.elementwise", "add"),
-            (x.name, base.name),
+            (*reads, base.name),
             (base.name,),
-            *(x.address, x.stride, base.address, base.stride, x.columns),
+            *(x, x_stride, base.address, base.stride, base.columns),
+            weights=weights,
         )
         return base
 
@@ -252,20 +260,38 @@ class Program:
         self.squares[weight.name] = self._observed[x.name]
 
     def rotate(self, x: Rows, rope: Rope, *, norm: Tensor | None, epsilon: float, scale: float) -> Rows:
-        """Heads of x, of `rope.dims` dimensions, in place: RMS norm if there is one, rotary embedding, scale."""
+        """Heads of x in place: RMS norm if there is one, rotary embedding, scale.
+
+        Heads have `rope.dims` dimensions, or, where neighbours are pairs, `whole_head` of it, of which the last are 0.
+        """
+        size = whole_head(rope.dims) if rope.neighbours else rope.dims
+        assert norm is None or size == rope.dims
         if rope not in self.ropes:
             self.ropes.append(rope)
             assert len(self.ropes) <= ops.MOST_ROPES
         self._emit(
             ops.ROTATE,
-            Kernel("ops.elementwise", "rotate"),
+            Kernel("ops.elementwise", "rotate_neighbours" if rope.neighbours else "rotate"),
             (x.name,),
             (x.name,),
-            *(x.address, x.stride, x.columns // rope.dims, rope.dims),
+            *(x.address, x.stride, x.columns // size, size),
             *(self._address_of(norm) if norm else 0, _real(epsilon), _real(scale)),
             ops.STEP_ANGLES + self.ropes.index(rope),
         )
         return x
+
+    def resize_heads(self, x: Rows, head_dim: int, size: int, *, out: str) -> Rows:
+        """out = the heads of x, of `head_dim` dimensions, with so many as `size`: cut off, or zeros behind."""
+        heads = x.columns // head_dim
+        y = self._buffer(out, heads * size)
+        self._emit(
+            ops.RESIZE_HEADS,
+            Kernel("ops.elementwise", "resize_heads"),
+            (x.name,),
+            (y.name,),
+            *(x.address, x.stride, heads, head_dim, y.address, y.stride, size),
+        )
+        return y
 
     def append(self, cache: LayerCache, k: Rows, v: Rows) -> None:
         """Keys and values of the step's rows into the cache, at their positions."""
@@ -306,7 +332,15 @@ class Program:
         return self._keep(a)
 
     def gelu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:
-        """out = gelu(x gate^T) * (x up^T), in the form that `takers` want.
+        """out = gelu(x gate^T) * (x up^T), in the form that `takers` want."""
+        return self._gate(x, gate, up, ops.GELU, out, takers)
+
+    def silu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:
+        """out = silu(x gate^T) * (x up^T), in the form that `takers` want."""
+        return self._gate(x, gate, up, ops.SILU, out, takers)
+
+    def _gate(self, x: Rows, gate: Tensor, up: Tensor, activation: int, out: str, takers: Takers) -> Rows:
+        """Either of the two.
 
         Many rows take one pass where both matrices have one quantized format and so has what the result meets: then
         the products themselves exist only for a few rows.
@@ -314,7 +348,7 @@ class Program:
         y = self._forms(out, gate.shape[0], takers)
         at_once = gate.format == up.format and not gate.format.is_float and y.q is not None
         if at_once:
-            self._gated(x, gate, up, y)
+            self._gated(x, gate, up, activation, y)
         names = ("gate of few", "up of few") if at_once else ("gate", "up")
         rows = min(self.max_rows, ops.FEW_ROWS) if at_once else self.max_rows
         g, u = (self._buffer(name, weight.shape[0], rows) for name, weight in zip(names, (gate, up), strict=True))
@@ -326,14 +360,14 @@ class Program:
             kernel,
             (g.name, u.name),
             y.names,
-            *(g.address, u.address, g.stride, g.columns, y.y.address, y.y.stride, *y.int8),
+            *(g.address, u.address, activation, g.stride, g.columns, y.y.address, y.y.stride, *y.int8),
             few=kernel,
             many=ops.NOTHING if at_once else kernel,
         )
         return self._keep(y)
 
-    def _gated(self, x: Rows, gate: Tensor, up: Tensor, y: Forms) -> None:
-        """What `gelu_gate` does for many rows."""
+    def _gated(self, x: Rows, gate: Tensor, up: Tensor, activation: int, y: Forms) -> None:
+        """What `_gate` does for many rows."""
         q = self._quantize(x, zero_of(gate))
         self._emit(
             ops.GATED,
@@ -341,7 +375,7 @@ class Program:
             (q.name,),
             y.names,
             *(self._address_of(gate), gate.row_bytes, *gate.shape, q.address, q.stride, y.y.address, y.y.stride),
-            *(self._address_of(up), *y.int8),
+            *(self._address_of(up), activation, *y.int8),
             few=ops.NOTHING,
             many=Kernel("ops.matmul", gate.format.name),
             weights=(gate, up),

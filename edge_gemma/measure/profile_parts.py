@@ -74,7 +74,7 @@ LABELS = {
     "append": "rope + append",
     "attend": "attention",
     "merge": "attention",
-    "gate": "gelu gate",
+    "gate": "gate",
     "softcap": "logit soft-cap",
     "group_maxima": "maxima of logits",
 }

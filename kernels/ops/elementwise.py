@@ -15,6 +15,7 @@ from ..operations import (
     EMBED,
     GATE,
     NORM,
+    RESIZE_HEADS,
     ROTATE,
     SOFTCAP,
     STEP_ROWS,
@@ -24,7 +25,7 @@ from ..operations import (
 )
 from ..simd.atomics import real, word
 from ..simd.decorators import inlined
-from ..simd.transcendental import gelu, softcap
+from ..simd.transcendental import activated, softcap
 from ..simd.vocabulary import (
     FLOAT_LOADS,
     LANES,
@@ -40,6 +41,7 @@ from ..simd.vocabulary import (
     store,
     store_scalar,
     sum_of_16,
+    swap_pairs,
     to_float,
     zeros,
 )
@@ -50,6 +52,7 @@ from .work_sharing import in_pieces
 
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
 _EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
+_RESIZE = RESIZE_HEADS.slots
 _VECTOR = 4 * LANES
 
 
@@ -160,13 +163,16 @@ def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
 
 
 @inlined
-def _rotate_head(x: Any, size: Any, cosines: Any, scale: Any, norm: Any, epsilon: Any) -> None:
-    """One head in place: norm (unless null), rotation of the pairs (i, i + size/2), scale. arXiv:2104.09864."""
+def _norm_head(x: Any, size: Any, norm: Any, epsilon: Any) -> None:
+    inverse = splat(inverse_rms(x, size, epsilon))
+    for c in range(0, 4 * size, _VECTOR):
+        store(x + c, load(x + c) * inverse * load(norm + c))
+
+
+@inlined
+def _rotate_halves(x: Any, size: Any, cosines: Any, scale: Any) -> None:
+    """The pairs (i, i + size/2). arXiv:2104.09864."""
     half = 2 * size  # bytes
-    if norm != 0:
-        inverse = splat(inverse_rms(x, size, epsilon))
-        for c in range(0, 4 * size, _VECTOR):
-            store(x + c, load(x + c) * inverse * load(norm + c))
     for c in range(0, half, _VECTOR):
         a, b = load(x + c), load(x + half + c)
         cosine, sine = load(cosines + c), load(cosines + half + c)
@@ -175,20 +181,52 @@ def _rotate_head(x: Any, size: Any, cosines: Any, scale: Any, norm: Any, epsilon
 
 
 @inlined
-def _heads(op: Any, step: Any) -> Any:
-    """Pieces of `rotate`."""
-    _, _, HEADS, _, _, _, _, _ = _ROTATE
-    return word(step, STEP_ROWS) * word(op, HEADS)
+def _rotate_neighbours(x: Any, size: Any, cosines: Any, scale: Any) -> None:
+    """The pairs (2i, 2i + 1): a cos - b sin, b cos + a sin; the sines that meet b are stored negated."""
+    sines = cosines + 4 * size
+    for c in range(0, 4 * size, _VECTOR):
+        v = load(x + c)
+        store(x + c, (v * load(cosines + c) + swap_pairs(v) * load(sines + c)) * scale)
+
+
+def _heads(heads: int) -> Any:
+    """Pieces of an operation whose pieces are heads; `heads` is the word that says how many a row has."""
+    return inlined(lambda op, step: word(step, STEP_ROWS) * word(op, heads))
+
+
+def make_rotate(turn: Any, angles_per_dim: int) -> Any:
+    """A head of queries or keys in place: norm unless null, rotation, scale. `angles` names the step's word, one of its
+    STEP_ANGLES, whose rows have so many floats for each dimension."""
+
+    @inlined
+    def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+        X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
+        size, row, head = word(op, HEAD_DIM), piece // word(op, HEADS), piece % word(op, HEADS)
+        x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
+        if word(op, NORM_WEIGHT) != 0:
+            _norm_head(x, size, word(op, NORM_WEIGHT), real(op, EPSILON))
+        turn(x, size, word(step, word(op, ANGLES)) + row * 4 * size * angles_per_dim, splat(real(op, SCALE)))
+
+    return in_pieces(_heads(_ROTATE.heads), rotate)
 
 
 @inlined
-def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-    """A head of queries or keys in place. `angles` names the step's word, one of its STEP_ANGLES."""
-    X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
-    size, row, head = word(op, HEAD_DIM), piece // word(op, HEADS), piece % word(op, HEADS)
-    x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
-    angles = word(step, word(op, ANGLES)) + row * 4 * size
-    _rotate_head(x, size, angles, splat(real(op, SCALE)), word(op, NORM_WEIGHT), real(op, EPSILON))
+def resize_heads(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
+    """A head of y: as much of x's as there is room for, then zeros. Reads and writes nothing beside the two."""
+    size, y_size, heads = word(op, _RESIZE.head_dim), word(op, _RESIZE.y_head_dim), word(op, _RESIZE.heads)
+    row, head = piece // heads, piece % heads
+    x = word(op, _RESIZE.x) + row * word(op, _RESIZE.x_stride) + 4 * size * head
+    y = word(op, _RESIZE.y) + row * word(op, _RESIZE.y_stride) + 4 * y_size * head
+    end, d = min(size, y_size), 0
+    while d + LANES <= end:
+        store(y + 4 * d, load(x + 4 * d))
+        d += LANES
+    while d < end:
+        store_scalar(y + 4 * d, load_scalar(x + 4 * d))
+        d += 1
+    while d < y_size:
+        store_scalar(y + 4 * d, np.float32(0.0))
+        d += 1
 
 
 # ---- gates, sums, caps -------------------------------------------------------------------------------------------
@@ -215,12 +253,12 @@ def _in_parts(columns: int, each: Any) -> Any:
 
 @inlined
 def gate(op: Any, step: Any, thread: Any, row: Any, first: Any, end: Any) -> None:
-    """y = gelu(gate) * up. arXiv:2002.05202 (GeGLU)."""
-    GATE_, UP, STRIDE, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
+    """y = activation(gate) * up. arXiv:2002.05202 (GeGLU, SwiGLU)."""
+    GATE_, UP, ACTIVATION, STRIDE, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
     g, u = word(op, GATE_) + row * word(op, STRIDE), word(op, UP) + row * word(op, STRIDE)
     y = _output(op, step, thread, Y, Y_STRIDE, row, first)
     for c in range(4 * first, 4 * end, _VECTOR):
-        store(y + c - 4 * first, gelu(load(g + c)) * load(u + c))
+        store(y + c - 4 * first, activated(load(g + c), word(op, ACTIVATION)) * load(u + c))
     if word(op, Q) != 0:
         quantize_row(y, end - first, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE) + first // 32 * LINE)
 
@@ -248,10 +286,14 @@ def cap(op: Any, _step: Any, _thread: Any, row: Any, first: Any, end: Any) -> No
         c += 1
 
 
+_PARTS = {"gate": (_GATE.columns, gate), "add": (_ADD.columns, add), "softcap": (_SOFTCAP.columns, cap)}
+
+
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    table = {"norm": in_pieces(_rows, norm), "rotate": in_pieces(_heads, rotate)}
-    table |= {"gate": _in_parts(_GATE[3], gate), "add": _in_parts(_ADD[4], add), "softcap": _in_parts(_SOFTCAP[2], cap)}
+    table = {"norm": in_pieces(_rows, norm), "resize_heads": in_pieces(_heads(_RESIZE.heads), resize_heads)}
+    table |= {"rotate": make_rotate(_rotate_halves, 1), "rotate_neighbours": make_rotate(_rotate_neighbours, 2)}
+    table |= {name: _in_parts(*parts) for name, parts in _PARTS.items()}
     for name, fmt in INT_FORMATS.items():
         table[f"embed_{name}"] = make_embed_blocks(fmt)
     for name, (load_floats, size) in FLOAT_LOADS.items():

@@ -5,7 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_gemma.kernels.operations import ADD, EMBED, GATE, NORM, ROTATE, SOFTCAP, STEP_ANGLES
+from edge_gemma.graph.states import Rope
+from edge_gemma.graph.step import Angles
+from edge_gemma.kernels.layout import whole_head
+from edge_gemma.kernels.operations import (
+    ADD,
+    EMBED,
+    GATE,
+    GELU,
+    NORM,
+    RESIZE_HEADS,
+    ROTATE,
+    SILU,
+    SOFTCAP,
+    STEP_ANGLES,
+)
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import FLOAT_NAMES, PRODUCT_NAMES, Array, Row, Step, assert_same_bits, random_rows, row, run
 
@@ -99,18 +113,66 @@ def test_rotation_keeps_lengths_and_turns_by_the_angle() -> None:
     assert np.allclose(pairs[0] * np.exp(1j * phi), pairs[1], atol=1e-5)
 
 
+@pytest.mark.parametrize(("heads", "size"), [(1, 32), (3, 64), (5, 96), (4, 256)])
+def test_rotate_neighbours(heads: int, size: int) -> None:
+    for tokens in ROWS:
+        x, angles = rows_of(tokens, heads * size), rows_of(tokens, 2 * size, gap=0)
+        want = reference.rotate_neighbours(x.copy().reshape(tokens, heads, size), angles, 0.0625)
+        rotation = row(
+            ROTATE, "elementwise.rotate_neighbours", x=x, x_stride=x.strides[0], heads=heads, head_dim=size,
+            norm=0, epsilon=1e-6, scale=0.0625, angles=STEP_ANGLES,
+        )  # fmt: skip
+        run_checked(rotation, Step(tokens, angles=angles), 2, x)
+        assert_same_bits(x.copy(), want.reshape(tokens, -1))
+
+
+@pytest.mark.parametrize("size", [8, 64, 80])
+def test_neighbours_and_halves_are_the_same_rotation_of_other_orders(size: int) -> None:
+    """To the bit; what a head has behind its own dimensions stays 0."""
+    positions, whole = np.array([0, 3, 4097]), whole_head(size)
+    tables = [Angles(Rope(size, 1e4, neighbours=neighbours), 3) for neighbours in (False, True)]
+    for table in tables:
+        table.fill(positions)
+    halves = rows_of(3, 2 * size, gap=0).reshape(3, 2, size)
+    neighbours = np.zeros((3, 2, whole), np.float32)
+    neighbours[..., :size] = halves.reshape(3, 2, 2, size // 2).swapaxes(2, 3).reshape(halves.shape)
+    turned = reference.rotate_neighbours(neighbours, tables[1].table, 0.5)
+    want = reference.rotate(halves, tables[0].table, 0.5)
+    back = turned[..., :size].reshape(3, 2, size // 2, 2).swapaxes(2, 3).reshape(want.shape)
+    assert_same_bits(np.ascontiguousarray(back), want)
+    assert not turned[..., size:].any()
+
+
+@pytest.mark.parametrize(
+    ("size", "to"), [(80, 96), (96, 80), (120, 128), (128, 120), (8, 32), (24, 32), (10, 32), (64, 64)]
+)
+def test_resize_heads(size: int, to: int) -> None:
+    heads = 3
+    for tokens in ROWS:
+        x, y = rows_of(tokens, heads * size), rows_of(tokens, heads * to, gap=24)
+        resize = row(
+            RESIZE_HEADS, "elementwise.resize_heads", x=x, x_stride=x.strides[0], heads=heads, head_dim=size,
+            y=y, y_stride=y.strides[0], y_head_dim=to,
+        )  # fmt: skip
+        run_checked(resize, Step(tokens), 2, y)
+        want = reference.resize_heads(x.copy().reshape(tokens, heads, size), to)
+        assert_same_bits(y.copy(), want.reshape(tokens, -1))
+
+
+@pytest.mark.parametrize("activation", [GELU, SILU])
 @pytest.mark.parametrize("columns", [32, 480, 1184])
-def test_gate(columns: int) -> None:
+def test_gate(columns: int, activation: int) -> None:
     for tokens in ROWS:
         up, g, y = rows_of(tokens, columns), rows_of(tokens, columns) * 2, rows_of(tokens, columns, gap=8)
         stride = up.strides[0]
         wide = np.full((tokens, columns + 16), np.float32(9))
         wide[:, :columns] = g
         gate = row(
-            GATE, "elementwise.gate", gate=wide, up=up, stride=stride, columns=columns, y=y, y_stride=y.strides[0]
-        )
+            GATE, "elementwise.gate", gate=wide, up=up, activation=activation, stride=stride, columns=columns, y=y,
+            y_stride=y.strides[0],
+        )  # fmt: skip
         run_checked(gate, Step(tokens), 2, y)
-        assert_same_bits(y.copy(), reference.gate(g, up))
+        assert_same_bits(y.copy(), reference.gate(g, up, activation))
 
 
 @pytest.mark.parametrize("columns", [32, 480, 1184])
@@ -121,6 +183,14 @@ def test_add(columns: int) -> None:
         arguments = {"x": x, "x_stride": x.strides[0], "y": y, "y_stride": y.strides[0], "columns": columns}
         run_checked(row(ADD, "elementwise.add", **arguments), Step(tokens), 2, y)
         assert_same_bits(y.copy(), want)
+
+
+def test_a_vector_is_added_to_every_row_where_its_rows_are_no_bytes_apart() -> None:
+    x, y = rows_of(1, 480, gap=0), rows_of(5, 480, gap=8)
+    want = reference.add(x, y)
+    arguments = {"x": x, "x_stride": 0, "y": y, "y_stride": y.strides[0], "columns": 480}
+    run_checked(row(ADD, "elementwise.add", **arguments), Step(5), 2, y)
+    assert_same_bits(y.copy(), want)
 
 
 @pytest.mark.parametrize("columns", [1, 15, 17, 512, 513, 1039])

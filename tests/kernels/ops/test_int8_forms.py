@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_gemma.kernels.layout import LINE, attention_scratch, partial_bytes, row_scratch
-from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM
+from edge_gemma.kernels.operations import ATTEND, GATE, GELU, MERGE, NORM
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import Array, Step, aligned, assert_same_bits, row, run
 from tests.kernels.ops.test_attention import LAYER, Shape
@@ -49,7 +49,7 @@ def test_gate(rows: int, columns: int, floats: bool) -> None:
     gate, up, y = random(rows, columns, 1), random(rows, columns, 2), np.zeros((rows, columns), np.float32)
     q = lines(rows, columns)
     operation = row(
-        GATE, "elementwise.gate", gate=gate, up=up, stride=gate.strides[0], columns=columns,
+        GATE, "elementwise.gate", gate=gate, up=up, activation=GELU, stride=gate.strides[0], columns=columns,
         y=y if floats else 0, y_stride=y.strides[0], **int8(q),
     )  # fmt: skip
     step = Step(rows)
