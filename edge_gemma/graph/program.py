@@ -280,7 +280,12 @@ class Program:
         )
         return x
 
-    def resize_heads(self, x: Rows, head_dim: int, size: int, *, out: str) -> Rows:
+    def whole_heads(self, x: Rows, head_dim: int) -> Rows:
+        """The heads of x, of `head_dim` dimensions, as they are rotated, kept and attended to: see `whole_head`."""
+        size = whole_head(head_dim)
+        return x if size == head_dim else self._resize_heads(x, head_dim, size, out=f"whole heads of {x.name}")
+
+    def _resize_heads(self, x: Rows, head_dim: int, size: int, *, out: str) -> Rows:
         """out = the heads of x, of `head_dim` dimensions, with so many as `size`: cut off, or zeros behind."""
         heads = x.columns // head_dim
         y = self._buffer(out, heads * size)
@@ -304,9 +309,23 @@ class Program:
         )
 
     def attend(
-        self, cache: LayerCache, q: Rows, *, window: int | None, softcap: float | None, out: str, takers: Takers
+        self,
+        cache: LayerCache,
+        q: Rows,
+        *,
+        window: int | None,
+        softcap: float | None,
+        out: str,
+        takers: Takers,
+        head_dim: int | None = None,
     ) -> Rows:
-        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want."""
+        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want.
+
+        head_dim: the dimensions of a head that are the model's own, where there are zeros behind them.
+        """
+        if head_dim is not None and head_dim != cache.head_dim:
+            whole = self.attend(cache, q, window=window, softcap=softcap, out=f"whole heads of {out}", takers=())
+            return self._resize_heads(whole, cache.head_dim, head_dim, out=out)
         window = window or ops.NO_WINDOW
         a = self._forms(out, q.columns, takers)
         heads, head_dim = q.columns // cache.head_dim, cache.head_dim

@@ -6,8 +6,9 @@ from edge_gemma.gguf.file import GgufFile
 from edge_gemma.models import gemma
 from edge_gemma.models.architecture import Architecture, Config
 from edge_gemma.models.gguf_keys import GgufKeys
+from edge_gemma.models.llama import Llama
 
-ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in (*gemma.FAMILIES,)}
+ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in (*gemma.FAMILIES, Llama())}
 
 
 def read_config(file: GgufFile) -> Config:
