@@ -2,12 +2,11 @@
 
 Knows no Numba and no model: recording a program needs neither. A program is a table of rows of ROW_WORDS 64-bit words,
 
-    | one | few | many | barrier | arguments ...                                  | counter |  ...
-      0     1     2      3         4                                                24
+    | kernel | barrier | arguments ...                                              | counter |  ...
+      0        1         2                                                            24
 
-`one`, `few` and `many` are the addresses of the kernels for a step of 1, of 2..FEW_ROWS, and of more rows;
-`barrier` says that all threads wait for each other before the operation, and `counter` hands out its work items (alone
-on its cache line).
+`kernel` is the address of what does the operation in steps of the program's regime; `barrier` says that all threads
+wait for each other before the operation, and `counter` hands out its work items (alone on its cache line).
 A step is described by `STEP_WORDS` words; those that threads write while others read have cache lines of their own.
 """
 
@@ -15,12 +14,36 @@ from __future__ import annotations
 
 from collections import namedtuple
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
 ROW_WORDS = 32
-ONE, FEW, MANY, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 3, 4, 24
+KERNEL, BARRIER, FIRST_ARGUMENT, COUNTER = 0, 1, 2, 24
 FEW_ROWS = 16
+
+
+class Regime(Enum):
+    """How many rows a step has: 1, 2..FEW_ROWS, or more. Each has kernels, and so programs, of its own."""
+
+    ONE = 1
+    FEW = 2
+    MANY = FEW_ROWS + 1
+
+    @classmethod
+    def of(cls, rows: int) -> Regime:
+        """That of a step of `rows` rows, at least 1."""
+        return cls.ONE if rows == 1 else cls.FEW if rows <= FEW_ROWS else cls.MANY
+
+    @classmethod
+    def up_to(cls, chunk: int) -> list[Regime]:
+        """Those of steps of at most `chunk` rows."""
+        return [regime for regime in cls if regime.value <= chunk]
+
+    def most_rows(self, chunk: int) -> int:
+        """Of a step of this regime, where no step has more than `chunk`."""
+        return min(chunk, {Regime.ONE: 1, Regime.FEW: FEW_ROWS}.get(self, chunk))
+
 
 STEP_WORDS = 72
 STEP_ROWS = 0  # rows of this step
@@ -82,10 +105,6 @@ class Operation:
         return slots(*range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(self.arguments)))
 
 
-NOTHING = Kernel("threads.execute", "nothing")
-"""Where a row of the table has nothing to do in a step of so many rows."""
-
-
 def _operation(name: str, arguments: str) -> Operation:
     operation = Operation(name, tuple(arguments.split()))
     assert FIRST_ARGUMENT + len(operation.arguments) <= COUNTER
@@ -95,7 +114,10 @@ def _operation(name: str, arguments: str) -> Operation:
 # x, y: addresses of float32 rows `*_stride` bytes apart, unless said otherwise. q: rows of int8 blocks, made from y
 # with `zero`; null for none. Where there is q, y may be null: nobody needs the floats.
 EMBED = _operation("embed", "table row_bytes columns y y_stride scale")
-NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride y y_stride q q_stride zero")
+# factor: null, or address of a float32 that multiplies base + norm
+NORM = _operation("norm", "x x_stride weight columns epsilon base base_stride factor y y_stride q q_stride zero")
+# weight, base: null for none
+HEAD_NORM = _operation("head_norm", "x x_stride heads head_dim weight epsilon base base_stride scale y y_stride")
 QUANTIZE = _operation("quantize", "x x_stride columns zero q q_stride")
 MATMUL = _operation("matmul", "weights row_bytes rows columns x x_stride y y_stride")
 NEXT = 21, 22, 23
@@ -120,7 +142,7 @@ GELU, SILU = 0, 1
 GATED = _operation("gated", " ".join(MATMUL.arguments) + " up activation q q_stride zero")
 """y = activation(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there.
 """
-GATE = _operation("gate", "gate up activation stride columns y y_stride q q_stride zero")
+GATE = _operation("gate", "gate gate_stride up up_stride activation columns y y_stride q q_stride zero")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")
 SQUARES = _operation("squares", "x x_stride columns sums")

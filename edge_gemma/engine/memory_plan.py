@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edge_gemma.cores import available_memory, default_threads
+from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.cache import cache_bytes, layer_caches
-from edge_gemma.graph.program import Program
+from edge_gemma.graph.cache import cache_bytes
 from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
-from edge_gemma.models.architecture import Config, record, record_logits
+from edge_gemma.kernels.operations import Regime
+from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 
@@ -96,11 +97,12 @@ def plan_memory(
 
 
 def buffer_bytes(config: Config, weights: Weights, context: int, chunk: int, kv_type: KvType) -> int:
-    """What the operations of `chunk` rows work in: known exactly, from recording them without memory."""
-    program = Program(chunk, lambda _tensor: 0, kv_type, allocate=False)
-    x = record(program, config, weights, layer_caches(config.states, context, kv_type))
-    record_logits(program, config, weights, x, program.outside("logits", config.vocab_size, 0))
-    return program.buffer_bytes()
+    """What the operations of steps of up to `chunk` rows work in: known exactly, from recording without memory."""
+    model = config, weights, context
+    recordings = [
+        Recording(regime, chunk, lambda _tensor: 0, kv_type, *model, allocate=False) for regime in Regime.up_to(chunk)
+    ]
+    return sum(recording.program.buffer_bytes() for recording in recordings)
 
 
 def scratch_bytes(config: Config, chunk: int) -> int:
@@ -148,8 +150,9 @@ def require_budget(
         made = plan(positions)
         return made.kv_cache + made.buffers
 
-    if own(context) <= budget:
-        return plan(context)
+    made = plan(context)
+    if made.kv_cache + made.buffers <= budget:
+        return made
     fits, too_many = 0, context
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

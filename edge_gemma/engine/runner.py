@@ -1,4 +1,4 @@
-"""`Runner`: a model ready to run, with weights in the mapping, recorded program, cache and threads.
+"""`Runner`: a model ready to run, with weights in the mapping, recorded programs, cache and threads.
 
 The only place that opens one. Knows no text and no sampling, and not what the rows of a step are for.
 """
@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine.memory_plan import DEFAULT_CONTEXT, KvType, default_chunk, require_budget, scratch_bytes
+from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
-from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.cache import LayerCache, PagePool, PageTable, layer_caches
-from edge_gemma.graph.program import Program, Recorded, words_of
+from edge_gemma.gguf.file import GgufFile, Tensor
+from edge_gemma.graph.cache import PagePool, PageTable
 from edge_gemma.graph.step import Rows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.layout import logit_groups
-from edge_gemma.kernels.operations import Kernel
+from edge_gemma.kernels.operations import Kernel, Regime
 from edge_gemma.kernels.threads.pool import KERNELS, ThreadPool
 from edge_gemma.kernels.tuning.choices import tuned_choices
 from edge_gemma.kernels.tuning.tuner import Matrix, tune_once
 from edge_gemma.memory import memory_for, require_memory
-from edge_gemma.models.architecture import Config, record, record_logits
+from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 
@@ -104,48 +104,36 @@ class Runner:
             self.pool = PagePool(self.config.states, kv_type, limit)
             tune_once(product_matrices(self.weights), self.threads, self._planned(), progress)
             self._logits = self.new_logits(sequences)
-            self._record(observe, progress)
+            self._start(observe, progress)
         except BaseException:
             self.file.close()
             raise
 
     def _planned(self) -> Iterator[Kernel]:
-        """The kernels that are needed anyway. They are recorded only if somebody asks, 5 ms."""
-        planned = Program(self.chunk, lambda _: 0, self.kv_type, choices=tuned_choices(), allocate=False)
-        record(planned, self.config, self.weights, self._caches())
-        yield from (*planned.kernels(), *KERNELS)
+        """The kernels that are needed anyway. They are recorded only if somebody asks, 15 ms."""
+        for recording in self._record(lambda _tensor: 0, allocate=False):
+            yield from recording.program.kernels()
+        yield from KERNELS
 
-    def _caches(self) -> list[LayerCache]:
-        return layer_caches(self.config.states, self.context, self.kv_type)
+    def _record(self, address_of: Callable[[Tensor], int], **options: Any) -> list[Recording]:
+        """Of each regime that there are steps of."""
+        model, options = (self.config, self.weights, self.context), options | {"choices": tuned_choices()}
+        regimes = Regime.up_to(self.chunk)
+        return [Recording(regime, self.chunk, address_of, self.kv_type, *model, **options) for regime in regimes]
 
-    def _record(self, observe: bool, progress: Progress | None) -> None:
-        """Program, step and threads. The product with the vocabulary has its input observed, if so, and is left out."""
-        config, weights, file = self.config, self.weights, self.file
-        program = Program(
-            self.chunk,
-            lambda tensor: file.data(tensor).ctypes.data,
-            self.kv_type,
-            choices=tuned_choices(),
-            observe=observe,
-        )
-        self._x = record(program, config, weights, self._caches())
-        if observe:
-            h = program.rms_norm(self._x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))
-            program.observe(h, weights.output)
-        self._observing, self._body = observe, len(program)
-        last = program.outside(self._x.name, self._x.columns, self._x.stride)
-        logits = program.outside("logits", config.vocab_size, 4 * config.vocab_size)
-        groups = logit_groups(config.vocab_size)
-        maxima = program.outside("maxima", groups, 4 * groups)
-        if not observe:
-            record_logits(program, config, weights, last, logits)
-            program.group_maxima(logits, maxima)
-        self._program = program
-        self._table = program.table(shared().load([*program.kernels(), *KERNELS], progress))
-        self._words_of_last, self._words_of_logits = words_of(self._table, last), words_of(self._table, logits)
-        self._words_of_maxima = words_of(self._table, maxima)
-        self._step = Step(program.ropes, self.chunk, self.threads, scratch_bytes(config, self.chunk))
-        self.maxima = np.empty((0, groups), np.float32)
+    def _start(self, observe: bool, progress: Progress | None) -> None:
+        """Programs, step and threads."""
+        recordings = self._record(lambda tensor: self.file.data(tensor).ctypes.data, observe=observe)
+        kernels = {kernel for recording in recordings for kernel in recording.program.kernels()}
+        addresses = shared().load([*kernels, *KERNELS], progress)
+        for recording in recordings:
+            recording.link(addresses)
+        self._observing = observe
+        self._recordings = {recording.program.regime: recording for recording in recordings}
+        self._latest = recordings[-1]
+        ropes = recordings[-1].program.ropes
+        self._step = Step(ropes, self.chunk, self.threads, scratch_bytes(self.config, self.chunk))
+        self.maxima = np.empty((0, logit_groups(self.config.vocab_size)), np.float32)
         """Of each LOGIT_GROUP neighbours of the last step's logits, float32 (wanted, groups), for samplers."""
         self._threads = ThreadPool(self.threads)
 
@@ -155,12 +143,11 @@ class Runner:
 
         Float32 (columns,), written by every step; only with `observe`.
         """
-        return self._program.squares
+        return self._latest.program.squares
 
-    @property
-    def recorded(self) -> list[Recorded]:
-        """What each row of the program is."""
-        return self._program.recorded
+    def recording(self, rows: int) -> Recording:
+        """What is run in a step of so many rows, at most `chunk`."""
+        return self._recordings[Regime.of(rows)]
 
     def new_table(self) -> PageTable:
         """A sequence that begins, of `context` positions at most."""
@@ -191,15 +178,7 @@ class Runner:
         self.maxima = self._room_for_maxima(wanted)
         self.pool.reserve([(part.table, part.table.length + len(part.tokens)) for part in batch])
         self._step.prepare(batch)
-        if wanted == rows:
-            self._point_head(0, logits)
-            self._execute(self._table)
-        else:
-            self._execute(self._table[: self._body])
-            if wanted:
-                self._point_head(rows - wanted, logits)
-                self._step.words[ops.STEP_ROWS] = wanted
-                self._execute(self._table[self._body :])
+        self._run(rows, wanted, logits)
         for part in batch:
             part.table.advance(part.table.length + len(part.tokens))
         return logits
@@ -218,6 +197,22 @@ class Runner:
         """Forget earlier cancels."""
         self._step.cancelled = False
 
+    def _run(self, rows: int, wanted: int, logits: Logits) -> None:
+        """Body and head, in one go where all logits are wanted."""
+        self._latest = body = self.recording(rows)
+        if wanted < rows:
+            self._execute(body.body)
+        if not wanted:
+            return
+        head = self.recording(wanted)
+        last = body.x.address + (rows - wanted) * body.x.stride
+        head.point_head(last, logits.ctypes.data, self.maxima.ctypes.data)
+        if wanted == rows:
+            self._execute(head.table)
+        else:
+            self._step.words[ops.STEP_ROWS] = wanted
+            self._execute(head.head)
+
     def _execute(self, table: NDArray[np.int64]) -> None:
         try:
             done = self._threads.run(table, self._step.words)
@@ -227,12 +222,6 @@ class Runner:
         if not done:
             self.ready()
             raise Cancelled
-
-    def _point_head(self, row: int, logits: Logits) -> None:
-        """Have the logits' operations read from row `row` of the last layer's output on, and write to `logits`."""
-        self._table[self._words_of_last] = self._x.address + row * self._x.stride
-        self._table[self._words_of_logits] = logits.ctypes.data
-        self._table[self._words_of_maxima] = self.maxima.ctypes.data
 
     # ---- checks --------------------------------------------------------------------------------------------------
 

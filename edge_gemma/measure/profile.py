@@ -208,8 +208,9 @@ def _step(runner: StampedRunner, kind: Kind, ids: NDArray[np.int64], before: Pag
     us = runner.nanoseconds_per_tick() / 1e3
     times = us * np.array([np.diff(run.ticks) for run in stamped[1:]])  # (repeats, rows of the table)
     middle, best = np.median(times, axis=0), times.min(axis=0)
-    rows = zip(runner.recorded, runner.arguments, middle.tolist(), best.tolist(), strict=False)
-    parts = [part(*row, len(ids), before.length) for row in rows if row[0].takes_part(len(ids))]
+    ran = runner.recording(len(ids))
+    rows = zip(ran.recorded, ran.arguments, middle.tolist(), best.tolist(), strict=False)
+    parts = [part(*row, len(ids), before.length) for row in rows]
     whole_us = us * statistics.median(run.total for run in whole[1:])
     return StepProfile(kind, len(ids), before.length, gather(parts), whole_us)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edge_gemma.graph.program import Recorded
+from edge_gemma.graph.recorder import Recorded
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import SPAN
 

@@ -16,20 +16,19 @@ from numpy.typing import NDArray
 
 from edge_gemma.engine.runner import Runner
 from edge_gemma.kernels.jit.library import shared
-from edge_gemma.kernels.operations import BARRIER, FIRST_ARGUMENT, MANY, ONE, ROW_WORDS, Kernel
+from edge_gemma.kernels.operations import BARRIER, FIRST_ARGUMENT, KERNEL, ROW_WORDS, Kernel
 
 STAMP = Kernel("simd.clock", "stamp")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a part of the program: rows `first`... of the table.
+    """One run of a program, or of a part of it.
 
     ticks: int64 (stamps,). begun, ended: nanoseconds of `time.perf_counter_ns` as the caller of the threads sees them;
     arranging: nanoseconds spent before on putting the stamps in.
     """
 
-    first: int
     ticks: NDArray[np.int64]
     begun: int
     ended: int
@@ -50,12 +49,6 @@ class StampedRunner(Runner):
         self.runs: list[Run] = []
         self._stamp = shared().load([STAMP])[STAMP]
 
-    @property
-    def arguments(self) -> list[dict[str, int]]:
-        """The arguments of each row of the program, by name."""
-        rows = zip(self._table, self.recorded, strict=True)
-        return [dict(zip(r.operation.arguments, row[list(r.operation.slots)].tolist(), strict=True)) for row, r in rows]
-
     def nanoseconds_per_tick(self) -> float:
         """From the runs so far, at least two: the longer between the first and the last, the more exact."""
         first, last = self.runs[0], self.runs[-1]
@@ -63,11 +56,10 @@ class StampedRunner(Runner):
 
     def _execute(self, table: NDArray[np.int64]) -> None:
         start = time.perf_counter_ns()
-        first = (table.ctypes.data - self._table.ctypes.data) // self._table.strides[0]
         stamped, ticks = self._stamped(table)
         begun = time.perf_counter_ns()
         super()._execute(stamped)
-        self.runs.append(Run(first, ticks, begun, time.perf_counter_ns(), begun - start))
+        self.runs.append(Run(ticks, begun, time.perf_counter_ns(), begun - start))
 
     def _stamped(self, table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A copy of `table` with stamps, and where they will write to."""
@@ -76,7 +68,7 @@ class StampedRunner(Runner):
         stamps = np.zeros(len(rows), bool)
         stamps[:: 2 if self.every else len(rows) - 1] = True
         rows[~stamps] = table
-        rows[stamps, ONE : MANY + 1] = self._stamp
+        rows[stamps, KERNEL] = self._stamp
         rows[stamps, FIRST_ARGUMENT] = ticks.ctypes.data + ticks.itemsize * np.arange(len(ticks))
         if self.every:
             rows[:, BARRIER] = 0  # a stamp has just met

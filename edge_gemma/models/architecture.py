@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from edge_gemma.gguf.values import Metadata
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.program import Program, Rows
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
 from edge_gemma.graph.states import AttentionState, Rope
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.hf_fields import HfFields
@@ -68,6 +69,10 @@ class Config:
         """Every tensor, in the order of the files we write."""
         return self.model.tensors(self)
 
+    def unused_tensors(self) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+        return self.model.unused_tensors(self)
+
     def of_kind(self, *, local: bool) -> LayerConfig | None:
         """The first local or the first global layer."""
         return next((layer for layer in self.layers if (layer.window is not None) == local), None)
@@ -120,6 +125,10 @@ class Architecture(ABC):
     @abstractmethod
     def tensors(self, config: Config) -> list[TensorSpec]:
         """Every tensor, in the order of the files we write."""
+
+    def unused_tensors(self, config: Config) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+        return []
 
     def states(self, config: Config) -> list[AttentionState]:
         """What is kept of a sequence, of each layer that shares no other's."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.program import Program, Rows
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.decoder import Decoder
 from edge_gemma.models.layers import LayerConfig

@@ -7,7 +7,7 @@ guessed. Keys that say the same thing must agree. Sources: llama.cpp's converter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from edge_gemma.errors import ModelFormatError
@@ -30,11 +30,12 @@ REQUIRED = (
 class GgufKeys:
     """The keys of one architecture in a file's metadata. A name such as "block_count" has no prefix.
 
+    tensors: the names of those in the file, which some facts are told by alone.
     All methods raise ModelFormatError naming the key and its offset.
     """
 
-    def __init__(self, metadata: Metadata, architecture: str) -> None:
-        self.metadata, self.architecture = metadata, architecture
+    def __init__(self, metadata: Metadata, architecture: str, tensors: Collection[str] = ()) -> None:
+        self.metadata, self.architecture, self.tensors = metadata, architecture, tensors
 
     # ---- single keys ---------------------------------------------------------------------------------------------
 
@@ -62,6 +63,25 @@ class GgufKeys:
         if value % limits.MULTIPLE:
             raise self.error(name, f"{value} is no multiple of {limits.MULTIPLE}")
         return value
+
+    def per_layer(self, name: str, n_layers: int, *, lo: int, hi: int, default: int | None = None) -> tuple[int, ...]:
+        """A whole number in lo..hi for each layer: the same, or an array of them."""
+        key = self.key(name)
+        if key not in self.metadata or not self.metadata.kind(key).startswith("ARRAY"):
+            return (self.metadata.u32(key, default, lo=lo, hi=hi),) * n_layers
+        values = [int(value) for value in self.metadata.int_array(key, n_layers)]
+        for value in values:
+            if not lo <= value <= hi:
+                raise self.error(name, f"{value} is outside {lo}..{hi}")
+        return tuple(values)
+
+    def widths(self, name: str, n_layers: int, limit: int) -> tuple[int, ...]:
+        """The length of rows of weights in each layer, see `width`."""
+        values = self.per_layer(name, n_layers, lo=limits.MULTIPLE, hi=limit)
+        for value in values:
+            if value % limits.MULTIPLE:
+                raise self.error(name, f"{value} is no multiple of {limits.MULTIPLE}")
+        return values
 
     def softcap(self, name: str, default: float | None, *, known: bool) -> float | None:
         """A number above 0. `known`: the architecture has soft-caps."""
@@ -95,32 +115,32 @@ class GgufKeys:
 
     # ---- what decoders share -------------------------------------------------------------------------------------
 
-    def head_dim(self) -> int:
-        """Of keys, values and the rotation alike."""
-        head_dim = self.u32("attention.key_length", lo=limits.MIN_HEAD_DIM, hi=limits.MAX_HEAD_DIM)
+    def head_dim(self, suffix: str = "") -> int:
+        """Of keys, values and the rotation alike. suffix: "_swa" for that of local layers, where they have another."""
+        name = f"attention.key_length{suffix}"
+        head_dim = self.u32(name, lo=limits.MIN_HEAD_DIM, hi=limits.MAX_HEAD_DIM)
         if head_dim % 2:
-            raise self.error("attention.key_length", f"{head_dim} is odd; the rotation needs pairs")
-        for name in ("attention.value_length", "rope.dimension_count"):
-            if self.metadata.u32(self.key(name), head_dim) != head_dim:
-                raise self.error(name, f"must equal the key length, {head_dim}")
+            raise self.error(name, f"{head_dim} is odd; the rotation needs pairs")
+        for other in (f"attention.value_length{suffix}", f"rope.dimension_count{suffix}"):
+            if self.metadata.u32(self.key(other), head_dim) != head_dim:
+                raise self.error(other, f"must equal the key length, {head_dim}")
         return head_dim
 
-    def n_kv_heads(self, n_heads: int, n_layers: int) -> int:
-        """One number, or one per layer that are all the same; missing means as many as query heads."""
+    def kv_heads(self, n_heads: int, n_layers: int) -> tuple[int, ...]:
+        """Of each layer a divisor of the query heads; missing means as many."""
         name = "attention.head_count_kv"
-        key = self.key(name)
-        if key in self.metadata and self.metadata.kind(key).startswith("ARRAY"):
-            per_layer = set(self.metadata.int_array(key, n_layers).tolist())
-            if len(per_layer) != 1:
-                raise self.error(name, "differs between layers, which is not supported")
-            n_kv_heads = int(per_layer.pop())
-            if not 1 <= n_kv_heads <= n_heads:
-                raise self.error(name, f"{n_kv_heads} is outside 1..{n_heads}")
-        else:
-            n_kv_heads = self.metadata.u32(key, n_heads, lo=1, hi=n_heads)
-        if n_heads % n_kv_heads:
-            raise self.error(name, f"{n_kv_heads} does not divide the {n_heads} query heads")
-        return n_kv_heads
+        found = self.per_layer(name, n_layers, lo=1, hi=n_heads, default=n_heads)
+        for n_kv_heads in found:
+            if n_heads % n_kv_heads:
+                raise self.error(name, f"{n_kv_heads} does not divide the {n_heads} query heads")
+        return found
+
+    def n_kv_heads(self, n_heads: int, n_layers: int) -> int:
+        """The same number in all layers."""
+        found = self.kv_heads(n_heads, n_layers)
+        if len(set(found)) != 1:
+            raise self.error("attention.head_count_kv", "differs between layers, which is not supported")
+        return found[0]
 
     def vocab_size(self) -> int:
         """What a key `vocab_size` says does not matter: the rows of the embedding must be as many as the tokens."""

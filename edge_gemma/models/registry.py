@@ -17,4 +17,4 @@ def read_config(file: GgufFile) -> Config:
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise file.metadata.error("general.architecture", f"{name!r} is not supported ({known} are)")
-    return ARCHITECTURES[name].from_gguf(GgufKeys(file.metadata, name))
+    return ARCHITECTURES[name].from_gguf(GgufKeys(file.metadata, name, file.tensors))

@@ -59,6 +59,9 @@ class Described(Protocol):
     def tensors(self) -> list[TensorSpec]:
         """Every tensor."""
 
+    def unused_tensors(self) -> list[TensorSpec]:
+        """What files may hold that nothing reads."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -114,7 +117,8 @@ def _check_names(file: GgufFile, config: Described, expected: Iterable[str]) -> 
     missing = [name for name in expected if name not in file.tensors]
     if missing:
         raise ModelFormatError(f"missing tensors: {_listed(missing)}", field=missing[0], path=str(file.path))
-    extra = sorted(name for name in set(file.tensors) - set(expected) if not name.startswith(TOWER_PREFIXES))
+    known = {*expected, *(spec.name for spec in config.unused_tensors())}
+    extra = sorted(name for name in set(file.tensors) - known if not name.startswith(TOWER_PREFIXES))
     wrong = [name for name in extra if name.startswith(TEXT_PREFIXES)]
     if wrong:
         raise _error(file, file.tensors[wrong[0]], f"{config.architecture} has no such tensors: {_listed(wrong)}")
@@ -132,7 +136,7 @@ def _check_tensor(file: GgufFile, tensor: Tensor, shape: tuple[int, ...]) -> Non
     if len(shape) == 1:
         _check_vector(file, tensor)
     else:
-        _check_matrix(file, tensor)
+        _check_matrix(file, tensor, *shape[-2:])
 
 
 def _check_vector(file: GgufFile, tensor: Tensor) -> None:
@@ -152,8 +156,10 @@ def _rope_factors(file: GgufFile, tensor: Tensor | None) -> tuple[float, ...] | 
     return tuple(factors.tolist())
 
 
-def _check_matrix(file: GgufFile, tensor: Tensor) -> None:
-    rows, columns = tensor.shape
+def _check_matrix(file: GgufFile, tensor: Tensor, rows: int, columns: int) -> None:
+    """Of a tensor of several matrices, each must be one and be aligned."""
+    if rows * tensor.row_bytes % ADDRESS_STEP and len(tensor.shape) > 2:
+        raise _error(file, tensor, f"its matrices of {rows * tensor.row_bytes} bytes are not aligned to {ADDRESS_STEP}")
     if rows < MIN_ROWS or columns % COLUMN_STEP:
         raise _error(
             file, tensor, f"{rows} x {columns}: rows must be at least {MIN_ROWS}, columns a multiple of {COLUMN_STEP}"

@@ -14,6 +14,7 @@ from ..operations import (
     ADD,
     EMBED,
     GATE,
+    HEAD_NORM,
     NORM,
     RESIZE_HEADS,
     ROTATE,
@@ -53,6 +54,7 @@ from .work_sharing import in_pieces
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
 _EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
 _RESIZE = RESIZE_HEADS.slots
+_HEAD_NORM = HEAD_NORM.slots
 _VECTOR = 4 * LANES
 
 
@@ -60,6 +62,11 @@ _VECTOR = 4 * LANES
 def _rows(_op: Any, step: Any) -> Any:
     """Pieces of an operation whose pieces are whole rows."""
     return word(step, STEP_ROWS)
+
+
+def _heads(heads: int) -> Any:
+    """Pieces of an operation whose pieces are heads; `heads` is the word that says how many a row has."""
+    return inlined(lambda op, step: word(step, STEP_ROWS) * word(op, heads))
 
 
 # ---- embedding ---------------------------------------------------------------------------------------------------
@@ -142,8 +149,9 @@ def _output(op: Any, step: Any, thread: Any, y: Any, y_stride: Any, row: Any, fi
 
 @inlined
 def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
-    """y = rms_norm(x) * weight (+ base, if that is no null address). arXiv:1910.07467; weights include Gemma's + 1."""
-    X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _NORM
+    """y = rms_norm(x) * weight, or (base + that) * factor if there is a base. arXiv:1910.07467; weights include the + 1
+    that some models add."""
+    X, X_STRIDE, WEIGHT, COLUMNS, EPSILON, BASE, BASE_STRIDE, FACTOR, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _NORM
     columns, weight = word(op, COLUMNS), word(op, WEIGHT)
     x = word(op, X) + row * word(op, X_STRIDE)
     y = _output(op, step, thread, Y, Y_STRIDE, row, 0)
@@ -152,11 +160,35 @@ def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
         for c in range(0, 4 * columns, _VECTOR):
             store(y + c, load(x + c) * scale * load(weight + c))
     else:
-        base = word(op, BASE) + row * word(op, BASE_STRIDE)
+        base, factor = word(op, BASE) + row * word(op, BASE_STRIDE), splat(1.0)
+        if word(op, FACTOR) != 0:
+            factor = splat(load_scalar(word(op, FACTOR)))
         for c in range(0, 4 * columns, _VECTOR):
-            store(y + c, load(base + c) + load(x + c) * scale * load(weight + c))
+            store(y + c, (load(base + c) + load(x + c) * scale * load(weight + c)) * factor)
     if word(op, Q) != 0:
         quantize_row(y, columns, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE))
+
+
+@inlined
+def head_norm(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+    """y = (rms_norm(x) * weight + base) * scale of a head, `head_dim` neighbours; all heads have the same weight."""
+    size, row, head = (
+        word(op, _HEAD_NORM.head_dim),
+        piece // word(op, _HEAD_NORM.heads),
+        piece % word(op, _HEAD_NORM.heads),
+    )
+    weight, base, at = word(op, _HEAD_NORM.weight), word(op, _HEAD_NORM.base), 4 * size * head
+    x = word(op, _HEAD_NORM.x) + row * word(op, _HEAD_NORM.x_stride) + at
+    y = word(op, _HEAD_NORM.y) + row * word(op, _HEAD_NORM.y_stride) + at
+    inverse, scale = splat(inverse_rms(x, size, real(op, _HEAD_NORM.epsilon))), splat(real(op, _HEAD_NORM.scale))
+    base_row = base + row * word(op, _HEAD_NORM.base_stride) + at
+    for c in range(0, 4 * size, _VECTOR):
+        v = load(x + c) * inverse
+        if weight != 0:
+            v = v * load(weight + c)
+        if base != 0:
+            v = v + load(base_row + c)
+        store(y + c, v * scale)
 
 
 # ---- rotation ----------------------------------------------------------------------------------------------------
@@ -187,11 +219,6 @@ def _rotate_neighbours(x: Any, size: Any, cosines: Any, scale: Any) -> None:
     for c in range(0, 4 * size, _VECTOR):
         v = load(x + c)
         store(x + c, (v * load(cosines + c) + swap_pairs(v) * load(sines + c)) * scale)
-
-
-def _heads(heads: int) -> Any:
-    """Pieces of an operation whose pieces are heads; `heads` is the word that says how many a row has."""
-    return inlined(lambda op, step: word(step, STEP_ROWS) * word(op, heads))
 
 
 def make_rotate(turn: Any, angles_per_dim: int) -> Any:
@@ -254,8 +281,8 @@ def _in_parts(columns: int, each: Any) -> Any:
 @inlined
 def gate(op: Any, step: Any, thread: Any, row: Any, first: Any, end: Any) -> None:
     """y = activation(gate) * up. arXiv:2002.05202 (GeGLU, SwiGLU)."""
-    GATE_, UP, ACTIVATION, STRIDE, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
-    g, u = word(op, GATE_) + row * word(op, STRIDE), word(op, UP) + row * word(op, STRIDE)
+    GATE_, GATE_STRIDE, UP, UP_STRIDE, ACTIVATION, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
+    g, u = word(op, GATE_) + row * word(op, GATE_STRIDE), word(op, UP) + row * word(op, UP_STRIDE)
     y = _output(op, step, thread, Y, Y_STRIDE, row, first)
     for c in range(4 * first, 4 * end, _VECTOR):
         store(y + c - 4 * first, activated(load(g + c), word(op, ACTIVATION)) * load(u + c))
@@ -292,6 +319,7 @@ _PARTS = {"gate": (_GATE.columns, gate), "add": (_ADD.columns, add), "softcap": 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
     table = {"norm": in_pieces(_rows, norm), "resize_heads": in_pieces(_heads(_RESIZE.heads), resize_heads)}
+    table |= {"head_norm": in_pieces(_heads(_HEAD_NORM.heads), head_norm)}
     table |= {"rotate": make_rotate(_rotate_halves, 1), "rotate_neighbours": make_rotate(_rotate_neighbours, 2)}
     table |= {name: _in_parts(*parts) for name, parts in _PARTS.items()}
     for name, fmt in INT_FORMATS.items():

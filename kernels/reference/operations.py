@@ -164,10 +164,19 @@ def inverse_rms(x: Floats, epsilon: float) -> Floats:
     return np.asarray(f32(1) / root)[..., None]
 
 
-def norm(x: Floats, weight: Floats, epsilon: float, base: Floats | None = None) -> Floats:
-    """(T, columns): rms_norm(x) * weight, and base if there is one."""
+def norm(x: Floats, weight: Floats, epsilon: float, base: Floats | None = None, factor: float = 1.0) -> Floats:
+    """(T, columns): rms_norm(x) * weight; (base + that) * factor if there is a base."""
     y = x * inverse_rms(x, epsilon) * weight
-    return y if base is None else base + y
+    return y if base is None else (base + y) * f32(factor)
+
+
+def head_norm(
+    x: Floats, epsilon: float, weight: Floats | None = None, base: Floats | None = None, scale: float = 1.0
+) -> Floats:
+    """(T, H, D): (rms_norm(x) * weight + base) * scale, with weight (D,) and base like x, if there are any."""
+    y = x * inverse_rms(x, epsilon)
+    y = y if weight is None else y * weight
+    return np.asarray((y if base is None else y + base) * f32(scale))
 
 
 def rotate_neighbours(x: Floats, angles: Floats, scale: float) -> Floats:

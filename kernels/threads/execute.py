@@ -39,10 +39,7 @@ from typing import Any
 
 from ..operations import (
     BARRIER,
-    FEW,
-    FEW_ROWS,
-    MANY,
-    ONE,
+    KERNEL,
     POOL_LOST,
     POOL_OPERATIONS,
     POOL_PROGRAM,
@@ -55,7 +52,6 @@ from ..operations import (
     STEP_CANCEL,
     STEP_GENERATION,
     STEP_LOST,
-    STEP_ROWS,
     STEP_STOPPED,
     STEP_THREADS,
     WORKER_ASLEEP,
@@ -114,13 +110,11 @@ def execute(program: Any, operations: Any, step: Any, thread: Any) -> None:
 
     `operations` rows of ROW_WORDS words, whose kernels' addresses are valid; `thread` is below STEP_THREADS.
     """
-    rows = word(step, STEP_ROWS)
-    which = ONE if rows == 1 else FEW if rows <= FEW_ROWS else MANY
     for i in range(operations):
         row = program + i * (8 * ROW_WORDS)
         if word(row, BARRIER) != 0 and barrier(step) != 0:
             return
-        call_kernel(word(row, which), row, step, thread)
+        call_kernel(word(row, KERNEL), row, step, thread)
 
 
 @inlined
@@ -196,10 +190,6 @@ def serve(pool: Any, thread: Any, _: Any) -> None:
         done = job
 
 
-def nothing(_row: Any, _step: Any, _thread: Any) -> None:
-    """What another row of the table does in a step of so many rows."""
-
-
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"post": post, "lead": lead, "serve": serve, "nothing": nothing}
+    return {"post": post, "lead": lead, "serve": serve}

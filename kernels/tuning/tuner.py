@@ -190,7 +190,7 @@ class _Trial:
         rows = (memory.size - 2 * LANES * self.matrix.row_bytes) // self.matrix.row_bytes // LANES * LANES
         self._x, self._y = _filled(activation_bytes(columns)), _filled(4 * rows)
         self._table = _filled(8 * ops.ROW_WORDS, 0).view(np.int64).reshape(1, ops.ROW_WORDS)
-        self._table[0, [ops.ONE, ops.FEW, ops.MANY]] = address
+        self._table[0, ops.KERNEL] = address
         self._table[0, list(ops.MATMUL.slots)] = (
             *(memory.ctypes.data, self.matrix.row_bytes, rows, columns),
             *(self._x.ctypes.data, 0, self._y.ctypes.data, 0),

@@ -24,7 +24,8 @@ def test_buffers_and_cache_are_as_planned(
 ) -> None:
     """Of a sequence as long as it may get, fed so that its pages are most: by whole chunks, from an odd position on."""
     runner = Runner(tiny_gguf(case, format), context=context, threads=2, kv_type=kv_type, chunk=chunk)
-    allocated = sum(memory.nbytes for memory in runner._program._memory.values()) + runner._step.scratch_bytes
+    programs = [recording.program for recording in runner._recordings.values()]
+    allocated = sum(memory.nbytes for p in programs for memory in p._memory.values()) + runner._step.scratch_bytes
     allocated += runner._logits.nbytes
     assert runner.plan.buffers == allocated
     sizes = {"chunk": chunk, "kv_type": kv_type, "threads": 2}

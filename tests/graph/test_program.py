@@ -9,16 +9,19 @@ import pytest
 from edge_gemma.engine.runner import Runner
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import Tensor
-from edge_gemma.graph.program import Program, words_of
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import words_of
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import logit_groups
+from edge_gemma.kernels.operations import Regime
 from tests.conftest import TinyGguf
 
 
 def test_each_product_knows_the_matrix_of_the_next(tiny_gguf: TinyGguf) -> None:
     runner = Runner(tiny_gguf("gemma3-256", "Q6_K"), context=16, chunk=8, threads=1)
     weights, address = runner.weights, lambda tensor: runner.file.data(tensor).ctypes.data
-    products = runner._table[[recorded.operation is ops.MATMUL for recorded in runner.recorded]]
+    recording = runner.recording(1)
+    products = recording.table[[recorded.operation is ops.MATMUL for recorded in recording.recorded]]
     matrices = [[address(t), t.row_bytes, t.shape[0]] for t in weights.tensors() if len(t.shape) == 2]
     runner.close()
     assert len(products) == 7 * len(weights.layers) + 1
@@ -42,21 +45,28 @@ def matrix(name: str, rows: int, columns: int, format: str) -> Tensor:
     ],
 )
 def test_many_rows_are_gated_in_one_pass_where_formats_allow(gate: str, up: str, down: str, fused: bool) -> None:
-    program = Program(64, lambda _tensor: 0, "f16", allocate=False)
+    for regime in Regime:
+        program, grown = gated(regime, gate, up, down)
+        names = [recorded.operation.name for recorded in program.recorded]
+        at_once = fused and regime is Regime.MANY
+        assert [name for name in names if name not in ("embed", "quantize")] == (
+            ["gated"] if at_once else ["matmul", "matmul", "gate"]
+        )
+        assert (grown > 2 * regime.most_rows(64) * 4 * 1024) == (not at_once)
+
+
+def gated(regime: Regime, gate: str, up: str, down: str) -> tuple[Program, int]:
+    """A program with a gate, and by how many bytes that made its buffers grow."""
+    program = Program(regime, 64, lambda _tensor: 0, "f16", allocate=False)
     x = program.embed(matrix("token_embd", 64, 256, "Q8_0"), 1.0, out="x")
     size = program.buffer_bytes()
     takers = (matrix("down", 256, 1024, down),)
     program.gelu_gate(x, matrix("gate", 1024, 256, gate), matrix("up", 1024, 256, up), out="gated", takers=takers)
-    named = {recorded.operation.name: recorded for recorded in program.recorded if recorded.takes_part(17)}
-    assert set(named) - {"embed", "quantize"} == ({"gated"} if fused else {"matmul", "gate"})
-    for rows in (1, 16):
-        few = [recorded.operation.name for recorded in program.recorded if recorded.takes_part(rows)]
-        assert [name for name in few if name not in ("embed", "quantize")] == ["matmul", "matmul", "gate"]
-    assert (program.buffer_bytes() - size > 2 * 64 * 4 * 1024) == (not fused)
+    return program, program.buffer_bytes() - size
 
 
 def test_logits_are_masked_before_their_maxima_are_found() -> None:
-    program = Program(4, lambda _tensor: 0, "f16", allocate=False)
+    program = Program(Regime.FEW, 4, lambda _tensor: 0, "f16", allocate=False)
     logits, maxima = program.outside("logits", 100, 400), program.outside("maxima", logit_groups(100), 8)
     program.mask(logits)
     program.group_maxima(logits, maxima)

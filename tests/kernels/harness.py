@@ -15,7 +15,7 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.layout import QUERY_ROWS
-from edge_gemma.kernels.operations import NOTHING, Kernel, Operation
+from edge_gemma.kernels.operations import Kernel, Operation, Regime
 from edge_gemma.kernels.threads.pool import ThreadPool
 
 Array = NDArray[Any]
@@ -31,12 +31,10 @@ CACHE_TYPES = ["f16", "q8_0"] if BRIEF else ["f16", "f32", "q8_0"]
 
 @dataclass
 class Row:
-    """One operation: its kernels for one row, a few and many, and its arguments: arrays, ints or floats."""
+    """One operation: its kernel in each regime, and its arguments: arrays, ints or floats."""
 
     operation: Operation
-    one: Kernel
-    few: Kernel
-    many: Kernel
+    kernels: dict[Regime, Kernel]
     arguments: dict[str, Array | int | float]
 
 
@@ -66,7 +64,7 @@ def pool(threads: int) -> ThreadPool:
 
 def _kernel(name: str) -> Kernel:
     module, *rest = name.split(".")
-    return NOTHING if name == "nothing" else Kernel(f"ops.{module}", *rest)
+    return Kernel(f"ops.{module}", *rest)
 
 
 def row(
@@ -79,16 +77,17 @@ def row(
     """Kernels of `ops` as "module.name"; `many` is `kernel` and `few` is `many` if not said, int8 blocks none."""
     arguments |= {name: 0 for name in operation.arguments if name in _INT8 and name not in arguments}
     assert tuple(arguments) == operation.arguments, f"{operation.name} takes {operation.arguments}"
-    one, some, several = (_kernel(name) for name in (kernel, few or many or kernel, many or kernel))
-    return Row(operation, one, some, several, arguments)
+    names = kernel, few or many or kernel, many or kernel
+    return Row(operation, dict(zip(Regime, map(_kernel, names), strict=True)), arguments)
 
 
 def run(rows: list[Row], step: Step, threads: int = 1) -> None:
     """Execute the rows, a barrier before each."""
-    addresses = shared().load({kernel for r in rows for kernel in (r.one, r.few, r.many)})
+    kernels = [r.kernels[Regime.of(step.rows)] for r in rows]
+    addresses = shared().load(kernels)
     table = aligned((len(rows), ops.ROW_WORDS), np.int64)
-    for words, r in zip(table, rows, strict=True):
-        words[[ops.ONE, ops.FEW, ops.MANY]] = [addresses[kernel] for kernel in (r.one, r.few, r.many)]
+    for words, r, kernel in zip(table, rows, kernels, strict=True):
+        words[ops.KERNEL] = addresses[kernel]
         words[ops.BARRIER] = 1
         words[list(r.operation.slots)] = [_word(value) for value in r.arguments.values()]
     words, kept = _step_words(step, threads)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from edge_gemma import Gemma
 from edge_gemma.commands.cli import parser
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.program import Recorded
+from edge_gemma.graph.recorder import Recorded
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import SPAN
-from edge_gemma.kernels.operations import NO_WINDOW
+from edge_gemma.kernels.operations import NO_WINDOW, Kernel
 from edge_gemma.measure.profile import Outside, Profile, StepProfile, as_dict, profile
 from edge_gemma.measure.profile_parts import Part, gather, label_of, part
 from edge_gemma.measure.timestamps import StampedRunner
@@ -58,10 +58,8 @@ def opened(path: Path) -> StampedRunner:
 def test_every_row_of_the_table_is_in_one_part(tiny_gguf: TinyGguf, case: str, format: str) -> None:
     path = tiny_gguf(case, format)
     runner = opened(path)
-    labels = [(r, label_of(r, a)) for r, a in zip(runner.recorded, runner.arguments, strict=True)]
+    one, few = (Counter(map(label_of, r.recorded, r.arguments)) for r in map(runner.recording, (1, 8)))
     runner.close()
-    one, few = (Counter(label for r, label in labels if r.takes_part(rows)) for rows in (1, 8))
-    assert all(sum(r.takes_part(rows) for rows in (1, 17)) for r, _ in labels)
     result = profile(path, n_prompt=8, n_gen=2, n_depth=3, threads=2, repeats=1)
     assert result.decode and result.prefill
     assert {p.label: p.count for p in result.decode.parts} == one
@@ -130,8 +128,9 @@ def test_stamps_change_no_bit_and_are_in_order(tiny_gguf: TinyGguf) -> None:
         logits = runner.run([Rows(table, np.array([7]), 1)])
         assert np.array_equal(logits[0].view(np.uint32), expected.view(np.uint32))
     body, head, decode = runner.runs[3:]
-    assert (body.first, decode.first) == (0, 0) and head.first == len(body.ticks) - 1
-    assert len(decode.ticks) == len(runner.recorded) + 1 and [len(run.ticks) for run in runner.runs[:3]] == [2] * 3
+    one, two = runner.recording(1), runner.recording(2)
+    assert [len(run.ticks) - 1 for run in (body, head, decode)] == [len(two.body), len(one.head), len(one.table)]
+    assert [len(run.ticks) for run in runner.runs[:3]] == [2] * 3
     for run in runner.runs:
         assert np.all(np.diff(run.ticks) >= 0) and run.ticks[0] > 0
         assert run.total == run.ticks[-1] - run.ticks[0] and run.begun <= run.ended
@@ -155,14 +154,16 @@ def test_attention_reads_each_key_once_and_multiplies_it_for_each_query_that_see
     head_dim = 32
     arguments = {"window": window, "head_dim": head_dim, "kv_heads": kv_heads, "heads": kv_heads * group}
     arguments["head_bytes"] = 2 * head_dim * SPAN
-    one = part(Recorded(ops.ATTEND, (), "a", (ops.NOTHING,) * 3), arguments, 1.0, 1.0, rows, position)
+    one = part(
+        Recorded(ops.ATTEND, Kernel("ops.attention", "attend_f16"), (), "a"), arguments, 1.0, 1.0, rows, position
+    )
     seen = [(q, k) for q in range(position, position + rows) for k in range(q + 1) if q - k < window]
     assert one.kv_bytes == 2 * len({k for _, k in seen}) * kv_heads * head_dim * 2
     assert one.macs == 2 * len(seen) * kv_heads * group * head_dim
 
 
 def test_an_operation_that_is_not_known_has_its_own_name() -> None:
-    assert label_of(Recorded(ops.SQUARES, (), "s", (ops.NOTHING,) * 3), {}) == "squares"
+    assert label_of(Recorded(ops.SQUARES, Kernel("ops.statistics", "squares"), (), "s"), {}) == "squares"
 
 
 def test_parts_add_up() -> None:

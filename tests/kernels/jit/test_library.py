@@ -165,7 +165,7 @@ def test_a_full_disk_costs_the_cache_only(
 
     monkeypatch.setattr(library, "write_object", full)
     fresh = Library(tmp_path)
-    addresses = fresh.load([KERNEL, Kernel("threads.execute", "nothing")])
+    addresses = fresh.load([KERNEL, Kernel("ops.elementwise", "softcap")])
     assert adds(addresses[KERNEL]) and len(warnings()) == 1 and os.strerror(errno.ENOSPC) in warnings()[0]
 
 
@@ -269,7 +269,7 @@ def test_machine_code_calls_nothing(kernel: Kernel) -> None:
 
 def test_progress_may_load_kernels_itself(tmp_path: Path) -> None:
     """As it does where it opens another model; none is compiled or added twice."""
-    kernels = [Kernel("ops.elementwise", "add"), Kernel("threads.execute", "nothing")]
+    kernels = [Kernel("ops.elementwise", "add"), Kernel("ops.elementwise", "softcap")]
     library, inner = Library(tmp_path), []
 
     def progress(_done: int, _total: int, _name: str) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 KERNELS = [
     Kernel("ops.elementwise", "add"),
     Kernel("ops.elementwise", "softcap"),
-    Kernel("threads.execute", "nothing"),
+    Kernel("ops.elementwise", "norm"),
     Kernel("threads.execute", "post"),
     Kernel("threads.execute", "serve"),
     Kernel("simd.clock", "stamp"),

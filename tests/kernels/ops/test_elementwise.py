@@ -13,6 +13,7 @@ from edge_gemma.kernels.operations import (
     EMBED,
     GATE,
     GELU,
+    HEAD_NORM,
     NORM,
     RESIZE_HEADS,
     ROTATE,
@@ -54,19 +55,38 @@ def test_embed(name: str, threads: int) -> None:
     assert_same_bits(y.copy(), reference.embed(name, table[tokens], 22.627417))
 
 
-@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize(("with_base", "factor"), [(False, None), (True, None), (True, 0.8125)])
 @pytest.mark.parametrize("columns", [32, 96, 640])
 @pytest.mark.parametrize("tokens", ROWS)
-def test_norm(tokens: int, columns: int, with_base: bool) -> None:
+def test_norm(tokens: int, columns: int, with_base: bool, factor: float | None) -> None:
     x, y, base = (rows_of(tokens, columns, gap) for gap in (16, 32, 48))
-    weight = rows_of(1, columns)[0].copy()
+    weight, scalar = rows_of(1, columns)[0].copy(), np.float32([factor or 1.0])
     for threads in THREADS:
         norm = row(
             NORM, "elementwise.norm", x=x, x_stride=x.strides[0], weight=weight, columns=columns, epsilon=1e-6,
-            base=base if with_base else 0, base_stride=base.strides[0], y=y, y_stride=y.strides[0],
+            base=base if with_base else 0, base_stride=base.strides[0], factor=scalar if factor else 0,
+            y=y, y_stride=y.strides[0],
         )  # fmt: skip
         run_checked(norm, Step(tokens), threads, y)
-        assert_same_bits(y.copy(), reference.norm(x, weight, 1e-6, base if with_base else None))
+        assert_same_bits(y.copy(), reference.norm(x, weight, 1e-6, base if with_base else None, factor or 1.0))
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize("with_weight", [False, True])
+@pytest.mark.parametrize(("heads", "size"), [(1, 32), (3, 64), (35, 256)])
+def test_head_norm(heads: int, size: int, with_weight: bool, with_base: bool) -> None:
+    weight = rows_of(1, size)[0].copy()
+    for tokens in ROWS:
+        x, y, base = (rows_of(tokens, heads * size, gap) for gap in (16, 32, 48))
+        operation = row(
+            HEAD_NORM, "elementwise.head_norm", x=x, x_stride=x.strides[0], heads=heads, head_dim=size,
+            weight=weight if with_weight else 0, epsilon=1e-6, base=base if with_base else 0,
+            base_stride=base.strides[0], scale=0.7071, y=y, y_stride=y.strides[0],
+        )  # fmt: skip
+        run_checked(operation, Step(tokens), 2, y)
+        a, b = (rows.reshape(tokens, heads, size) for rows in (x, base))
+        want = reference.head_norm(a, 1e-6, weight if with_weight else None, b if with_base else None, 0.7071)
+        assert_same_bits(y.copy(), want.reshape(tokens, -1))
 
 
 def test_norm_is_the_formula() -> None:
@@ -82,7 +102,7 @@ def test_norm_of_zeros_and_of_itself_in_place() -> None:
     stride = x.strides[0]
     run(
         [row(NORM, "elementwise.norm", x=x, x_stride=stride, weight=weight, columns=64, epsilon=1e-6, base=0,
-             base_stride=0, y=x, y_stride=stride)],
+             base_stride=0, factor=0, y=x, y_stride=stride)],
         Step(2),
     )  # fmt: skip
     assert not x[0].any() and np.allclose(x[1], 1.0, rtol=1e-6)
@@ -164,12 +184,11 @@ def test_resize_heads(size: int, to: int) -> None:
 def test_gate(columns: int, activation: int) -> None:
     for tokens in ROWS:
         up, g, y = rows_of(tokens, columns), rows_of(tokens, columns) * 2, rows_of(tokens, columns, gap=8)
-        stride = up.strides[0]
         wide = np.full((tokens, columns + 16), np.float32(9))
         wide[:, :columns] = g
         gate = row(
-            GATE, "elementwise.gate", gate=wide, up=up, activation=activation, stride=stride, columns=columns, y=y,
-            y_stride=y.strides[0],
+            GATE, "elementwise.gate", gate=wide, gate_stride=wide.strides[0], up=up, up_stride=up.strides[0],
+            activation=activation, columns=columns, y=y, y_stride=y.strides[0],
         )  # fmt: skip
         run_checked(gate, Step(tokens), 2, y)
         assert_same_bits(y.copy(), reference.gate(g, up, activation))

@@ -28,7 +28,7 @@ Words = dict[Any, Any]
 ROOT = Path(__file__).parents[3]
 SOURCE = (ROOT / "kernels" / "threads" / "execute.py").read_text(encoding="utf-8")
 VALUES, EFFECTS = {"word", "read_shared", "fetch_add"}, {"write_shared", "call_kernel"}
-NO_ACCESS = {"worker", "backoff", "nothing", "kernels"}
+NO_ACCESS = {"worker", "backoff", "kernels"}
 TABLES, STEPS, APART = 10**6, 10**7, 10**4
 """Addresses of the tables and steps of jobs; the pool's words begin at 0."""
 INTERRUPT = KeyboardInterrupt()

@@ -30,7 +30,7 @@ class Adding:
         self._x += 1
         add = Kernel("ops.elementwise", "add")
         self.table = aligned((operations, ops.ROW_WORDS), np.int64)
-        self.table[:, [ops.ONE, ops.FEW, ops.MANY]] = shared().load([add])[add]
+        self.table[:, ops.KERNEL] = shared().load([add])[add]
         self.table[:, ops.BARRIER] = 1
         arguments = self._x.ctypes.data, 4 * COLUMNS, self.y.ctypes.data, 4 * COLUMNS, COLUMNS
         self.table[:, list(ADD.slots)] = arguments
