@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.goldens.cases import CASES, write_gguf
+from tests.goldens.every_case import CASES, write_gguf
 
 TinyGguf = Callable[..., Path]
 

@@ -168,7 +168,7 @@ def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | 
         "attention.key_length": u32(s["head_dim"]),
         "attention.value_length": u32(s["head_dim"]),
     }
-    if architecture != "gemma":
+    if architecture not in ("gemma", "llama"):
         keys["attention.sliding_window"] = u32(64)
     return [(f"{architecture}.{name}", value) for name, value in keys.items()]
 

@@ -3,6 +3,7 @@
 A case and its seed define every weight exactly on every platform (integers scaled to float32), so goldens recorded once
 from transformers can be compared with a file written anew. Knows no runtime and no recorded result.
 
+    draw(case, name, shape, size)                 one tensor, for other modules of cases, too
     weights(case)                                 Hugging Face name -> float32 array
     write_checkpoint(case, folder)                config.json, model.safetensors, tokenizer.json
     write_gguf(case, path, format="F32")          the same model as GGUF; `dequantized=True` for its float32 twin
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
@@ -25,6 +26,23 @@ from safetensors.numpy import save_file
 from bench.synthetic import add_tokenizer, random_blocks, vocabulary
 
 Floats = npt.NDArray[np.float32]
+
+
+class Drawn(Protocol):
+    """What a draw depends on."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+class Tokens(Drawn, Protocol):
+    """What a sequence of ids depends on."""
+
+    @property
+    def vocab(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -160,21 +178,22 @@ def _shapes(case: Case) -> Iterator[tuple[str, tuple[int, ...], float]]:
 
 def weights(case: Case) -> dict[str, Floats]:
     """Every tensor of the checkpoint under its Hugging Face name; norms are stored as the difference from 1."""
-    return {name: _draw(case, name, shape, size) for name, shape, size in _shapes(case)}
+    return {name: draw(case, name, shape, size) for name, shape, size in _shapes(case)}
 
 
-def _draw(case: Case, name: str, shape: tuple[int, ...], size: float) -> Floats:
+def draw(case: Drawn, name: str, shape: tuple[int, ...], size: float) -> Floats:
+    """A matrix of standard deviation `size`, or a vector around `size` - 1."""
     integers = _rng(case, name).integers(-32768, 32768, shape, np.int16).astype(np.float32)
     if len(shape) == 1:
         return np.float32(size - 1) + integers * np.float32(size * 0.3 / 32768)
     return integers * np.float32(size * 3**0.5 / 32768)
 
 
-def _rng(case: Case, what: str) -> np.random.Generator:
+def _rng(case: Drawn, what: str) -> np.random.Generator:
     return np.random.default_rng([case.seed, zlib.crc32(f"{case.name}/{what}".encode())])
 
 
-def token_ids(case: Case, length: int) -> list[int]:
+def token_ids(case: Tokens, length: int) -> list[int]:
     """A sequence of `length` ids: BOS, then anything in the vocabulary."""
     drawn = _rng(case, f"ids {length}").integers(0, case.vocab, length)
     return [2, *drawn[1:].tolist()]
@@ -236,11 +255,11 @@ def write_checkpoint(case: Case, folder: Path, *, transformers: int = 5) -> None
     """Write config.json, model.safetensors and tokenizer.json into `folder`, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config(case, transformers=transformers), indent=2), "utf-8")
-    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer_json(case.vocab), ensure_ascii=False), "utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(case.vocab), ensure_ascii=False), "utf-8")
     save_file(weights(case), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _tokenizer_json(size: int) -> dict[str, Any]:
+def tokenizer_json(size: int) -> dict[str, Any]:
     """The synthetic vocabulary as a byte-fallback BPE; a word's merges are all its cuts into two of its words."""
     tokens, _, types = vocabulary(size)
     text = [t.decode() for t in tokens]
@@ -293,14 +312,15 @@ def write_gguf(case: Case, path: Path, format: str = "F32", *, dequantized: bool
         if values.ndim == 1:
             writer.add_tensor(target, values + np.float32(1))
         else:
-            _add_matrix(writer, target, _encode(case, name, values, format), format, dequantized)
+            add_matrix(writer, target, encoded(case, name, values, format), format, dequantized=dequantized)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _encode(case: Case, name: str, values: Floats, format: str) -> npt.NDArray[np.uint8]:
+def encoded(case: Drawn, name: str, values: Floats, format: str) -> npt.NDArray[np.uint8]:
+    """The rows of a matrix in a format, or random blocks in its place."""
     kind = gguf.GGMLQuantizationType[format]
     if format[-1] == "K" or format.startswith("IQ"):
         rows, columns = values.shape
@@ -308,9 +328,10 @@ def _encode(case: Case, name: str, values: Floats, format: str) -> npt.NDArray[n
     return np.ascontiguousarray(gguf.quants.quantize(values, kind)).view(np.uint8)
 
 
-def _add_matrix(
-    writer: gguf.GGUFWriter, name: str, rows: npt.NDArray[np.uint8], format: str, dequantized: bool
+def add_matrix(
+    writer: gguf.GGUFWriter, name: str, rows: npt.NDArray[np.uint8], format: str, *, dequantized: bool
 ) -> None:
+    """Rows of blocks, or what they decode to."""
     kind = gguf.GGMLQuantizationType[format]
     if dequantized:
         writer.add_tensor(name, gguf.quants.dequantize(rows, kind).astype(np.float32))
