@@ -119,7 +119,8 @@ def _check_importance(source: Source, importance: Importance) -> None:
 
 def _model(source: Source, importance: bool) -> Model:
     config = source.config
-    return Model(len(config.layers), config.n_heads // config.layers[0].n_kv_heads, importance)
+    queries = config.n_heads // config.layers[0].n_kv_heads
+    return Model(len(config.layers), queries, importance, config.architecture)
 
 
 def _info(tensor: SourceTensor, chosen: BlockFormat) -> TensorInfo:

@@ -1,8 +1,9 @@
 """Which tensor gets which block format. Knows no bytes and no checkpoint.
 
-The named mixes choose as llama-quantize does for gemma, gemma2 and gemma3 (`tests/quantize/data/recipes.json` is its
-own record). `MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer, `_FALLBACK`
-what replaces a format whose block does not divide the rows. Vectors are always F32. `presets.py` has EG4 and EG8.
+The named mixes choose as llama-quantize does for gemma, gemma2, gemma3 and llama (`tests/quantize/data/recipes.json`
+is its own record). `MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer,
+`_FALLBACK` what replaces a format whose block does not divide the rows. Vectors are always F32. EG4 and EG8 are in
+`presets.py`.
 """
 
 from __future__ import annotations
@@ -80,6 +81,12 @@ class Model:
     layers: int
     queries: int
     importance: bool = False
+    architecture: str = ""
+
+    @property
+    def is_70b(self) -> bool:
+        """What llama.cpp takes for Llama 2 or 3 of 70B."""
+        return self.architecture == "llama" and self.layers == 80 and self.queries > 1
 
 
 @dataclass(frozen=True)
@@ -166,10 +173,10 @@ def _of_layer(mix: Mix, model: Model, name: str) -> str:
     if place is None:
         return mix.matrix
     layer, role = place
-    for condition, chosen in _exceptions(mix.file_type, model, layer, role):
-        if condition:
-            return chosen
-    return mix.roles.get(role, mix.matrix)
+    usual = (True, mix.roles.get(role, mix.matrix))
+    cases = (*_exceptions(mix.file_type, model, layer, role), usual)
+    chosen = next(chosen for condition, chosen in cases if condition)
+    return "Q5_K" if model.is_70b and role == "attn_v" and chosen in ("Q3_K", "Q4_K") else chosen
 
 
 def _exceptions(file_type: int, model: Model, i: int, role: str) -> Iterator[tuple[bool, str]]:

@@ -3,7 +3,6 @@
 A case and its seed define every weight exactly on every platform (integers scaled to float32), so goldens recorded once
 from transformers can be compared with a file written anew. Knows no runtime and no recorded result.
 
-    draw(case, name, shape, size)                 one tensor, for other modules of cases, too
     weights(case)                                 Hugging Face name -> float32 array
     write_checkpoint(case, folder)                config.json, model.safetensors, tokenizer.json
     write_gguf(case, path, format="F32")          the same model as GGUF; `dequantized=True` for its float32 twin
@@ -12,6 +11,7 @@ from transformers can be compared with a file written anew. Knows no runtime and
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,20 +29,12 @@ Floats = npt.NDArray[np.float32]
 
 
 class Drawn(Protocol):
-    """What a draw depends on."""
+    """What decides which numbers are drawn."""
 
     @property
     def name(self) -> str: ...
-
     @property
     def seed(self) -> int: ...
-
-
-class Tokens(Drawn, Protocol):
-    """What a sequence of ids depends on."""
-
-    @property
-    def vocab(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -178,24 +170,31 @@ def _shapes(case: Case) -> Iterator[tuple[str, tuple[int, ...], float]]:
 
 def weights(case: Case) -> dict[str, Floats]:
     """Every tensor of the checkpoint under its Hugging Face name; norms are stored as the difference from 1."""
-    return {name: draw(case, name, shape, size) for name, shape, size in _shapes(case)}
+    return {name: draw(case, name, shape, size, shift=-1) for name, shape, size in _shapes(case)}
 
 
-def draw(case: Drawn, name: str, shape: tuple[int, ...], size: float) -> Floats:
-    """A matrix of standard deviation `size`, or a vector around `size` - 1."""
-    integers = _rng(case, name).integers(-32768, 32768, shape, np.int16).astype(np.float32)
+def draw(case: Drawn, name: str, shape: tuple[int, ...], size: float, *, shift: float = 0) -> Floats:
+    """A tensor: matrices with a standard deviation of `size`, vectors within 30% of `size`, plus `shift`."""
+    integers = rng(case, name).integers(-32768, 32768, shape, np.int16).astype(np.float32)
     if len(shape) == 1:
-        return np.float32(size - 1) + integers * np.float32(size * 0.3 / 32768)
+        return np.float32(size + shift) + integers * np.float32(size * 0.3 / 32768)
     return integers * np.float32(size * 3**0.5 / 32768)
 
 
-def _rng(case: Drawn, what: str) -> np.random.Generator:
+def rng(case: Drawn, what: str) -> np.random.Generator:
     return np.random.default_rng([case.seed, zlib.crc32(f"{case.name}/{what}".encode())])
 
 
-def token_ids(case: Tokens, length: int) -> list[int]:
+class HasVocabulary(Drawn, Protocol):
+    """Also decides which ids there are."""
+
+    @property
+    def vocab(self) -> int: ...
+
+
+def token_ids(case: HasVocabulary, length: int) -> list[int]:
     """A sequence of `length` ids: BOS, then anything in the vocabulary."""
-    drawn = _rng(case, f"ids {length}").integers(0, case.vocab, length)
+    drawn = rng(case, f"ids {length}").integers(0, case.vocab, length)
     return [2, *drawn[1:].tolist()]
 
 
@@ -312,26 +311,25 @@ def write_gguf(case: Case, path: Path, format: str = "F32", *, dequantized: bool
         if values.ndim == 1:
             writer.add_tensor(target, values + np.float32(1))
         else:
-            add_matrix(writer, target, encoded(case, name, values, format), format, dequantized=dequantized)
+            add_matrix(writer, target, encode(case, name, values, format), format, dequantized)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def encoded(case: Drawn, name: str, values: Floats, format: str) -> npt.NDArray[np.uint8]:
-    """The rows of a matrix in a format, or random blocks in its place."""
+def encode(case: Drawn, name: str, values: Floats, format: str) -> npt.NDArray[np.uint8]:
+    """Blocks of `format`, (..., bytes of a row): of the values, or random ones of their size (see `write_gguf`)."""
     kind = gguf.GGMLQuantizationType[format]
     if format[-1] == "K" or format.startswith("IQ"):
-        rows, columns = values.shape
-        return random_blocks(format, rows, columns, _rng(case, f"{format} {name}"), float(values.std()))
+        *shape, columns = values.shape
+        drawn = random_blocks(format, math.prod(shape), columns, rng(case, f"{format} {name}"), float(values.std()))
+        return drawn.reshape(*shape, -1)
     return np.ascontiguousarray(gguf.quants.quantize(values, kind)).view(np.uint8)
 
 
-def add_matrix(
-    writer: gguf.GGUFWriter, name: str, rows: npt.NDArray[np.uint8], format: str, *, dequantized: bool
-) -> None:
-    """Rows of blocks, or what they decode to."""
+def add_matrix(writer: gguf.GGUFWriter, name: str, rows: npt.NDArray[np.uint8], format: str, dequantized: bool) -> None:
+    """Rows of blocks as they are, or as what they decode to in F32."""
     kind = gguf.GGMLQuantizationType[format]
     if dequantized:
         writer.add_tensor(name, gguf.quants.dequantize(rows, kind).astype(np.float32))

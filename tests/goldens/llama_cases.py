@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bench.synthetic import add_tokenizer
-from tests.goldens.cases import Floats, add_matrix, draw, encoded, tokenizer_json
+from tests.goldens.cases import Floats, add_matrix, draw, encode, tokenizer_json
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,7 @@ def weights(case: LlamaCase) -> dict[str, Floats]:
 def _drawn(case: LlamaCase, name: str, shape: tuple[int, ...], size: float) -> Floats:
     if name.endswith(".bias"):
         return draw(case, name, (1, *shape), size)[0]
-    drawn = draw(case, name, shape, size)
-    return drawn + np.float32(1) if len(shape) == 1 else drawn
+    return draw(case, name, shape, size)
 
 
 def config(case: LlamaCase, *, transformers: int = 5) -> dict[str, Any]:
@@ -201,8 +200,7 @@ def write_gguf(case: LlamaCase, path: Path, format: str = "F32", *, dequantized:
         if values.ndim == 1:
             writer.add_tensor(gguf_name(name), values)
         else:
-            rows = encoded(case, name, values, format)
-            add_matrix(writer, gguf_name(name), rows, format, dequantized=dequantized)
+            add_matrix(writer, gguf_name(name), encode(case, name, values, format), format, dequantized)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -60,7 +60,8 @@ def recorded(tensors: dict[str, str]) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("model", RECORD)
 def test_formats_are_those_of_llama_quantize(model: str, mix: str) -> None:
     sizes, expected = RECORD[model]["sizes"], RECORD[model][mix]
-    facts, said = Model(sizes["layers"], sizes["heads"] // sizes["kv_heads"]), Overrides(pure=sizes["pure"])
+    facts = Model(sizes["layers"], sizes["heads"] // sizes["kv_heads"], architecture=sizes["architecture"])
+    said = Overrides(pure=sizes["pure"])
     chosen = {
         name: choose(MIXES[mix], facts, name, shape, said, tied=sizes["tied"]).name
         for name, shape in shapes(sizes).items()

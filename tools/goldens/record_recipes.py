@@ -19,7 +19,9 @@ from pathlib import Path
 import gguf
 import llama_cpp
 
-from tests.goldens.cases import Case, write_gguf
+from tests.goldens.cases import Case
+from tests.goldens.every_case import AnyCase, write_gguf
+from tests.goldens.llama_cases import LlamaCase
 
 OUT = Path(__file__).parents[2] / "tests/quantize/data/recipes.json"
 FILE_TYPES = {
@@ -44,7 +46,10 @@ class Sizes:
     pure: bool = False
 
     @property
-    def case(self) -> Case:
+    def case(self) -> AnyCase:
+        if self.architecture == "llama":
+            sizes = self.layers, self.width, self.hidden, self.heads, self.kv_heads, self.head_dim
+            return LlamaCase("x", *sizes, tied=self.tied)
         caps = {"attention_cap": 50.0, "final_cap": 30.0} if self.architecture == "gemma2" else {}
         scalar, local = self.head_dim, "L" * (self.layers - 1) + "G"
         if self.architecture == "gemma2":
@@ -72,6 +77,11 @@ MODELS = {
     "gemma3-48": Sizes("gemma3", 48, 256, 256, 8, 4, 32),
     "gemma3-62": Sizes("gemma3", 62, 256, 256, 8, 4, 32),
     "gemma3-6-odd": Sizes("gemma3", 6, 80, 144, 4, 1, 32),
+    "llama-30-narrow": Sizes("llama", 30, 96, 256, 9, 3, 32),
+    "llama-24-head-80": Sizes("llama", 24, 256, 256, 16, 4, 80, tied=False),
+    "llama-32-mha": Sizes("llama", 32, 256, 256, 4, 4, 64, tied=False),
+    "llama-80": Sizes("llama", 80, 256, 256, 8, 1, 32, tied=False),
+    "llama-80-mha": Sizes("llama", 80, 256, 256, 8, 8, 32, tied=False),
     "gemma3-26-narrow-pure": Sizes("gemma3", 26, 96, 256, 4, 1, 64, pure=True),
     "gemma2-26-pure": Sizes("gemma2", 26, 256, 256, 8, 4, 32, pure=True),
 }
