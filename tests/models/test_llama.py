@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from edge_gemma import Gemma
+from edge_gemma.engine.runner import Runner
 from edge_gemma.errors import CheckpointError, ModelFormatError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.states import AttentionState
+from edge_gemma.graph.step import Rows
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
@@ -88,6 +90,18 @@ def test_heads_of_any_size_are_kept_whole(tiny_gguf: TinyGguf) -> None:
     with GgufFile.open(tiny_gguf("danube-3")) as file:
         config = read_config(file)
     assert config.states == [AttentionState(1, 128)] * 2 and config.layers[0].head_dim == 120
+
+
+@pytest.mark.parametrize("name", ["danube-1", "llama-biased"])
+def test_inputs_of_every_matrix_are_observed(tiny_gguf: TinyGguf, name: str) -> None:
+    """What importance matrices are made of."""
+    runner = Runner(tiny_gguf(name), context=64, chunk=32, threads=1, observe=True)
+    runner.run([Rows(runner.new_table(), np.array(token_ids(CASES[name], 20), np.int64))])
+    matrices = {t.name: t for t in runner.weights.tensors() if len(t.shape) == 2 and t.name != "token_embd.weight"}
+    assert runner.squares.keys() == matrices.keys()
+    for matrix, sums in runner.squares.items():
+        assert sums.shape == (matrices[matrix].shape[1],) and (sums > 0).all(), matrix
+    runner.close()
 
 
 # ---- GGUF ----------------------------------------------------------------------------------------------------------
