@@ -89,6 +89,33 @@ def matmul_scratch(rows: int) -> int:
     return PANEL * (STRETCH // 32) * PANEL_VECTORS * VECTOR + rows * tiles * VECTOR + GATED_TILES * VECTOR
 
 
+# ---- experts -----------------------------------------------------------------------------------------------------
+# A step's pairs (row, choice), grouped by expert and in the order of rows in each group, as int64 words:
+#
+#     groups    | G, experts that were chosen | G x (expert, its first pair) | -, number of pairs | E counts |
+#     rows      the row of each pair in this order
+#     places    where in this order choice j of row t is, at t * choices + j
+
+GATHERED = STRETCH // 32 * LINE + LINE
+"""Bytes from a row's stretch of int8 blocks to the next one's where rows of one expert are put together: an odd number
+of cache lines, see `graph.program`."""
+
+
+def group_words(experts: int) -> int:
+    """Words of `groups`."""
+    return 1 + 2 * (experts + 1) + experts
+
+
+def address_bytes(rows: int) -> int:
+    """The addresses of so many rows, in whole cache lines."""
+    return -(-8 * rows // LINE) * LINE
+
+
+def expert_scratch(rows: int) -> int:
+    """Bytes a thread needs for a step of `rows` rows: their addresses, what a product needs, and their stretches."""
+    return address_bytes(rows) + matmul_scratch(rows) + rows * GATHERED
+
+
 # ---- attention ---------------------------------------------------------------------------------------------------
 
 QUERY_ROWS = 32

@@ -54,6 +54,7 @@ STEP_TABLES = 4  # address: int64 of each row, the address of its sequence's tab
 STEP_MASKS = 16  # null, or address: int64 address of the bit mask of each row of logits, 0 for none
 STEP_TILES = 5  # address: pairs of int64 (first row, rows): neighbours of one sequence, at most layout.QUERY_ROWS
 STEP_N_TILES = 6
+STEP_LASTS = 7  # address: int64 of each row, the last position that its sequence has in this step
 STEP_SCRATCH = 9  # address: scratch memory of thread 0
 STEP_SCRATCH_BYTES = 10  # of each thread
 STEP_ANGLES = 12  # addresses, one for each rotary embedding: float32 (rows, dims), cosines, then sines
@@ -123,15 +124,18 @@ MATMUL = _operation("matmul", "weights row_bytes rows columns x x_stride y y_str
 NEXT = 21, 22, 23
 """Words of a product's row, after its arguments: weights, row_bytes and rows of the next one, which it prefetches when
 it has no more of its own. 0 rows: none follows."""
+NEXT_EXPERT_BYTES = 20
+"""Beside NEXT: bytes from an expert's matrix to the next one's if the next product is one of the same experts, or 0."""
 ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
 RESIZE_HEADS = _operation("resize_heads", "x x_stride heads head_dim y y_stride y_head_dim")
 """y = the heads of x, cut off or with zeros behind them."""
 # layer: the number of the layer's row in a sequence's table of pages; head_bytes: of the keys of a head in a page
 APPEND = _operation("append", "k v stride heads head_dim layer head_bytes")
-# partial: where `attend_one` leaves the results of at most `spans` spans of each head, for `merge`
+# window, ahead: a row sees keys fewer than `window` positions before it, and up to `ahead` behind it in the same step
+# partial: where `attend_one`, which sees none behind, leaves results of at most `spans` spans of a head, for `merge`
 ATTEND = _operation(
     "attend",
-    "q q_stride y y_stride heads kv_heads head_dim layer head_bytes window softcap partial spans"
+    "q q_stride y y_stride heads kv_heads head_dim layer head_bytes window ahead softcap partial spans"
     " q_out q_out_stride zero",
 )
 NO_WINDOW = 2**40
@@ -150,3 +154,16 @@ MASK = _operation("mask", "x x_stride columns")
 """Bit t % 32 of uint32 t / 32 of a row's mask says whether token t is allowed. Spare bits at the end do not count."""
 GROUP_MAXIMA = _operation("group_maxima", "x x_stride columns y y_stride")
 STAMP = _operation("stamp", "at")
+
+# ---- experts ----
+# A row's choices are numbered by rank, choice j of row t is pair t * choices + j. experts: int64 and shares: float32 of
+# each pair. groups, rows, places: what `layout` draws; results of experts are rows in the order of `rows`.
+ROUTE = _operation("route", "x x_stride columns choices factor scales experts shares")
+DISPATCH = _operation("dispatch", "experts columns choices groups rows places")
+EXPERTS = _operation("experts", " ".join(MATMUL.arguments) + " expert_bytes groups sources choices")
+"""Each pair's product with its expert's matrix of `rows` rows, `weights` being expert 0's. sources: the row of x of
+each result, or null where x is in the order of the results. choices: of each row, for who counts bytes."""
+EXPERTS_GATED = _operation("experts_gated", " ".join(EXPERTS.arguments) + " up q q_stride zero")
+"""y = gelu(x weights^T) * (x up^T) of each pair in one pass, for many rows. `up`: expert 0's, with the same strides."""
+EXPERT_GATE = _operation("expert_gate", " ".join(GATE.arguments) + " choices")
+COMBINE = _operation("combine", "x x_stride choices shares places y y_stride columns")

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import BlockFormat
 from edge_gemma.gguf.values import Metadata, string, u32
-from edge_gemma.models.tensor_table import OUTPUT
+from edge_gemma.models.tensor_table import OUTPUT, layer_and_role
 
 from . import presets
 from .checkpoint.metadata import QUANTIZATION_VERSION
 from .checkpoint.source import Source, SourceTensor
 from .output.provenance import Certificate
 from .output.writer import TensorInfo, encode_header
-from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose
+from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, kept
 
 Importance = Mapping[str, NDArray[np.float32]]
 AS_REFERENCE = ("Q4_0", "Q8_0")
@@ -60,14 +60,17 @@ def make_plan(source: Source, type: str, overrides: Overrides, importance: Impor
     """The plan of a file of `type` made from `source`. Raises CheckpointError for what cannot be done."""
     if importance is not None:
         _check_importance(source, importance)
-    check_patterns(overrides, (tensor.name for tensor in source.tensors if len(tensor.shape) > 1))
+    mix = MIXES["F32"]
+    check_patterns(overrides, (t.name for t in source.tensors if kept(mix, t.name, t.shape, t.format) is None))
     model, tied = _model(source, importance is not None), all(t.name != OUTPUT for t in source.tensors)
     if type in PRESETS:
         spare = _own_header(source)
         formats = presets.assign(type, model, source.tensors, overrides, tied=tied, spare=spare)
         file_type = PRESETS[type].file_type
     else:
-        formats = [choose(MIXES[type], model, t.name, t.shape, overrides, tied=tied) for t in source.tensors]
+        formats = [
+            choose(MIXES[type], model, t.name, t.shape, overrides, tied=tied, stored=t.format) for t in source.tensors
+        ]
         file_type = MIXES[type].file_type
     infos = tuple(map(_info, source.tensors, formats))
     return Plan(type, source, infos, _metadata(source, file_type))
@@ -119,8 +122,15 @@ def _check_importance(source: Source, importance: Importance) -> None:
 
 def _model(source: Source, importance: bool) -> Model:
     config = source.config
-    queries = config.n_heads // config.layers[0].n_kv_heads
-    return Model(len(config.layers), queries, importance, config.architecture)
+    places = (layer_and_role(tensor.name) for tensor in source.tensors)
+    return Model(
+        len(config.layers),
+        config.n_heads // config.layers[0].n_kv_heads,
+        importance,
+        architecture=config.architecture,
+        experts=config.experts.count if config.experts else 0,
+        values=tuple(place[0] for place in places if place is not None and place[1] == "attn_v"),
+    )
 
 
 def _info(tensor: SourceTensor, chosen: BlockFormat) -> TensorInfo:

@@ -1,9 +1,9 @@
 """Which tensor gets which block format. Knows no bytes and no checkpoint.
 
-The named mixes choose as llama-quantize does for gemma, gemma2, gemma3 and llama (`tests/quantize/data/recipes.json`
-is its own record). `MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer,
-`_FALLBACK` what replaces a format whose block does not divide the rows. Vectors are always F32. EG4 and EG8 are in
-`presets.py`.
+The named mixes choose as llama-quantize does for gemma to gemma4 and llama (`tests/quantize/data/recipes.json` is its
+record).
+`MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer, `_FALLBACK` what replaces a
+format whose block does not divide the rows, `kept` what never becomes blocks. `presets.py` has EG4 and EG8.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS, BlockFormat
-from edge_gemma.models.tensor_table import EMBEDDING, OUTPUT, layer_and_role
+from edge_gemma.models.tensor_table import OUTPUT, TABLES, layer_and_role
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,26 @@ _FALLBACK = {
 
 @dataclass(frozen=True)
 class Model:
-    """What a choice depends on beside the tensor. `queries`: query heads per key head."""
+    """What a choice depends on beside the tensor. `queries`: query heads per key head; `experts`: in a layer; `values`:
+    the layers that have `attn_v`, None: all."""
 
     layers: int
     queries: int
     importance: bool = False
     architecture: str = ""
+    experts: int = 0
+    values: tuple[int, ...] | None = None
 
     @property
     def is_70b(self) -> bool:
         """What llama.cpp takes for Llama 2 or 3 of 70B."""
         return self.architecture == "llama" and self.layers == 80 and self.queries > 1
+
+    def place(self, layer: int, role: str) -> tuple[int, int]:
+        """Where the matrix of a layer stands among how many of its role."""
+        if role == "attn_v" and self.values is not None and layer in self.values:
+            return self.values.index(layer), len(self.values)
+        return layer, self.layers
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class Overrides:
         for pattern, chosen in self.patterns:
             if re.search(pattern, name):
                 return chosen
-        if name == EMBEDDING:
+        if name in TABLES:
             return self.embedding or (self.output if tied else None)
         return self.output if name == OUTPUT else None
 
@@ -135,21 +144,39 @@ def known_type(name: str) -> str:
     return name
 
 
+def kept(mix: Mix, name: str, shape: tuple[int, ...], stored: BlockFormat) -> BlockFormat | None:
+    """The format of a tensor that is never rounded to blocks, whatever the user says; None for others."""
+    place = layer_and_role(name)
+    if len(shape) == 1 or (place is not None and place[1] == "ffn_gate_inp"):
+        return FORMATS["F32"]
+    if name != "per_layer_model_proj.weight":
+        return None
+    return FORMATS[mix.matrix] if FORMATS[mix.matrix].is_float else stored
+
+
 def choose(
-    mix: Mix, model: Model, name: str, shape: tuple[int, ...], overrides: Overrides, *, tied: bool
+    mix: Mix,
+    model: Model,
+    name: str,
+    shape: tuple[int, ...],
+    overrides: Overrides,
+    *,
+    tied: bool,
+    stored: BlockFormat = FORMATS["F32"],
 ) -> BlockFormat:
-    """The format of tensor `name` of row-major `shape`. `tied`: the embedding is the output matrix too.
+    """The format of tensor `name` of row-major `shape`. `tied`: the embedding is the output matrix too; `stored`: the
+    format in the source.
 
     Raises CheckpointError if the format that the user said for it does not divide its rows.
     """
-    if len(shape) == 1:
-        return FORMATS["F32"]
+    if (unchanged := kept(mix, name, shape, stored)) is not None:
+        return unchanged
     said = overrides.of(name, tied=tied)
     if said is not None:
         return _as_said(FORMATS[said], name, shape[-1])
     if overrides.pure:
         return fitting(mix.matrix, shape[-1])
-    if name == OUTPUT or (name == EMBEDDING and tied):
+    if name == OUTPUT or (name in TABLES and tied):
         return fitting(mix.embedding if shape[-1] % FORMATS[mix.matrix].block == 0 else "Q8_0", shape[-1])
     return fitting(_of_layer(mix, model, name), shape[-1])
 
@@ -173,16 +200,16 @@ def _of_layer(mix: Mix, model: Model, name: str) -> str:
     if place is None:
         return mix.matrix
     layer, role = place
-    usual = (True, mix.roles.get(role, mix.matrix))
+    usual = (True, mix.roles.get(role.removesuffix("_exps"), mix.matrix))
     cases = (*_exceptions(mix.file_type, model, layer, role), usual)
     chosen = next(chosen for condition, chosen in cases if condition)
     return "Q5_K" if model.is_70b and role == "attn_v" and chosen in ("Q3_K", "Q4_K") else chosen
 
 
-def _exceptions(file_type: int, model: Model, i: int, role: str) -> Iterator[tuple[bool, str]]:
-    """Conditions under which a tensor of layer `i` differs from its mix, and how; the first that holds decides."""
-    n, many = model.layers, model.queries >= 4
-    value, down = role == "attn_v", role == "ffn_down"
+def _exceptions(file_type: int, model: Model, layer: int, role: str) -> Iterator[tuple[bool, str]]:
+    """Conditions under which a tensor of a layer differs from its mix, and how; the first that holds decides."""
+    (i, n), many = model.place(layer, role), model.queries >= 4
+    value, down = role == "attn_v", role in ("ffn_down", "ffn_down_exps")
     match next(name for name, mix in MIXES.items() if mix.file_type == file_type):
         case "Q2_K":
             yield value and many, "Q4_K"

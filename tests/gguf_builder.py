@@ -119,12 +119,15 @@ TINY = {"d_model": 64, "d_ff": 96, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16
 
 
 def tiny_gemma(architecture: str = "gemma2", **sizes: int) -> Builder:
-    """A model with F32 norms of 1 and F16 matrices of 0; `sizes` replace entries of TINY."""
+    """A model with F32 norms of 1 and F16 matrices of 0; `sizes` replace entries of TINY. Gemma 4 has every second
+    layer global, and nothing that only some of its sizes have."""
     s = TINY | sizes
     builder = Builder(keys=[("general.architecture", typed(STRING, architecture)), *_hyper_parameters(architecture, s)])
     tokens = [f"token{i}" for i in range(s["vocab"])]
     builder.set("tokenizer.ggml.tokens", array(STRING, tokens))
     builder.tensors = [_matrix("token_embd", s["vocab"], s["d_model"]), _norm("output_norm", s["d_model"])]
+    if architecture == "gemma4" and s["n_layers"] > 1:
+        builder.tensors.append(_norm("rope_freqs", s["head_dim"] // 2))
     for layer in range(s["n_layers"]):
         builder.tensors += _layer(architecture, layer, s)
     return builder
@@ -170,15 +173,22 @@ def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | 
     }
     if architecture not in ("gemma", "llama"):
         keys["attention.sliding_window"] = u32(64)
+    if architecture == "gemma4":
+        keys |= {
+            "attention.key_length_swa": u32(s["head_dim"]),
+            "attention.value_length_swa": u32(s["head_dim"]),
+            "attention.sliding_window_pattern": array(BOOL, [i % 2 == 0 for i in range(s["n_layers"])]),
+            "embedding_length_per_layer_input": u32(0),
+        }
     return [(f"{architecture}.{name}", value) for name, value in keys.items()]
 
 
 def _layer(architecture: str, layer: int, s: dict[str, int]) -> list[TensorRecord]:
     d, ff, q, kv = s["d_model"], s["d_ff"], s["n_heads"] * s["head_dim"], s["n_kv_heads"] * s["head_dim"]
     norms = {"attn_norm": d, "ffn_norm": d}
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in ("gemma2", "gemma3", "gemma4"):
         norms |= {"post_attention_norm": d, "post_ffw_norm": d}
-    if architecture == "gemma3":
+    if architecture in ("gemma3", "gemma4"):
         norms |= {"attn_q_norm": s["head_dim"], "attn_k_norm": s["head_dim"]}
     matrices = {"attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q)}
     matrices |= {"ffn_gate": (ff, d), "ffn_up": (ff, d), "ffn_down": (d, ff)}

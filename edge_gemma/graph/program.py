@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.recorder import Forms, Recorder, Rows, Takers, real, zero_of
+from edge_gemma.graph.experts import ExpertRecorder
+from edge_gemma.graph.recorder import Forms, Rows, Takers, real, zero_of
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import partial_bytes, whole_head
@@ -22,7 +23,7 @@ from edge_gemma.kernels.operations import Kernel, Regime
 from edge_gemma.kernels.tuning.strategies import DEFAULTS, Choices
 
 
-class Program(Recorder):
+class Program(ExpertRecorder):
     """The forward pass of one model for steps of one regime.
 
     kv_type: of the cache's elements. choices: how decoding products ask for weights; see `tuning.tuned_choices`. With
@@ -251,21 +252,24 @@ class Program(Recorder):
         softcap: float | None,
         out: str,
         takers: Takers,
+        ahead: int = 0,
         head_dim: int | None = None,
     ) -> Rows:
         """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want.
 
+        ahead: so many keys behind its own a row sees, too, of those that its sequence has in this step.
         head_dim: the dimensions of a head that are the model's own, where there are zeros behind them.
         """
         if head_dim is not None and head_dim != cache.head_dim:
-            whole = self.attend(cache, q, window=window, softcap=softcap, out=f"whole heads of {out}", takers=())
+            name = f"whole heads of {out}"
+            whole = self.attend(cache, q, window=window, softcap=softcap, out=name, takers=(), ahead=ahead)
             return self._resize_heads(whole, cache.head_dim, head_dim, out=out)
         a, window = self._forms(out, q.columns, takers), window or ops.NO_WINDOW
         if self.regime is Regime.ONE:
             self._attend_one(cache, q, a, window, softcap)
         else:
             kernel = Kernel("ops.attention", f"attend_{self.kv_type}")
-            self._attend(kernel, cache, q, a, window, softcap, a.names, partial=0)
+            self._attend(kernel, cache, q, a, window, softcap, a.names, ahead=ahead)
         return self._keep(a)
 
     def _attend_one(self, cache: LayerCache, q: Rows, a: Forms, window: int, softcap: float | None) -> None:
@@ -274,7 +278,7 @@ class Program(Recorder):
         spans = f"results of {cache.spans} spans of {heads} heads of {head_dim}"
         partial = self._room(spans, partial_bytes(heads, head_dim, cache.spans))
         kernel = Kernel("ops.attention", f"attend_one_{self.kv_type}")
-        self._attend(kernel, cache, q, a, window, softcap, (spans,), partial)
+        self._attend(kernel, cache, q, a, window, softcap, (spans,), partial=partial)
         self._emit(
             ops.MERGE,
             Kernel("ops.attention", "merge"),
@@ -292,7 +296,8 @@ class Program(Recorder):
         window: int,
         softcap: float | None,
         writes: tuple[str, ...],
-        partial: int,
+        ahead: int = 0,
+        partial: int = 0,
     ) -> None:
         self._emit(
             ops.ATTEND,
@@ -300,7 +305,7 @@ class Program(Recorder):
             (q.name, cache.name),
             writes,
             *(q.address, q.stride, a.y.address, a.y.stride, q.columns // cache.head_dim, cache.heads, cache.head_dim),
-            *(cache.layer, cache.head_bytes, window, real(softcap or 0.0), partial, cache.spans, *a.int8),
+            *(cache.layer, cache.head_bytes, window, ahead, real(softcap or 0.0), partial, cache.spans, *a.int8),
         )
 
     def gelu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:

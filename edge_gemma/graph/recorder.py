@@ -132,10 +132,18 @@ class Recorder:
         for row, words, recorded in zip(table, self._rows, self.recorded, strict=True):
             row[ops.BARRIER : ops.BARRIER + len(words)] = words
             row[ops.KERNEL] = addresses[recorded.kernel]
-        products = [i for i, recorded in enumerate(self.recorded) if recorded.operation is ops.MATMUL]
+        products = [i for i, recorded in enumerate(self.recorded) if recorded.operation in (ops.MATMUL, ops.EXPERTS)]
         for i, following in pairwise(products):
-            table[i, ops.NEXT] = table[following, ops.MATMUL.slots[:3]]
+            self._announce(table, i, following)
         return table
+
+    def _announce(self, table: NDArray[np.int64], product: int, following: int) -> None:
+        """Tell a product of the next one's weights. Of experts' only those know which that have the same rows."""
+        if self.recorded[following].operation is ops.EXPERTS:
+            if self.recorded[product].operation is not ops.EXPERTS:
+                return
+            table[product, ops.NEXT_EXPERT_BYTES] = table[following, ops.EXPERTS.slots.expert_bytes]
+        table[product, ops.NEXT] = table[following, ops.MATMUL.slots[:3]]
 
     def outside(self, name: str, columns: int, stride: int) -> Rows:
         """A buffer whose address is written into the table later (`words_of`); `name` may be of one that it lies in."""
@@ -169,15 +177,15 @@ class Recorder:
 
     # ---- forms of a result ---------------------------------------------------------------------------------------
 
-    def _forms(self, name: str, columns: int, takers: Takers) -> Forms:
+    def _forms(self, name: str, columns: int, takers: Takers, times: int = 1) -> Forms:
         """Floats if somebody needs them; int8 blocks with the first zero that is wanted (others are made later)."""
         zeros = list(dict.fromkeys(zero_of(t) for t in takers if not t.format.is_float))
         floats = len(zeros) != 1 or self._observe_products or any(t.format.is_float for t in takers)
-        y = self._buffer(name, columns) if floats else Rows(name, columns, 0, 0)
-        return Forms(y, self._int8(name, columns, zeros[0]), zeros[0]) if zeros else Forms(y)
+        y = self._buffer(name, columns, times) if floats else Rows(name, columns, 0, 0)
+        return Forms(y, self._int8(name, columns, zeros[0], times), zeros[0]) if zeros else Forms(y)
 
-    def _int8(self, name: str, columns: int, zero: int) -> Rows:
-        return self._allocate(f"{name} as int8, zero {zero}", columns, activation_bytes(columns))
+    def _int8(self, name: str, columns: int, zero: int, times: int = 1) -> Rows:
+        return self._allocate(f"{name} as int8, zero {zero}", columns, activation_bytes(columns), times)
 
     def _keep(self, forms: Forms) -> Rows:
         """After the operation that makes them has been recorded."""
@@ -187,15 +195,16 @@ class Recorder:
 
     # ---- memory --------------------------------------------------------------------------------------------------
 
-    def _buffer(self, name: str, columns: int) -> Rows:
-        return self._allocate(name, columns, 4 * columns)
+    def _buffer(self, name: str, columns: int, times: int = 1) -> Rows:
+        return self._allocate(name, columns, 4 * columns, times)
 
-    def _allocate(self, name: str, columns: int, stride: int) -> Rows:
-        """Rows an odd number of cache lines apart: were it a power of two, all would fall on the same few lines of a
-        cache, and evict each other. That was 4-7% of a prompt."""
+    def _allocate(self, name: str, columns: int, stride: int, times: int = 1) -> Rows:
+        """`times` rows for each of the step, an odd number of cache lines apart: were it a power of two, all would fall
+        on the same few lines of a cache, and evict each other. That was 4-7% of a prompt."""
         stride = (-(-stride // ALIGNMENT) | 1) * ALIGNMENT
-        name = f"{name} ({columns})" if self._sizes.get(name, stride * self.max_rows) < stride * self.max_rows else name
-        return Rows(name, columns, self._room(name, stride * self.max_rows), stride)
+        size = stride * self.max_rows * times
+        name = f"{name} ({columns})" if self._sizes.get(name, size) < size else name
+        return Rows(name, columns, self._room(name, size), stride)
 
     def _room(self, name: str, size: int) -> int:
         """Address of the memory called `name`, of at least `size` bytes."""

@@ -55,7 +55,7 @@ class Step:
 
     def __init__(self, ropes: Sequence[Rope], max_rows: int, threads: int, scratch_bytes: int) -> None:
         self.words = np.frombuffer(aligned_bytes(8 * ops.STEP_WORDS), np.int64)
-        self._tokens, self._positions, self._tables = (np.zeros(max_rows, np.int64) for _ in range(3))
+        self._tokens, self._positions, self._tables, self._lasts = (np.zeros(max_rows, np.int64) for _ in range(4))
         self._tiles = np.zeros((max_rows, 2), np.int64)
         self._angles = [Angles(rope, max_rows) for rope in ropes]
         self._scratch = aligned_bytes(threads * scratch_bytes)
@@ -63,6 +63,7 @@ class Step:
             ops.STEP_TOKENS: self._tokens,
             ops.STEP_POSITIONS: self._positions,
             ops.STEP_TABLES: self._tables,
+            ops.STEP_LASTS: self._lasts,
             ops.STEP_TILES: self._tiles,
             ops.STEP_SCRATCH: self._scratch,
         }
@@ -81,6 +82,7 @@ class Step:
             self._tokens[row:end] = piece.rows.tokens[piece.start : piece.end]
             self._positions[row:end] = np.arange(table.length + piece.start, table.length + piece.end)
             self._tables[row:end] = table.address
+            self._lasts[row:end] = table.length + len(piece.rows.tokens) - 1
             tiles += [(first, min(QUERY_ROWS, end - first)) for first in range(row, end, QUERY_ROWS)]
             row = end
         self._tiles[: len(tiles)] = tiles

@@ -6,14 +6,18 @@ P: width of what a layer is given of a token beside the stream, L: layers, E: ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from edge_gemma.graph.cache import LayerCache
-from edge_gemma.graph.program import Program, Rows
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.gemma4_config import Gemma4Config
+from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
-from edge_gemma.models.weights import Weights
+from edge_gemma.models.weights import LayerWeights, Weights
 
 MATRICES = {
     "self_attn.q_proj": "attn_q",
@@ -69,11 +73,88 @@ class Gemma4(Gemma4Config):
 
     def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
         """Tokens to the last layer's output, (T, D)."""
-        raise NotImplementedError
+        own = iter(caches)
+        cache_of: list[LayerCache] = []  # of each layer, another's where that is shared
+        x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
+        inputs = per_layer_inputs(p, config, weights, x) if config.per_layer_input else None  # (T, L P)
+        for i, (layer, w) in enumerate(zip(config.layers, weights.layers, strict=True)):
+            cache_of.append(next(own) if layer.shared_with is None else cache_of[layer.shared_with])
+            rope = layer.rope if layer.window else replace(layer.rope, factors=weights.rope_factors)
+            attended = attention(p, config, replace(layer, rope=rope), w, cache_of[i], x)
+            p.add_norm(x, attended, w.post_attention_norm, config.rms_eps)
+            mixed = feed_forward(p, config, w, x) if config.experts is None else mixture(p, config, w, x)
+            last = None if inputs else w.get("layer_output_scale")
+            p.add_norm(x, mixed, w.post_ffw_norm, config.rms_eps, factor=last)
+            if inputs:
+                given = per_layer_input(p, w, x, inputs.part(i * config.per_layer_input, config.per_layer_input))
+                p.add_norm(x, given, w.post_norm, config.rms_eps, factor=w.get("layer_output_scale"))
+        return x
 
     def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
         """The last layer's output to logits, (T, V)."""
-        raise NotImplementedError
+        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
+        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
+        if config.final_softcap is not None:
+            p.softcap(logits, config.final_softcap)
+
+
+def per_layer_inputs(p: Program, config: Config, weights: Weights, x: Rows) -> Rows:
+    """What each layer is given of a token: of a table, and of the embedding by a projection, (T, L P).
+
+    The projection is of x / sqrt(D) before its norm; the norm of a multiple is the same but for epsilon.
+    """
+    P, tables = config.per_layer_input, weights.outside
+    e = p.embed(tables.per_layer_token_embd, math.sqrt(P), out="per-layer embedding")  # (T, L P)
+    c = p.matmul(x, tables.per_layer_model_proj, out="per-layer projection")  # (T, L P)
+    epsilon, scale = config.rms_eps * config.d_model, 1 / math.sqrt(2)
+    norm = tables.per_layer_proj_norm
+    return p.head_norm(c, P, epsilon, weight=norm, base=e, scale=scale, out=c.name)
+
+
+def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Rows) -> Rows:
+    """Grouped-query attention, over the window on local layers, with the keys of an earlier layer or its own."""
+    eps, shared = config.rms_eps, layer.shared_with is not None
+    v_weight = w.get("attn_v")
+    takers = (w.attn_q,) if shared else (w.attn_q, w.attn_k, *((v_weight,) if v_weight else ()))
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=takers)  # (T, D)
+    q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
+    p.rotate(q, layer.rope, norm=w.attn_q_norm, epsilon=eps, scale=config.attn_scale)
+    if not shared:
+        k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
+        values = p.matmul(h, v_weight, out="v") if v_weight else k  # where K = V, as the product is
+        v = p.head_norm(values, layer.head_dim, eps, out="normed v")  # (T, K d)
+        p.rotate(k, layer.rope, norm=w.attn_k_norm, epsilon=eps, scale=1.0)
+        p.append(cache, k, v)
+    a = p.attend(cache, q, window=layer.window, softcap=None, out="a", takers=(w.attn_output,))  # (T, H d)
+    return p.matmul(a, w.attn_output, out="o")  # (T, D)
+
+
+def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+    """GeGLU."""
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
+    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
+    return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
+
+
+def mixture(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+    """The feed-forward part and a mixture of experts side by side, each with norms of its own, added."""
+    assert config.experts is not None
+    eps, D = config.rms_eps, config.d_model
+    dense = p.rms_norm(feed_forward(p, config, w, x), w.post_ffw_norm_1, eps, out="dense part", takers=())  # (T, D)
+    z = p.head_norm(x, D, eps, weight=w.ffn_gate_inp_scale, scale=1 / math.sqrt(D), out="router input")  # (T, D)
+    logits = p.matmul(z, w.ffn_gate_inp, out="router logits")  # (T, E)
+    routed = p.route(logits, config.experts.used, 1.0, w.get("ffn_down_exps_scale"))
+    gate_up = (w.ffn_gate_up_exps,) if config.experts.fused else (w.ffn_gate_exps, w.ffn_up_exps)
+    h = p.rms_norm(x, w.pre_ffw_norm_2, eps, out="experts' input", takers=gate_up)  # (T, D)
+    mixed = p.experts(h, routed, gate_up, w.ffn_down_exps, out="experts' sum")  # (T, D)
+    return p.add_norm(dense, mixed, w.post_ffw_norm_2, eps)
+
+
+def per_layer_input(p: Program, w: LayerWeights, x: Rows, given: Rows) -> Rows:
+    """What the layer is given of each token, (T, P), let through by a gate of the stream, (T, D)."""
+    gate = p.matmul(x, w.inp_gate, out="input gate")  # (T, P)
+    u = p.gelu_times(gate, given, out="gated input", takers=(w.proj,))  # (T, P)
+    return p.matmul(u, w.proj, out="o")  # (T, D)
 
 
 def _rope_factors(config: Config) -> Iterator[TensorSpec]:
@@ -126,7 +207,7 @@ def _of_experts(config: Config, i: int) -> Iterator[TensorSpec]:
     if experts is None:
         return
     E, F = experts.count, experts.d_ff
-    yield _weight(i, "router.proj", (E, D))
+    yield TensorSpec("ffn_gate_inp", (E, D), f"layers.{i}.router.proj.weight", i)
     yield TensorSpec("ffn_gate_inp", (D,), f"layers.{i}.router.scale", i, part="scale")
     if experts.fused:
         yield TensorSpec("ffn_gate_up_exps", (E, 2 * F, D), f"layers.{i}.experts.gate_up_proj", i)

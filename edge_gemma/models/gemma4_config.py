@@ -40,10 +40,10 @@ class Gemma4Config(Architecture):
         return gemma4_metadata(config)
 
     def guessed(self, config: Config) -> Config:
-        """With the layers whose keys and values llama.cpp takes for shared: the last two that have any."""
+        """Whose keys and values are shared: llama.cpp takes the last two layers that have any, a local and a global."""
         own = sum(layer.shared_with is None for layer in config.layers)
         layers = (
             layer if layer.shared_with is None else replace(layer, shared_with=own - (1 if layer.window is None else 2))
             for layer in config.layers
         )
-        return replace(config, layers=tuple(layers))
+        return replace(config, attn_scale=1.0, layers=tuple(layers))

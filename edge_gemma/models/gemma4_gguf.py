@@ -64,7 +64,7 @@ def read(model: Architecture, keys: GgufKeys) -> Config:
         rms_eps=keys.rms_eps(None),
         attn_scale=1.0,
         attn_softcap=None,
-        final_softcap=keys.softcap("final_logit_softcapping", None, known=True),
+        final_softcap=_final_softcap(keys),
         embedding_scale=math.sqrt(d_model),
         layers=_with_single_products(layers, keys),
         per_layer_input=_per_layer_input(keys),
@@ -79,6 +79,12 @@ def _with_single_products(layers: tuple[LayerConfig, ...], keys: GgufKeys) -> tu
     if any(f"blk.{i}.attn_v.weight" in keys.tensors for i in found):
         return layers
     return tuple(replace(layer, keys_are_values=True) if i in found else layer for i, layer in enumerate(layers))
+
+
+def _final_softcap(keys: GgufKeys) -> float | None:
+    """0 says that there is none, as a missing key does."""
+    name = "final_logit_softcapping"
+    return None if keys.metadata.get(keys.key(name)) == 0.0 else keys.softcap(name, None, known=True)
 
 
 def _per_layer_input(keys: GgufKeys) -> int:

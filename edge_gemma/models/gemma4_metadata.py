@@ -33,8 +33,7 @@ def gemma4_metadata(config: Config) -> Metadata:
     if config.experts is not None:
         keys |= {"expert_count": u32(config.experts.count), "expert_used_count": u32(config.experts.used)}
     keys |= {"attention.key_length": u32(at_global.dims), "attention.value_length": u32(at_global.dims)}
-    if config.final_softcap is not None:
-        keys["final_logit_softcapping"] = f32(config.final_softcap)
+    keys["final_logit_softcapping"] = f32(config.final_softcap or 0.0)  # llama.cpp takes a missing one for 30
     if (local_layer := config.of_kind(local=True)) is not None and local_layer.window is not None:
         keys["attention.sliding_window"] = u32(local_layer.window)
     keys |= {

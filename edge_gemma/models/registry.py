@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models import gemma
+from edge_gemma.models import gemma, gemma4, llama
 from edge_gemma.models.architecture import Architecture, Config
 from edge_gemma.models.gguf_keys import GgufKeys
-from edge_gemma.models.llama import Llama
 
-ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in (*gemma.FAMILIES, Llama())}
+_MODELS = (*gemma.FAMILIES, gemma4.Gemma4(), llama.Llama())
+ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in _MODELS}
 
 
 def read_config(file: GgufFile) -> Config:

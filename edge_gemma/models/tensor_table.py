@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
+TABLES = (EMBEDDING, PER_LAYER_EMBEDDING)
+"""Those that have a row for each token and are looked up."""
 HF_EMBEDDING, HF_OUTPUT = "embed_tokens.weight", "lm_head.weight"
 
 _OF_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")

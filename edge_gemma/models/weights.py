@@ -92,7 +92,7 @@ class Weights:
         layers: list[dict[str, Tensor]] = [{} for _ in config.layers]
         for spec in specs:
             tensor = file.tensors[spec.name]
-            _check_tensor(file, tensor, spec.shape)
+            _check_tensor(file, tensor, spec)
             (outside if spec.layer is None else layers[spec.layer])[spec.key] = tensor
         return cls(
             token_embd=outside["token_embd"],
@@ -128,17 +128,17 @@ def _check_names(file: GgufFile, config: Described, expected: Iterable[str]) -> 
         )
 
 
-def _check_tensor(file: GgufFile, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise _error(file, tensor, f"has shape {tensor.shape}, the metadata asks for {shape}")
+def _check_tensor(file: GgufFile, tensor: Tensor, spec: TensorSpec) -> None:
+    if tensor.shape != spec.shape:
+        raise _error(file, tensor, f"has shape {tensor.shape}, the metadata asks for {spec.shape}")
     if not tensor.is_executed:
         raise _error(file, tensor, _not_executed(tensor))
     if file.data(tensor).ctypes.data % ADDRESS_STEP:
         raise _error(file, tensor, f"its data is not aligned to {ADDRESS_STEP} bytes")
-    if len(shape) == 1:
+    if len(spec.shape) == 1:
         _check_vector(file, tensor)
     else:
-        _check_matrix(file, tensor, *shape[-2:])
+        _check_matrix(file, tensor)
 
 
 def _check_vector(file: GgufFile, tensor: Tensor) -> None:
@@ -158,14 +158,16 @@ def _rope_factors(file: GgufFile, tensor: Tensor | None) -> tuple[float, ...] | 
     return tuple(factors.tolist())
 
 
-def _check_matrix(file: GgufFile, tensor: Tensor, rows: int, columns: int) -> None:
+def _check_matrix(file: GgufFile, tensor: Tensor) -> None:
     """Of a tensor of several matrices, each must be one and be aligned."""
-    if rows * tensor.row_bytes % ADDRESS_STEP and len(tensor.shape) > 2:
-        raise _error(file, tensor, f"its matrices of {rows * tensor.row_bytes} bytes are not aligned to {ADDRESS_STEP}")
-    if rows < MIN_ROWS or columns % COLUMN_STEP:
+    rows, columns = tensor.shape[-2:]
+    min_rows = 1 if tensor.format.is_float else MIN_ROWS
+    if rows < min_rows or columns % COLUMN_STEP:
         raise _error(
-            file, tensor, f"{rows} x {columns}: rows must be at least {MIN_ROWS}, columns a multiple of {COLUMN_STEP}"
+            file, tensor, f"{rows} x {columns}: rows must be at least {min_rows}, columns a multiple of {COLUMN_STEP}"
         )
+    if len(tensor.shape) > 2 and rows * tensor.row_bytes % ADDRESS_STEP:
+        raise _error(file, tensor, f"its matrices of {rows * tensor.row_bytes} bytes are not aligned to {ADDRESS_STEP}")
 
 
 def _not_executed(tensor: Tensor) -> str:

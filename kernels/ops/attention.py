@@ -36,6 +36,7 @@ from ..operations import (
     APPEND,
     ATTEND,
     MERGE,
+    STEP_LASTS,
     STEP_N_TILES,
     STEP_POSITIONS,
     STEP_ROWS,
@@ -180,7 +181,7 @@ def make_attend(kind: str) -> Any:
         kv_heads, head_dim, head_bytes = (
             word(op, _ATTEND.kv_heads), word(op, _ATTEND.head_dim), word(op, _ATTEND.head_bytes),
         )  # fmt: skip
-        window, cap = word(op, _ATTEND.window), real(op, _ATTEND.softcap)
+        window, ahead, cap = word(op, _ATTEND.window), word(op, _ATTEND.ahead), real(op, _ATTEND.softcap)
         group, record = word(op, _ATTEND.heads) // kv_heads, _V + 4 * head_dim
         parts = (group + QUERY_HEADS - 1) // QUERY_HEADS
         queries = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
@@ -194,15 +195,16 @@ def make_attend(kind: str) -> Any:
             head, heads = kv_head * group + part * QUERY_HEADS, min(QUERY_HEADS, group - part * QUERY_HEADS)
             position = word(word(step, STEP_POSITIONS), row)
             _gather(op, row, rows * heads, head, heads, queries, states, record)
-            pages, last = _pages(step, row, word(op, _ATTEND.layer)), (position + rows - 1) // SPAN
+            top, pages = word(word(step, STEP_LASTS), row), _pages(step, row, word(op, _ATTEND.layer))
+            last = min(position + rows - 1 + ahead, top) // SPAN
             for number in range(max(0, position - window + 1) // SPAN, last + 1):
                 k = word(pages, number) + kv_head * head_bytes
                 after = word(pages, min(number + 1, last)) + kv_head * head_bytes
                 for j in range(0, rows * heads, QUERIES):
                     count = min(QUERIES, rows * heads - j)
                     span(
-                        queries + j * record, record, count, heads, position + j // heads, number * SPAN, window,
-                        k, k + kv_heads * head_bytes, after, head_dim, cap, s, partial, record,
+                        queries + j * record, record, count, heads, position + j // heads + ahead, top, number * SPAN,
+                        window + ahead, k, k + kv_heads * head_bytes, after, head_dim, cap, s, partial, record,
                     )  # fmt: skip
                     for i in range(count):
                         _fold(states + (j + i) * record, partial + i * record, head_dim)
@@ -241,7 +243,7 @@ def make_attend_one(kind: str) -> Any:
             k = word(pages, first + number) + kv_head * head_bytes
             after = word(pages, first + near // kv_heads) + near % kv_heads * head_bytes
             span(
-                word(op, _ATTEND.q) + 4 * head_dim * group * kv_head, 4 * head_dim, group, group, position,
+                word(op, _ATTEND.q) + 4 * head_dim * group * kv_head, 4 * head_dim, group, group, position, position,
                 (first + number) * SPAN, window, k, k + kv_heads * head_bytes, after, head_dim, cap, s,
                 _record_of(word(op, _ATTEND.partial), kv_head * group, number, most, head_dim), most * record,
             )  # fmt: skip

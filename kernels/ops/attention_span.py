@@ -4,8 +4,8 @@ Both products are register tiles that run over a block of keys that the first-le
 queries after another; between them the scores rest in scratch memory, SPAN of a query side by side. Bits depend on
 none of that: a score is one chain of fma over the head, a sum of values one chain over the keys.
 
-Queries come in groups of the largest of SIZES that are left. `position` is that of query 0, and `heads` neighbours
-share one: query j has position + j // heads.
+Queries come in groups of the largest of SIZES that are left. `high` is the last key that query 0 may see, `heads`
+neighbours share one: query j may see keys up to high + j // heads, and none behind `top`.
 """
 
 from __future__ import annotations
@@ -178,11 +178,12 @@ def _make_values(cache: CacheType, m: int, n: int, part: int) -> Any:
 
     @inlined
     def values(
-        j: Any, last: Any, heads: Any, first: Any, s: Any, room: Any, v: Any, ahead: Any, head_dim: Any, out: Any,
-        record: Any,
+        j: Any, last: Any, written: Any, heads: Any, first: Any, s: Any, room: Any, v: Any, ahead: Any, head_dim: Any,
+        out: Any, record: Any,
     ) -> None:  # fmt: skip
-        """last: the last key that query 0 sees; ahead: from the block to what is needed after it."""
-        end = min(last + (j + m - 1) // heads + 1, first + VALUE_KEYS, SPAN)
+        """last: the last key that query 0 sees, of so many as are `written`; ahead: from the block to what is needed
+        after it."""
+        end = min(last + (j + m - 1) // heads + 1, first + VALUE_KEYS, written)
         ahead, whole = ahead if j == 0 else 0, head_dim // _WIDTH * _WIDTH
         weights, out = s + j * 4 * SPAN, out + j * record
         for d in range(part * whole, head_dim if part else whole, n * LANES):
@@ -204,14 +205,14 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
 
     @inlined
     def weigh(
-        count: Any, heads: Any, position: Any, start: Any, first: Any, window: Any, cap: Any, s: Any, head_dim: Any,
-        records: Any, record: Any,
+        count: Any, heads: Any, high: Any, top: Any, start: Any, first: Any, window: Any, cap: Any, s: Any,
+        head_dim: Any, records: Any, record: Any,
     ) -> None:  # fmt: skip
         """Scores to weights, query by query; the sums of values to zero."""
         for j in range(count):
-            high, at = position + j // heads, records + j * record
-            end = min((high + sizes[0] - start + KEYS - 1) // KEYS * KEYS, SPAN)
-            _weigh(s + j * 4 * SPAN, start, first, end, max(high - window + 1, 0), high, cap, at)
+            low, last, at = max(high + j // heads - window + 1, 0), min(high + j // heads, top), records + j * record
+            end = min((last + sizes[0] - start + KEYS - 1) // KEYS * KEYS, SPAN)
+            _weigh(s + j * 4 * SPAN, start, first, end, low, last, cap, at)
             for d in range(VECTOR, VECTOR + 4 * head_dim, VECTOR):
                 store(at + d, splat(0.0))
 
@@ -221,11 +222,12 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
 
     @inlined
     def span(
-        q: Any, stride: Any, count: Any, heads: Any, position: Any, start: Any, window: Any, k: Any, v: Any,
+        q: Any, stride: Any, count: Any, heads: Any, high: Any, top: Any, start: Any, window: Any, k: Any, v: Any,
         after: Any, head_dim: Any, cap: Any, s: Any, records: Any, record: Any,
     ) -> None:  # fmt: skip
         """`count` queries, `stride` bytes apart, over the span of keys at position `start`.
 
+        window: so many keys, up to the last one, a query sees; less those behind `top`.
         k, v: the span's keys and values; after: the keys needed next; s: room for scores;
         records: the results, `record` bytes apart.
 
@@ -237,17 +239,17 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
         that a query sees; 4 * SPAN bytes at s for each query, then SCALED_WEIGHTS; `layout.record_bytes` for each
         result, which nobody else touches; all aligned to vectors. `after` may lead anywhere: it is only asked for.
         """
-        last = position - start
-        first, end = max(last - window + 1, 0), min(last + (count - 1) // heads + 1, SPAN)
+        last, written = high - start, min(top - start + 1, SPAN)
+        first, end = max(last - window + 1, 0), min(last + (count - 1) // heads + 1, written)
         first_block = first // KEYS * KEYS
         row, room, end_block = row_bytes(head_dim), s + 4 * SPAN * count, (end - 1) // KEYS * KEYS
         for key in range(first_block, end, KEYS):
             ahead = row * KEYS if key < end_block else v + row * first - (k + row * key)
             score(0, count, last, heads, key, q, stride, k, ahead, head_dim, s)
-        weigh(count, heads, position, start, first_block, window, cap, s, head_dim, records, record)
+        weigh(count, heads, high, top, start, first_block, window, cap, s, head_dim, records, record)
         for key in range(first, end, VALUE_KEYS):
             ahead = row * VALUE_KEYS if key + VALUE_KEYS < end else after - (v + row * key)
-            add_values(0, count, last, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
-            add_rest(0, count, last, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
+            add_values(0, count, last, written, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
+            add_rest(0, count, last, written, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
 
     return span

@@ -13,6 +13,7 @@ from ..layout import LINE, PIECE, SUMS
 from ..operations import (
     ADD,
     EMBED,
+    EXPERT_GATE,
     GATE,
     HEAD_NORM,
     NORM,
@@ -55,6 +56,7 @@ from .work_sharing import in_pieces
 _EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
 _RESIZE = RESIZE_HEADS.slots
 _HEAD_NORM = HEAD_NORM.slots
+_CHOICES = EXPERT_GATE.slots[-1]
 _VECTOR = 4 * LANES
 
 
@@ -259,15 +261,15 @@ def resize_heads(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
 # ---- gates, sums, caps -------------------------------------------------------------------------------------------
 
 
-def _in_parts(columns: int, each: Any) -> Any:
+def in_parts(columns: int, each: Any, rows: Any = _rows) -> Any:
     """The kernel that does each(op, step, thread, row, first, end) for PIECE columns of a row at a time.
 
-    `columns` is the word that says how many a row has.
+    `columns` is the word that says how many a row has; rows(op, step): how many rows.
     """
 
     @inlined
     def parts(op: Any, step: Any) -> Any:
-        return word(step, STEP_ROWS) * ((word(op, columns) + PIECE - 1) // PIECE)
+        return rows(op, step) * ((word(op, columns) + PIECE - 1) // PIECE)
 
     @inlined
     def part(op: Any, step: Any, thread: Any, piece: Any) -> None:
@@ -288,6 +290,12 @@ def gate(op: Any, step: Any, thread: Any, row: Any, first: Any, end: Any) -> Non
         store(y + c - 4 * first, activated(load(g + c), word(op, ACTIVATION)) * load(u + c))
     if word(op, Q) != 0:
         quantize_row(y, end - first, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE) + first // 32 * LINE)
+
+
+@inlined
+def _pairs(op: Any, step: Any) -> Any:
+    """Rows of `expert_gate`, whose arguments begin as those of `gate`: one for each choice of each row of the step."""
+    return word(step, STEP_ROWS) * word(op, _CHOICES)
 
 
 @inlined
@@ -321,7 +329,8 @@ def kernels() -> dict[str, Any]:
     table = {"norm": in_pieces(_rows, norm), "resize_heads": in_pieces(_heads(_RESIZE.heads), resize_heads)}
     table |= {"head_norm": in_pieces(_heads(_HEAD_NORM.heads), head_norm)}
     table |= {"rotate": make_rotate(_rotate_halves, 1), "rotate_neighbours": make_rotate(_rotate_neighbours, 2)}
-    table |= {name: _in_parts(*parts) for name, parts in _PARTS.items()}
+    table |= {name: in_parts(*parts) for name, parts in _PARTS.items()}
+    table["expert_gate"] = in_parts(_GATE.columns, gate, _pairs)
     for name, fmt in INT_FORMATS.items():
         table[f"embed_{name}"] = make_embed_blocks(fmt)
     for name, (load_floats, size) in FLOAT_LOADS.items():

@@ -156,8 +156,9 @@ def _panel(op: Any, tile: Any, p: Any) -> Any:
 
 
 @inlined
-def _write_panel(op: Any, sums: Any, tokens: Any, tile: Any) -> None:
-    rows, y, y_stride = word(op, _ROWS), word(op, _Y), word(op, _Y_STRIDE)
+def write_panel(op: Any, y: Any, sums: Any, tokens: Any, tile: Any) -> None:
+    """The sums of a panel's rows, from tile `tile` on, into `tokens` rows of results from y on."""
+    rows, y_stride = word(op, _ROWS), word(op, _Y_STRIDE)
     for p in range(PANEL):
         row = LANES * (tile + p)
         if row < rows:
@@ -187,14 +188,21 @@ def _write(op: Any, sums: Any, sums_bytes: Any, tokens: Any, tile: Any, panels: 
         _write_gated(op, sums, sums_bytes, tokens, tile, sums + panels * sums_bytes)
     else:
         for p in range(panels):
-            _write_panel(op, sums + p * sums_bytes, tokens, tile + p * PANEL)
+            write_panel(op, word(op, _Y), sums + p * sums_bytes, tokens, tile + p * PANEL)
 
 
-def make_matmul(fmt: IntFormat) -> Any:
-    """The kernel of one format."""
-    SUMS, NBYTES, BLOCKS = PANEL * Entry(fmt).tile, fmt.layout.nbytes, fmt.blocks
-    STRETCH_BYTES = BLOCKS_OF_STRETCH // BLOCKS * NBYTES
-    unpack, product, product_one = make_unpack(fmt), make_product(fmt, TOKENS), make_product(fmt, 1)
+def panel_bytes(fmt: IntFormat) -> int:
+    """A panel of a stretch of columns."""
+    return PANEL * Entry(fmt).tile
+
+
+def make_stretch(fmt: IntFormat) -> Any:
+    """stretch(panel, blocks, x, stride, tokens, sums, ahead, row_bytes): add a panel's products with all rows of X.
+
+    Asks for the next panel's rows meanwhile, which begin at `ahead`.
+    """
+    STRETCH_BYTES = BLOCKS_OF_STRETCH // fmt.blocks * fmt.layout.nbytes
+    product, product_one = make_product(fmt, TOKENS), make_product(fmt, 1)
 
     @inlined
     def prefetch(ahead: Any, row_bytes: Any, first: Any, end: Any) -> None:
@@ -207,7 +215,6 @@ def make_matmul(fmt: IntFormat) -> Any:
     def stretch(
         panel: Any, blocks: Any, x: Any, stride: Any, tokens: Any, sums: Any, ahead: Any, row_bytes: Any
     ) -> None:
-        """The panel with all rows of X; prefetches the next one meanwhile."""
         t = 0
         while t + TOKENS <= tokens:
             prefetch(ahead, row_bytes, t * PANEL_ROWS // tokens, (t + TOKENS) * PANEL_ROWS // tokens)
@@ -216,6 +223,14 @@ def make_matmul(fmt: IntFormat) -> Any:
         while t < tokens:
             product_one(panel, blocks, x + t * stride, stride, sums + t * PANEL * VECTOR)
             t += 1
+
+    return stretch
+
+
+def make_matmul(fmt: IntFormat) -> Any:
+    """The kernel of one format."""
+    SUMS, NBYTES, BLOCKS = panel_bytes(fmt), fmt.layout.nbytes, fmt.blocks
+    unpack, stretch = make_unpack(fmt), make_stretch(fmt)
 
     def matmul(op: Any, step: Any, thread: Any) -> None:
         rows, row_bytes, blocks = word(op, _ROWS), word(op, _ROW_BYTES), word(op, _COLUMNS) // 32

@@ -22,63 +22,82 @@ GRAIN = 16
 """Rows of W that a thread takes at a time."""
 
 
-def make_matmul_float(load_floats: Any, size: int) -> Any:
-    """The kernel of one format, elements of `size` bytes."""
-
-    def make_product(rows: int, tokens: int) -> Any:
-        COUNT = rows * tokens
-
-        @inlined
-        def row_vectors(w: Any, row_bytes: Any) -> Any:
-            if rows == 1:
-                return (load_floats(w),)
-            return (
-                load_floats(w),
-                load_floats(w + row_bytes),
-                load_floats(w + 2 * row_bytes),
-                load_floats(w + 3 * row_bytes),
-            )
-
-        @inlined
-        def token_vectors(x: Any, x_stride: Any) -> Any:
-            if tokens == 1:
-                return (load(x),)
-            return load(x), load(x + x_stride)
-
-        @inlined
-        def product(w: Any, row_bytes: Any, columns: Any, x: Any, x_stride: Any, y: Any, y_stride: Any) -> None:
-            sums = zeros(COUNT)
-            for c in range(0, columns, LANES):
-                sums = tile_fma(sums, token_vectors(x + 4 * c, x_stride), row_vectors(w + size * c, row_bytes))
-            store_sums(sums, y, y_stride, rows)
-
-        return product
-
-    whole, single = make_product(ROWS, TOKENS), make_product(ROWS, 1)
-    last_whole, last_single = make_product(1, TOKENS), make_product(1, 1)
+def _make_product(load_floats: Any, size: int, rows: int, tokens: int) -> Any:
+    """A register tile of `rows` rows of W, elements of `size` bytes, times `tokens` rows of X."""
+    COUNT = rows * tokens
 
     @inlined
-    def all_tokens(many: Any, one: Any, w: Any, row_bytes: Any, op: Any, tokens: Any, row: Any) -> None:
-        columns, x_stride, y_stride = word(op, _COLUMNS), word(op, _X_STRIDE), word(op, _Y_STRIDE)
-        x, y = word(op, _X), word(op, _Y) + 4 * row
+    def row_vectors(w: Any, row_bytes: Any) -> Any:
+        if rows == 1:
+            return (load_floats(w),)
+        return (
+            load_floats(w),
+            load_floats(w + row_bytes),
+            load_floats(w + 2 * row_bytes),
+            load_floats(w + 3 * row_bytes),
+        )
+
+    @inlined
+    def token_vectors(x: Any, x_stride: Any) -> Any:
+        if tokens == 1:
+            return (load(x),)
+        return load(x), load(x + x_stride)
+
+    @inlined
+    def product(w: Any, row_bytes: Any, columns: Any, x: Any, x_stride: Any, y: Any, y_stride: Any) -> None:
+        sums = zeros(COUNT)
+        for c in range(0, columns, LANES):
+            sums = tile_fma(sums, token_vectors(x + 4 * c, x_stride), row_vectors(w + size * c, row_bytes))
+        store_sums(sums, y, y_stride, rows)
+
+    return product
+
+
+def make_rows(load_floats: Any, size: int, x_at: Any) -> Any:
+    """rows(op, w, first, end, x, x_stride, tokens, y): the products of rows first..end-1 of the matrix at w with
+    `tokens` rows of X, into rows of results from y on. x_at(x, x_stride, t): address of row t of X."""
+    whole, single = (_make_product(load_floats, size, ROWS, tokens) for tokens in (TOKENS, 1))
+    last_whole, last_single = (_make_product(load_floats, size, 1, tokens) for tokens in (TOKENS, 1))
+
+    @inlined
+    def all_tokens(many: Any, one: Any, op: Any, w: Any, x: Any, x_stride: Any, tokens: Any, y: Any) -> None:
+        row_bytes, columns, y_stride = word(op, _ROW_BYTES), word(op, _COLUMNS), word(op, _Y_STRIDE)
         t = 0
         while t + TOKENS <= tokens:
-            many(w, row_bytes, columns, x + t * x_stride, x_stride, y + t * y_stride, y_stride)
+            a, b = x_at(x, x_stride, t), x_at(x, x_stride, t + 1)
+            many(w, row_bytes, columns, a, b - a, y + t * y_stride, y_stride)
             t += TOKENS
         if t < tokens:
-            one(w, row_bytes, columns, x + t * x_stride, x_stride, y + t * y_stride, y_stride)
+            one(w, row_bytes, columns, x_at(x, x_stride, t), 0, y + t * y_stride, y_stride)
+
+    @inlined
+    def rows(op: Any, w: Any, first: Any, end: Any, x: Any, x_stride: Any, tokens: Any, y: Any) -> None:
+        row, row_bytes = first, word(op, _ROW_BYTES)
+        while row + ROWS <= end:
+            all_tokens(whole, single, op, w + row * row_bytes, x, x_stride, tokens, y + 4 * row)
+            row += ROWS
+        while row < end:
+            all_tokens(last_whole, last_single, op, w + row * row_bytes, x, x_stride, tokens, y + 4 * row)
+            row += 1
+
+    return rows
+
+
+@inlined
+def _x_at(x: Any, x_stride: Any, t: Any) -> Any:
+    return x + t * x_stride
+
+
+def make_matmul_float(load_floats: Any, size: int) -> Any:
+    """The kernel of one format, elements of `size` bytes."""
+    rows_times = make_rows(load_floats, size, _x_at)
 
     def matmul_float(op: Any, step: Any, _thread: Any) -> None:
-        rows, row_bytes, tokens = word(op, _ROWS), word(op, _ROW_BYTES), word(step, STEP_ROWS)
+        rows, tokens = word(op, _ROWS), word(step, STEP_ROWS)
         first = claim(op, GRAIN)
         while first < rows:
-            row, end = first, min(first + GRAIN, rows)
-            while row + ROWS <= end:
-                all_tokens(whole, single, word(op, _W) + row * row_bytes, row_bytes, op, tokens, row)
-                row += ROWS
-            while row < end:
-                all_tokens(last_whole, last_single, word(op, _W) + row * row_bytes, row_bytes, op, tokens, row)
-                row += 1
+            end = min(first + GRAIN, rows)
+            rows_times(op, word(op, _W), first, end, word(op, _X), word(op, _X_STRIDE), tokens, word(op, _Y))
             first = claim(op, GRAIN)
 
     return matmul_float

@@ -283,20 +283,35 @@ def _fold(state: Partial | None, partial: Partial) -> Partial:
     )
 
 
-def _attend_row(q: Floats, pages: Pages, table: Table, position: int, window: int, cap: float) -> Floats:
-    """(H, D) of one row."""
-    low, state, group = max(0, position - window + 1), None, len(q) // pages.shape[2]
-    for number in range(low // SPAN, position // SPAN + 1):
+def _attend_row(q: Floats, pages: Pages, table: Table, low: int, high: int, cap: float) -> Floats:
+    """(H, D) of one row that sees keys low..high."""
+    state, group = None, len(q) // pages.shape[2]
+    for number in range(low // SPAN, high // SPAN + 1):
         page, numbers = table[number], np.arange(number * SPAN, (number + 1) * SPAN)
         keys, values = (part.repeated(group) for part in read(pages[page : page + 1]))
-        state = _fold(state, _span(q, keys, values, (numbers >= low) & (numbers <= position), cap))
+        state = _fold(state, _span(q, keys, values, (numbers >= low) & (numbers <= high), cap))
     assert state is not None
     return state[2] / state[1][:, None]
 
 
 def attend(
-    q: Floats, pages: Pages, tables: Sequence[Table], positions: Sequence[int], window: int, cap: float
+    q: Floats,
+    pages: Pages,
+    tables: Sequence[Table],
+    positions: Sequence[int],
+    window: int,
+    cap: float,
+    *,
+    ahead: int = 0,
+    lasts: Sequence[int] | None = None,
 ) -> Floats:
-    """(T, H, D), `tables` of each row: span by span from position 0, folded in order. No soft-cap if cap is 0."""
-    rows = zip(q, tables, positions, strict=True)
-    return np.stack([_attend_row(row, pages, table, position, window, cap) for row, table, position in rows])
+    """(T, H, D), `tables` of each row: span by span from position 0, folded in order. No soft-cap if cap is 0.
+
+    ahead: so many keys behind its own a row sees, up to its sequence's last, `lasts`.
+    """
+    rows = zip(q, tables, positions, lasts or positions, strict=True)
+    out = [
+        _attend_row(row, pages, table, max(0, position - window + 1), min(position + ahead, last), cap)
+        for row, table, position, last in rows
+    ]
+    return np.stack(out)

@@ -2,7 +2,7 @@
 
 Knows no kernel. Addresses are integers, of memory that is readable, or writable where it is written, and aligned to 8
 bytes. All atomic operations are sequentially consistent; `word` and `real` are plain loads, of what no thread writes
-meanwhile.
+meanwhile, and `set_word` is a plain store.
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ def word(_typing: Any, base: Any, index: Any) -> Any:
         return builder.load(_address(builder, arguments[0], arguments[1], _i64))
 
     return _WORD(_WORD, _WORD), codegen
+
+
+@intrinsic
+def set_word(_typing: Any, base: Any, index: Any, value: Any) -> Any:
+    """Set the 64-bit integer at base + 8 * index, which no other thread reads or writes meanwhile."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _address(builder, arguments[0], arguments[1], _i64))
+        return context.get_dummy_value()
+
+    return types.void(_WORD, _WORD, _WORD), codegen
 
 
 @intrinsic

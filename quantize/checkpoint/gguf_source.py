@@ -31,7 +31,10 @@ def open_gguf(path: Path) -> Source:
     text = [tensor for tensor in file.tensors.values() if tensor.name in bound]
     tensors = [_tensor(file, tensor) for tensor in text]
     notices = _notices(tensors)
-    if others := len(file.tensors) - len(text):
+    unused = sum(spec.name in file.tensors for spec in config.unused_tensors())
+    if unused:
+        notices.append(f"keys and values of layers that use those of others left out: {unused} tensors")
+    if others := len(file.tensors) - len(text) - unused:
         notices.append(f"left out, as the text model does not use them (a vision tower): {others} tensors")
     return Source(config, _carried_over(file) | _explicit(config), tensors, [path], notices)
 

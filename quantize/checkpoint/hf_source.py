@@ -14,7 +14,7 @@ import numpy as np
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.models.architecture import Config
-from edge_gemma.models.tensor_table import EMBEDDING, HF_OUTPUT, OUTPUT, TensorSpec
+from edge_gemma.models.tensor_table import HF_OUTPUT, OUTPUT, TABLES, TensorSpec
 
 from .folder import CheckpointFolder
 from .general import general_metadata
@@ -22,7 +22,7 @@ from .head_order import Read, in_pairs, vector_in_pairs
 from .hf_config import HfModel, quantization, read_model
 from .meant import no_checkpoint
 from .metadata import tokenizer_metadata
-from .names import is_adapted, is_output, is_unread, is_value_head, is_vision, short_names
+from .names import is_adapted, is_audio, is_output, is_unread, is_value_head, is_vision, short_names
 from .own_output import own_output_notices, settle_output
 from .source import Source, SourceTensor
 from .special_tokens import read_special_tokens
@@ -47,6 +47,7 @@ def open_folder(path: Path) -> Source:
     with _quantized_if_so(folder, config):
         tensors = _place(stored, model, rows, folder.path)
     _check_biases(config, tensors, folder.path)
+    notices += _unused(stored, model.config)
     architecture = model.config.model
     special = read_special_tokens(folder, vocabulary, config)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -97,9 +98,15 @@ def _text_tensors(folder: CheckpointFolder) -> dict[str, StoredTensor]:
 
 def _left_out(names: Collection[str]) -> list[str]:
     """What to tell of tensors that were not read."""
-    vision, heads = (sum(map(test, names)) for test in (is_vision, is_value_head))
-    notices = [f"vision tower left out: {vision} tensors"] if vision else []
-    return notices + ([f"value head left out: {heads} tensors"] if heads else [])
+    parts = {"vision tower": is_vision, "audio tower": is_audio, "value head": is_value_head}
+    counts = {part: sum(map(test, names)) for part, test in parts.items()}
+    return [f"{part} left out: {count} tensors" for part, count in counts.items() if count]
+
+
+def _unused(stored: dict[str, StoredTensor], config: Config) -> list[str]:
+    """What to tell of tensors that nothing is computed with."""
+    count = sum(spec.hf_name in stored for spec in config.unused_tensors())
+    return [f"keys and values of layers that use those of others left out: {count} tensors"] if count else []
 
 
 def _place(stored: dict[str, StoredTensor], model: HfModel, vocab_rows: int, folder: Path) -> list[SourceTensor]:
@@ -107,14 +114,14 @@ def _place(stored: dict[str, StoredTensor], model: HfModel, vocab_rows: int, fol
     demanded = [spec.hf_name for spec in specs if spec.hf_name and (spec.name == OUTPUT or not spec.optional)]
     if missing := [name for name in (*demanded, *_in_other_layers(specs, stored)) if name not in stored]:
         raise CheckpointError(f"{folder}: {_missing(missing, stored)}")
-    known = {spec.hf_name for spec in specs}
+    known = {spec.hf_name for spec in [*specs, *model.config.unused_tensors()]}
     if extra := [tensor.where for name, tensor in stored.items() if name not in known]:
         text = f"{len(extra)} tensors are extra, config.json has no place for {', '.join(extra[:SHOWN])}"
         raise CheckpointError(f"{text}; is it the config.json of this model, and the model one that is converted?")
     tensors = [_made(spec.values, spec) for spec in specs if spec.values is not None]
     tensors += [_tensor(stored[spec.hf_name], spec) for spec in specs if spec.hf_name in stored]
     return [
-        replace(tensor, shape=(vocab_rows, tensor.columns)) if tensor.name in (EMBEDDING, OUTPUT) else tensor
+        replace(tensor, shape=(vocab_rows, tensor.columns)) if tensor.name in (*TABLES, OUTPUT) else tensor
         for tensor in tensors
     ]
 
@@ -177,6 +184,8 @@ def _compatibility(model: HfModel) -> list[str]:
         notices.append(f"attention scale {config.attn_scale:.6g}: llama.cpp will use {guessed.attn_scale:.6g} instead")
     if not model.tied:
         notices += own_output_notices(architecture)
+    if [layer.shared_with for layer in config.layers] != [layer.shared_with for layer in guessed.layers]:
+        notices.append("keys and values are shared otherwise than llama.cpp takes for granted: it does not run that")
     if config.local_layers != guessed.local_layers and not any(guessed.local_layers):
         notices.append(f"attention has a window: llama.cpp has none for {architecture.name}, and attends to all")
     elif config.local_layers != guessed.local_layers:

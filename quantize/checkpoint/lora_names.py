@@ -10,7 +10,7 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.models.registry import ARCHITECTURES
 from edge_gemma.models.tensor_table import OUTPUT
 
-from .names import is_vision, without_prefix
+from .names import is_audio, is_vision, without_prefix
 from .stored_tensor import StoredTensor
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
@@ -42,7 +42,7 @@ def pair_up(tensors: Mapping[str, StoredTensor], where: str) -> tuple[list[Pair]
     vision = 0
     for name, tensor in tensors.items():
         module, factor = _parse(name, where)
-        if is_vision(module):
+        if is_vision(module) or is_audio(module):
             vision += 1
             continue
         factors = modules.setdefault(module, {})

@@ -14,10 +14,11 @@ from edge_gemma.models.tensor_table import HF_OUTPUT
 _PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)")
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
 """What torch.compile, FSDP, activation checkpointing and DataParallel put into names."""
-_TOP = {"layers", "embed_tokens", "norm", "lm_head"}
+_TOP = {"layers", "embed_tokens", "embed_tokens_per_layer", "norm", "lm_head"}
 """The parts of a text model."""
-_VISION = re.compile(r"(^|\.)(vision_tower|vision_model|multi_modal_projector)\.")
-_BUFFER = re.compile(r"(^|\.)(rotary_emb\w*\.\w+|embed_tokens\.embed_scale)$")  # recomputed by everyone
+_VISION = re.compile(r"(^|\.)(vision_tower|vision_model|multi_modal_projector|embed_vision)\.")
+_AUDIO = re.compile(r"(^|\.)(audio_tower|embed_audio)\.")
+_BUFFER = re.compile(r"(^|\.)(rotary_emb\w*\.\w+|embed_tokens(_per_layer)?\.embed_scale)$")  # recomputed by everyone
 _VALUE_HEAD = re.compile(r"(^|\.)(v_head|value_head)\.")  # of TRL's reward training
 _ADAPTED = re.compile(r"(^|\.)(lora_\w+|base_layer|modules_to_save|original_module)\.")
 
@@ -32,14 +33,19 @@ def is_vision(name: str) -> bool:
     return _VISION.search(name) is not None
 
 
+def is_audio(name: str) -> bool:
+    """Whether a tensor or module belongs to the audio tower of a multimodal model."""
+    return _AUDIO.search(name) is not None
+
+
 def is_value_head(name: str) -> bool:
     """Whether a tensor belongs to the head that TRL trains beside a model."""
     return _VALUE_HEAD.search(name) is not None
 
 
 def is_unread(name: str) -> bool:
-    """Whether nothing is made of a tensor, whichever model it is in: the vision tower, buffers, a value head."""
-    return is_vision(name) or is_value_head(name) or _BUFFER.search(name) is not None
+    """Whether nothing is made of a tensor, whichever model it is in: a tower, buffers, a value head."""
+    return is_vision(name) or is_audio(name) or is_value_head(name) or _BUFFER.search(name) is not None
 
 
 def is_adapted(name: str) -> bool:

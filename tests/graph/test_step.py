@@ -70,6 +70,8 @@ def test_the_words_say_each_row_once(parts: list[tuple[int, int, int]]) -> None:
     assert step.words[ops.STEP_ROWS] == count
     tables, tokens = step._tables[:count].tolist(), step._tokens[:count].tolist()
     positions = step._positions[:count].tolist()
+    last = {r.table.address: r.table.length + len(r.tokens) - 1 for r in batch}
+    assert step._lasts[:count].tolist() == [last[address] for address in tables]
     places = list(zip(tables, positions, tokens, strict=True))
     expected = [(r.table.address, r.table.length + i, i) for r in batch for i in range(len(r.tokens))]
     assert sorted(places) == sorted(expected)

@@ -53,6 +53,14 @@ class Step:
     words: dict[int, Array] = field(default_factory=dict)
     """Arrays whose addresses other words of the step have."""
 
+    @property
+    def lasts(self) -> list[int]:
+        """The last position of each row's sequence."""
+        last: dict[int, int] = {}
+        for sequence, position in zip(self.sequences, self.positions, strict=False):
+            last[sequence] = max(position, last.get(sequence, 0))
+        return [last[sequence] for sequence in self.sequences]
+
 
 _INT8 = ("q", "q_stride", "zero", "q_out", "q_out_stride")
 
@@ -107,6 +115,7 @@ def _step_words(step: Step, threads: int) -> tuple[Array, dict[int, Array]]:
     lists = {
         ops.STEP_TOKENS: np.array(step.tokens, np.int64),
         ops.STEP_POSITIONS: np.array(step.positions, np.int64),
+        ops.STEP_LASTS: np.array(step.lasts, np.int64),
         ops.STEP_TABLES: np.array([step.tables[s].ctypes.data for s in step.sequences if step.tables], np.int64),
         ops.STEP_TILES: np.array(tiles, np.int64),
         ops.STEP_SCRATCH: np.full(threads * step.scratch_bytes + 4096, 0xFF, np.uint8),  # NaN if read unwritten

@@ -28,7 +28,7 @@ from tests.quantize.converting import convert
 
 EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES)
 NOT_IN_LLAMA_CPP = {"vaultgemma"}
-CASE_OF = {case.architecture: case.name for case in CASES.values()}
+CASE_OF = {case.architecture: name for name, case in CASES.items() if not getattr(case, "experts", 0)}
 
 
 def config_of(architecture: str, folder: Path) -> Config:
@@ -63,7 +63,9 @@ def test_linear_modules_have_their_place_in_the_table(tmp_path: Path, architectu
     """What adapters go by."""
     specs = [spec for spec in config_of(architecture, tmp_path).tensors() if spec.layer == 0 and len(spec.shape) == 2]
     modules = {spec.hf_name.removeprefix("layers.0.").removesuffix(".weight"): spec.role for spec in specs}
-    assert modules == ARCHITECTURES[architecture].matrices
+    assert modules.items() <= ARCHITECTURES[architecture].matrices.items()
+    if architecture != "gemma4":  # only some of its sizes have them all, see test_gemma4_conversion.py
+        assert modules == ARCHITECTURES[architecture].matrices
 
 
 @EVERY
@@ -84,7 +86,7 @@ def test_the_table_names_what_a_checkpoint_holds(architecture: str) -> None:
     table = {spec.hf_name: spec.shape for spec in specs}
     held = {name.removeprefix("model."): values.shape for name, values in weights(case).items()}
     assert held.items() <= table.items()
-    assert {spec.hf_name for spec in specs if not spec.optional} <= held.keys()
+    assert {spec.hf_name for spec in specs if spec.hf_name and not spec.optional} <= held.keys()
     assert case.tied or "lm_head.weight" in held
 
 
@@ -96,7 +98,14 @@ def test_both_readers_make_the_same_configuration(tmp_path: Path, architecture: 
     with GgufFile.open(path) as file:
         found = read_config(file)
     assert found.rms_eps == np.float32(expected.rms_eps) and found.attn_scale == np.float32(expected.attn_scale)
-    assert replace(found, rms_eps=expected.rms_eps, attn_scale=expected.attn_scale) == expected
+    plain = replace(found, rms_eps=expected.rms_eps, attn_scale=expected.attn_scale)
+    assert plain == without_factors(expected)
+
+
+def without_factors(config: Config) -> Config:
+    """What divides frequencies pair by pair is in a tensor of a file."""
+    layers = (replace(layer, rope=replace(layer.rope, factors=None)) for layer in config.layers)
+    return replace(config, layers=tuple(layers))
 
 
 @EVERY
@@ -119,7 +128,7 @@ def test_layers_may_differ(tmp_path: Path, architecture: str) -> None:
     d, heads = config.d_model, config.n_heads
     assert shapes["blk.1.attn_q.weight"] == (heads * 256, d) and shapes["blk.1.attn_k.weight"] == (256, d)
     assert shapes["blk.1.ffn_down.weight"] == (d, 4096)
-    same = {spec.name: spec.shape for spec in config.tensors() if spec.layer != 1}
+    same = {spec.name: spec.shape for spec in config.tensors() if spec.layer != 1 and spec.role != "rope_freqs"}
     assert {name: shape for name, shape in shapes.items() if name in same} == same
     assert mixed.states == [AttentionState(each.n_kv_heads, each.head_dim, each.window) for each in mixed.layers]
     assert mixed.rope(1).dims == 256 and mixed.rope(0) == config.rope(0)

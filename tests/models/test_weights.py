@@ -200,12 +200,13 @@ def test_matrices_may_have_any_executed_type(tmp_path: Path) -> None:
 
 
 def test_least_rows(tmp_path: Path) -> None:
-    error = refused(tiny_gemma("gemma2", vocab=15), tmp_path)
-    assert error.field == "token_embd.weight"
-    assert "rows must be at least 16" in str(error)
-    bind(tiny_gemma("gemma2", vocab=16, n_kv_heads=1), tmp_path)
-    error = refused(tiny_gemma("gemma2", n_heads=8, n_kv_heads=1, head_dim=8), tmp_path)
-    assert error.field == "blk.0.attn_k.weight"
+    """Of quantized matrices; others have none."""
+    sizes = {"token_embd.weight": {"vocab": 15}, "blk.0.attn_k.weight": {"n_heads": 8, "n_kv_heads": 1, "head_dim": 8}}
+    for name, few in sizes.items():
+        bind(tiny_gemma("gemma2", **few), tmp_path)
+        error = refused(replaced(tiny_gemma("gemma2", **few), name, type_id=TYPE_Q8_0), tmp_path)
+        assert error.field == name and "rows must be at least 16" in str(error)
+    bind(replaced(tiny_gemma("gemma2", vocab=16), "token_embd.weight", type_id=TYPE_Q8_0), tmp_path)
 
 
 def test_column_step(tmp_path: Path) -> None:

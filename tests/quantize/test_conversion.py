@@ -27,7 +27,7 @@ NAMES = {
         "post_feedforward_layernorm": "post_ffw_norm",
     },
 }
-NAMES["gemma3"] = NAMES["gemma2"]
+NAMES["gemma3"] = NAMES["gemma4"] = NAMES["gemma2"]
 NAMES["llama"] = NAMES["gemma"]
 NAMES["vaultgemma"] = {"pre_feedforward_layernorm": "ffn_norm"}
 
@@ -51,15 +51,15 @@ def test_every_tensor_has_its_name_and_values(tmp_path: Path, architecture: str,
         **NAMES[architecture],
     }
     with GgufFile.open(tmp_path / "out.gguf", strict=True) as file:
-        assert len(file.tensors) == len(tensors)
+        assert len(file.tensors) == len(tensors) + (architecture == "gemma4")  # rope_freqs
+        shift_of_norms = np.float32(architecture not in ("gemma4", "llama"))
         assert np.array_equal(values(file, "token_embd.weight"), tensors["model.embed_tokens.weight"])
-        shifts = np.float32(architecture != "llama")
-        assert np.array_equal(values(file, "output_norm.weight"), tensors["model.norm.weight"] + shifts)
+        assert np.array_equal(values(file, "output_norm.weight"), tensors["model.norm.weight"] + shift_of_norms)
         for name, expected in tensors.items():
             if name.startswith("model.layers."):
                 _, _, layer, block = name.removesuffix(".weight").split(".", 3)
                 stored = in_pairs(expected, HEADS[block]) if architecture == "llama" and block in HEADS else expected
-                shift = shifts if expected.ndim == 1 else 0
+                shift = shift_of_norms if expected.ndim == 1 else np.float32(0)
                 assert np.array_equal(values(file, f"blk.{layer}.{blocks[block]}.weight"), stored + shift), name
 
 

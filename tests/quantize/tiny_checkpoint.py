@@ -20,6 +20,7 @@ CLASSES = {
     "gemma3": "Gemma3ForCausalLM",
     "vaultgemma": "VaultGemmaForCausalLM",
     "llama": "LlamaForCausalLM",
+    "gemma4": "Gemma4ForCausalLM",
 }
 VOCAB = 384
 SPACE = "\u2581"
@@ -66,6 +67,15 @@ EXTRA: dict[str, dict[str, Any]] = {
         "rope_theta": 1000000.0,
         "rope_local_base_freq": 10000.0,
         "sliding_window_pattern": 6,
+    },
+    "gemma4": {
+        "num_hidden_layers": 4,
+        "sliding_window": 16,
+        "global_head_dim": 64,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "final_logit_softcapping": 30.0,
     },
 }
 
@@ -156,17 +166,32 @@ def hf_tensors(config: Mapping[str, Any], architecture: str, seed: int = 0) -> d
         block |= {"post_attention_layernorm": (width,)}
     if architecture not in ("gemma", "llama"):
         block |= {"pre_feedforward_layernorm": (width,)}
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in ("gemma2", "gemma3", "gemma4"):
         block |= {"post_feedforward_layernorm": (width,)}
-    if architecture == "gemma3":
+    if architecture in ("gemma3", "gemma4"):
         block |= {"self_attn.q_norm": (head,), "self_attn.k_norm": (head,)}
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], width)}
     for layer in range(config["num_hidden_layers"]):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+        own = block | (_global_of_gemma4(config) if architecture == "gemma4" and layer % 2 else {})
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in own.items()}
     shapes["model.norm.weight"] = (width,)
     if not config.get("tie_word_embeddings", True):
         shapes["lm_head.weight"] = (config["vocab_size"], width)
     return {name: (rng.standard_normal(shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _global_of_gemma4(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What differs in every second layer."""
+    width, head = config["hidden_size"], config["global_head_dim"]
+    q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    return {
+        "self_attn.q_proj": (q, width),
+        "self_attn.k_proj": (kv, width),
+        "self_attn.v_proj": (kv, width),
+        "self_attn.o_proj": (width, q),
+        "self_attn.q_norm": (head,),
+        "self_attn.k_norm": (head,),
+    }
 
 
 def stored(values: NDArray[np.float32], dtype: str) -> bytes:

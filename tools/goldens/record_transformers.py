@@ -3,7 +3,8 @@
     python tools/goldens/record_transformers.py
 
 Writes data/transformers.npz: one array "<case>/<length>" of float32 (length, vocab) per case and sequence length. It
-stops if transformers read a checkpoint otherwise than meant, or if a soft-cap of a case makes no difference.
+stops if transformers read a checkpoint otherwise than meant, or if a soft-cap of a case makes no difference. Gemma 4
+has a script of its own, `record_gemma4.py`.
 """
 
 from __future__ import annotations

@@ -96,7 +96,9 @@ def append(shape: Shape, pages: Pages, k: Array, v: Array, step: Step) -> None:
     run([operation], step, threads=2)
 
 
-def attend(shape: Shape, pages: Pages, q: Array, step: Step, window: int, cap: float, threads: int = 1) -> Array:
+def attend(
+    shape: Shape, pages: Pages, q: Array, step: Step, window: int, cap: float, threads: int = 1, ahead: int = 0
+) -> Array:
     """(T, H, D) by `attend_one` and `merge` if there is one row, else by `attend`."""
     y = np.full((len(q), q[0].size + 5), np.float32(9))
     space = partial_bytes(shape.heads, shape.size, shape.spans(window))
@@ -105,7 +107,7 @@ def attend(shape: Shape, pages: Pages, q: Array, step: Step, window: int, cap: f
         row(
             ATTEND, f"attention.attend_one_{shape.kind}", f"attention.attend_{shape.kind}",
             q=q, q_stride=q.strides[0], y=y, y_stride=y.strides[0], heads=shape.heads, kv_heads=shape.kv_heads,
-            head_dim=shape.size, layer=LAYER, head_bytes=pages.head_bytes, window=window, softcap=cap,
+            head_dim=shape.size, layer=LAYER, head_bytes=pages.head_bytes, window=window, ahead=ahead, softcap=cap,
             partial=partial, spans=shape.spans(window),
         ),
         row(
@@ -167,6 +169,34 @@ def test_groups_and_head_sizes(kind: str, heads: int, kv_heads: int, size: int) 
 def test_windows_and_pages(kind: str, window: int, context: int, first: int, rows: int, cap: float) -> None:
     shape = Shape(kind, 4, 2, 32, context, sequences=1)
     check(shape, [0] * rows, range(first, first + rows), window, cap)
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize(
+    ("window", "ahead", "lengths"),
+    [
+        (GLOBAL, GLOBAL, [270, 1, 37]),  # every key of the text, across pages, and of no other text
+        (9, 8, [40, 2, 17]),  # fewer than a tile of queries
+        (257, 256, [530]),  # more than a page to either side
+        (100, 30, [257]),
+        (1, 5, [33]),  # none before its own
+    ],
+)
+def test_keys_behind(kind: str, window: int, ahead: int, lengths: list[int]) -> None:
+    """Texts that are read at once; what lies behind their last keys may be anything."""
+    shape = Shape(kind, 2, 1, 32, 1024, sequences=len(lengths))
+    sequences = [s for s, length in enumerate(lengths) for _ in range(length)]
+    positions = [p for length in lengths for p in range(length)]
+    lasts = [lengths[s] - 1 for s in sequences]
+    pages, q = shape.filled(sequences, lasts), shape.random(len(positions), 2, 99)
+    want = reference.attend(q, pages.memory, pages.of(sequences), positions, window, 50.0, ahead=ahead, lasts=lasts)
+    assert np.isfinite(want).all()
+    step = Step(len(q), positions=positions, sequences=sequences)
+    assert step.lasts == lasts
+    assert_same_bits(attend(shape, pages, q, step, window, 50.0, threads=2, ahead=ahead), want)
+    if window > 1:
+        causal = reference.attend(q, pages.memory, pages.of(sequences), positions, window, 50.0)
+        assert not np.array_equal(causal, want)
 
 
 @pytest.mark.parametrize("kind", CACHE_TYPES)

@@ -76,7 +76,7 @@ def test_attention(rows: int, floats: bool) -> None:
             ATTEND, f"attention.attend_one_{shape.kind}", f"attention.attend_{shape.kind}",
             q=queries, q_stride=queries.strides[0], y=out, y_stride=y.strides[0], heads=shape.heads,
             kv_heads=shape.kv_heads, head_dim=shape.size, layer=LAYER, head_bytes=pages.head_bytes, window=100,
-            softcap=50.0, partial=partial, spans=spans, q_out=q, q_out_stride=q.strides[0], zero=ZERO,
+            ahead=0, softcap=50.0, partial=partial, spans=spans, q_out=q, q_out_stride=q.strides[0], zero=ZERO,
         ),
         row(
             MERGE, "attention.merge", y=out, heads=shape.heads,
