@@ -110,7 +110,7 @@ class Program(ExpertRecorder):
         y = self._buffer(out, x.columns)
         self._emit(
             ops.HEAD_NORM,
-            Kernel("ops.elementwise", "head_norm"),
+            Kernel("ops.heads", "head_norm"),
             (x.name, base.name) if base else (x.name,),
             (y.name,),
             *(x.address, x.stride, x.columns // head_dim, head_dim, self._address_of(weight) if weight else 0),
@@ -206,7 +206,7 @@ class Program(ExpertRecorder):
             assert len(self.ropes) <= ops.MOST_ROPES
         self._emit(
             ops.ROTATE,
-            Kernel("ops.elementwise", "rotate_neighbours" if rope.neighbours else "rotate"),
+            Kernel("ops.heads", "rotate_neighbours" if rope.neighbours else "rotate"),
             (x.name,),
             (x.name,),
             *(x.address, x.stride, x.columns // size, size),
@@ -226,7 +226,7 @@ class Program(ExpertRecorder):
         y = self._buffer(out, heads * size)
         self._emit(
             ops.RESIZE_HEADS,
-            Kernel("ops.elementwise", "resize_heads"),
+            Kernel("ops.heads", "resize_heads"),
             (x.name,),
             (y.name,),
             *(x.address, x.stride, heads, head_dim, y.address, y.stride, size),

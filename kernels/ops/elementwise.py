@@ -1,4 +1,4 @@
-"""The operations on rows that are no products: embedding, norms, rotation, gates, sums, caps.
+"""The operations on rows that are no products: embedding, norms, gates, sums, caps. Those on heads: `heads`.
 
 Know no model. Rows are float32; each operation hands out rows, or pieces of rows, to the threads.
 """
@@ -15,10 +15,7 @@ from ..operations import (
     EMBED,
     EXPERT_GATE,
     GATE,
-    HEAD_NORM,
     NORM,
-    RESIZE_HEADS,
-    ROTATE,
     SOFTCAP,
     STEP_ROWS,
     STEP_SCRATCH,
@@ -43,7 +40,6 @@ from ..simd.vocabulary import (
     store,
     store_scalar,
     sum_of_16,
-    swap_pairs,
     to_float,
     zeros,
 )
@@ -53,9 +49,7 @@ from .formats import INT_FORMATS, IntFormat
 from .work_sharing import in_pieces
 
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
-_EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
-_RESIZE = RESIZE_HEADS.slots
-_HEAD_NORM = HEAD_NORM.slots
+_EMBED, _NORM, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, GATE, ADD, SOFTCAP))
 _CHOICES = EXPERT_GATE.slots[-1]
 _VECTOR = 4 * LANES
 
@@ -64,11 +58,6 @@ _VECTOR = 4 * LANES
 def _rows(_op: Any, step: Any) -> Any:
     """Pieces of an operation whose pieces are whole rows."""
     return word(step, STEP_ROWS)
-
-
-def _heads(heads: int) -> Any:
-    """Pieces of an operation whose pieces are heads; `heads` is the word that says how many a row has."""
-    return inlined(lambda op, step: word(step, STEP_ROWS) * word(op, heads))
 
 
 # ---- embedding ---------------------------------------------------------------------------------------------------
@@ -171,93 +160,6 @@ def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
         quantize_row(y, columns, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE))
 
 
-@inlined
-def head_norm(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-    """y = (rms_norm(x) * weight + base) * scale of a head, `head_dim` neighbours; all heads have the same weight."""
-    size, row, head = (
-        word(op, _HEAD_NORM.head_dim),
-        piece // word(op, _HEAD_NORM.heads),
-        piece % word(op, _HEAD_NORM.heads),
-    )
-    weight, base, at = word(op, _HEAD_NORM.weight), word(op, _HEAD_NORM.base), 4 * size * head
-    x = word(op, _HEAD_NORM.x) + row * word(op, _HEAD_NORM.x_stride) + at
-    y = word(op, _HEAD_NORM.y) + row * word(op, _HEAD_NORM.y_stride) + at
-    inverse, scale = splat(inverse_rms(x, size, real(op, _HEAD_NORM.epsilon))), splat(real(op, _HEAD_NORM.scale))
-    base_row = base + row * word(op, _HEAD_NORM.base_stride) + at
-    for c in range(0, 4 * size, _VECTOR):
-        v = load(x + c) * inverse
-        if weight != 0:
-            v = v * load(weight + c)
-        if base != 0:
-            v = v + load(base_row + c)
-        store(y + c, v * scale)
-
-
-# ---- rotation ----------------------------------------------------------------------------------------------------
-
-
-@inlined
-def _norm_head(x: Any, size: Any, norm: Any, epsilon: Any) -> None:
-    inverse = splat(inverse_rms(x, size, epsilon))
-    for c in range(0, 4 * size, _VECTOR):
-        store(x + c, load(x + c) * inverse * load(norm + c))
-
-
-@inlined
-def _rotate_halves(x: Any, size: Any, cosines: Any, scale: Any) -> None:
-    """The pairs (i, i + size/2). arXiv:2104.09864."""
-    half = 2 * size  # bytes
-    for c in range(0, half, _VECTOR):
-        a, b = load(x + c), load(x + half + c)
-        cosine, sine = load(cosines + c), load(cosines + half + c)
-        store(x + c, (a * cosine - b * sine) * scale)
-        store(x + half + c, (b * cosine + a * sine) * scale)
-
-
-@inlined
-def _rotate_neighbours(x: Any, size: Any, cosines: Any, scale: Any) -> None:
-    """The pairs (2i, 2i + 1): a cos - b sin, b cos + a sin; the sines that meet b are stored negated."""
-    sines = cosines + 4 * size
-    for c in range(0, 4 * size, _VECTOR):
-        v = load(x + c)
-        store(x + c, (v * load(cosines + c) + swap_pairs(v) * load(sines + c)) * scale)
-
-
-def make_rotate(turn: Any, angles_per_dim: int) -> Any:
-    """A head of queries or keys in place: norm unless null, rotation, scale. `angles` names the step's word, one of its
-    STEP_ANGLES, whose rows have so many floats for each dimension."""
-
-    @inlined
-    def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-        X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
-        size, row, head = word(op, HEAD_DIM), piece // word(op, HEADS), piece % word(op, HEADS)
-        x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
-        if word(op, NORM_WEIGHT) != 0:
-            _norm_head(x, size, word(op, NORM_WEIGHT), real(op, EPSILON))
-        turn(x, size, word(step, word(op, ANGLES)) + row * 4 * size * angles_per_dim, splat(real(op, SCALE)))
-
-    return in_pieces(_heads(_ROTATE.heads), rotate)
-
-
-@inlined
-def resize_heads(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
-    """A head of y: as much of x's as there is room for, then zeros. Reads and writes nothing beside the two."""
-    size, y_size, heads = word(op, _RESIZE.head_dim), word(op, _RESIZE.y_head_dim), word(op, _RESIZE.heads)
-    row, head = piece // heads, piece % heads
-    x = word(op, _RESIZE.x) + row * word(op, _RESIZE.x_stride) + 4 * size * head
-    y = word(op, _RESIZE.y) + row * word(op, _RESIZE.y_stride) + 4 * y_size * head
-    end, d = min(size, y_size), 0
-    while d + LANES <= end:
-        store(y + 4 * d, load(x + 4 * d))
-        d += LANES
-    while d < end:
-        store_scalar(y + 4 * d, load_scalar(x + 4 * d))
-        d += 1
-    while d < y_size:
-        store_scalar(y + 4 * d, np.float32(0.0))
-        d += 1
-
-
 # ---- gates, sums, caps -------------------------------------------------------------------------------------------
 
 
@@ -326,9 +228,7 @@ _PARTS = {"gate": (_GATE.columns, gate), "add": (_ADD.columns, add), "softcap": 
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    table = {"norm": in_pieces(_rows, norm), "resize_heads": in_pieces(_heads(_RESIZE.heads), resize_heads)}
-    table |= {"head_norm": in_pieces(_heads(_HEAD_NORM.heads), head_norm)}
-    table |= {"rotate": make_rotate(_rotate_halves, 1), "rotate_neighbours": make_rotate(_rotate_neighbours, 2)}
+    table = {"norm": in_pieces(_rows, norm)}
     table |= {name: in_parts(*parts) for name, parts in _PARTS.items()}
     table["expert_gate"] = in_parts(_GATE.columns, gate, _pairs)
     for name, fmt in INT_FORMATS.items():

@@ -171,7 +171,7 @@ def test_gates_of_all_choices(tokens: int) -> None:
         y = np.full((tokens * k, columns + 16), np.float32(9))
         q = aligned((tokens * k, columns // 32 * LINE), np.uint8)
         gate = row(
-            EXPERT_GATE, "elementwise.expert_gate", gate=g, gate_stride=products.strides[0], up=u, up_stride=products.strides[0],
+            EXPERT_GATE, "elementwise.expert_gate", gate=g, gate_stride=g.strides[0], up=u, up_stride=u.strides[0],
             activation=GELU, columns=columns, y=y, y_stride=y.strides[0], q=q, q_stride=q.strides[0], zero=8, choices=k,
         )  # fmt: skip
         run([gate], Step(tokens), threads)
