@@ -14,7 +14,8 @@ import pytest
 from edge_gemma import Gemma
 from edge_gemma.engine.memory_plan import KvType
 from tests.conftest import TinyGguf
-from tests.goldens.cases import CASES, token_ids
+from tests.goldens.cases import token_ids
+from tests.goldens.every_case import CASES
 from tests.goldens.real import DATA, windows
 
 Ids = list[int]
@@ -22,6 +23,7 @@ Ids = list[int]
 CHUNKS = (512, 64, 7, 1)
 TINY = [("gemma2-256", "Q4_K"), ("gemma2-256", "Q4_0"), ("gemma2-2b", "Q5_1"), ("gemma2-27b", "F16")]
 TINY += [("gemma3-256", "Q6_K"), ("gemma3-270m", "Q8_0"), ("gemma3-4b", "F32"), ("gemma1-mqa", "Q4_1")]
+TINY += [("danube-1", "Q8_0"), ("llama-biased", "F16")]  # heads of 80 dimensions; a window; biases; a SiLU gate
 
 
 def bits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
