@@ -92,6 +92,15 @@ def test_heads_of_any_size_are_kept_whole(tiny_gguf: TinyGguf) -> None:
     assert config.states == [AttentionState(1, 128)] * 2 and config.layers[0].head_dim == 120
 
 
+@pytest.mark.parametrize(("name", "resized"), [("danube-1", 4), ("llama-sheared", 0)])
+def test_heads_are_resized_where_they_are_not_whole(tiny_gguf: TinyGguf, name: str, resized: int) -> None:
+    """Queries, keys, values and what attention makes of them; nobody else pays for it."""
+    runner = Runner(tiny_gguf(name), context=64, chunk=32, threads=1)
+    names = [recorded.operation.name for recorded in runner.recording(1).program.recorded]
+    assert names.count("resize_heads") == resized * CASES[name].layers
+    runner.close()
+
+
 @pytest.mark.parametrize("name", ["danube-1", "llama-biased"])
 def test_inputs_of_every_matrix_are_observed(tiny_gguf: TinyGguf, name: str) -> None:
     """What importance matrices are made of."""
