@@ -69,6 +69,14 @@ _SCALES = {
     "Q6_K": _Scales(208, 1367),
     "IQ4_NL": _Scales(0, 69),
     "IQ4_XS": _Scales(0, 1275),
+    "IQ3_XXS": _Scales(0, 142),
+    "IQ3_S": _Scales(0, 140),
+    "IQ2_XXS": _Scales(0, 53.4),
+    "IQ2_XS": _Scales(0, 56),
+    "IQ2_S": _Scales(0, 56),
+    "IQ1_S": _Scales(0, 7.2),
+    "IQ1_M": _Scales(48, 7.2),
+    "MXFP4": _Scales(0, 5.85),
 }
 
 Bytes = npt.NDArray[np.uint8]
@@ -87,11 +95,31 @@ def random_blocks(name: str, rows: int, columns: int, rng: np.random.Generator, 
     kind = _SCALES[name]
     size = np.float32((columns**-0.5 if std is None else std) / kind.rms)
     scale = rng.uniform(0.75, 1.25, len(blocks)).astype(np.float32) * size
+    if name == "MXFP4":
+        blocks[:, 0] = _powers_of_two(scale, rng)
+        return blocks.reshape(rows, -1)
+    if name == "IQ1_M":
+        _quarter(scale.astype(np.float16), blocks[:, kind.scale_at :])
+        return blocks.reshape(rows, -1)
     blocks[:, kind.scale_at : kind.scale_at + 2] = scale.astype(np.float16)[:, None].view(np.uint8)
     if kind.min_at is not None:
         minimum = (scale * np.float32(kind.min_per_scale)).astype(np.float16)
         blocks[:, kind.min_at : kind.min_at + 2] = minimum[:, None].view(np.uint8)
     return blocks.reshape(rows, -1)
+
+
+def _powers_of_two(scale: npt.NDArray[np.float32], rng: np.random.Generator) -> Bytes:
+    """MXFP4's scale bytes: a power of two below or above each scale, such that the mean of squares is kept."""
+    fraction, exponent = np.frexp(scale)  # fraction in [0.5, 1)
+    above = rng.uniform(0, 1, len(scale)) < (4 * fraction**2 - 1) / 3
+    return (exponent - 1 + above + 128).astype(np.uint8)
+
+
+def _quarter(scale: npt.NDArray[np.float16], shorts: Bytes) -> None:
+    """IQ1_M's scale: 4 of its bits in the upper end of each of four 16-bit numbers, the lowest first."""
+    for i in range(4):
+        quarter = (scale.view(np.uint16) >> 4 * i & 15).astype(np.uint8)
+        shorts[:, 2 * i + 1] = shorts[:, 2 * i + 1] & 15 | quarter << 4
 
 
 # ---- vocabulary ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ NumPy's numbers are as good as Python's. They are made plain here: a narrow one 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -50,6 +51,11 @@ def seconds(name: str, value: object) -> float:
     if number is None or not 0 < number < float("inf"):
         raise ValueError(f"{name}: {shown(value)} is no number of seconds above 0")
     return number
+
+
+def moment(name: str, value: object) -> float:
+    """The moment, of `time.monotonic`, in so many seconds; never for None. Raises ValueError."""
+    return float("inf") if value is None else time.monotonic() + seconds(name, value)
 
 
 def flag(name: str, value: object) -> bool:

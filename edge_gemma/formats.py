@@ -1,6 +1,6 @@
 """The block formats of weight tensors, as data: names, GGUF type numbers, sizes.
 
-Knows no bytes inside a block (`kernels/ops/formats.py`, `kernels/reference/formats.py`), no tensor and no file.
+Knows no bytes inside a block (`kernels/ops/formats/`, `kernels/reference/formats.py`), no tensor and no file.
 Source: the type table of the GGUF specification and ggml's block structs.
 """
 
@@ -53,6 +53,14 @@ FORMATS: dict[str, BlockFormat] = {
         BlockFormat("Q6_K", 14, 256, 210),
         BlockFormat("IQ4_NL", 20, 32, 18),
         BlockFormat("IQ4_XS", 23, 256, 136),
+        BlockFormat("IQ3_XXS", 18, 256, 98),
+        BlockFormat("IQ3_S", 21, 256, 110),
+        BlockFormat("IQ2_XXS", 16, 256, 66),
+        BlockFormat("IQ2_XS", 17, 256, 74),
+        BlockFormat("IQ2_S", 22, 256, 82),
+        BlockFormat("IQ1_S", 19, 256, 50),
+        BlockFormat("IQ1_M", 29, 256, 56),
+        BlockFormat("MXFP4", 39, 32, 17),
     )
 }
 """The formats the runtime executes, by name."""

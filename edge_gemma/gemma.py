@@ -8,7 +8,6 @@ with Gemma("model.gguf") as model:
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma import arguments
+from edge_gemma.embeddings import embed
 from edge_gemma.engine.answer import Delta, Writer
 from edge_gemma.engine.channel import Channel
+from edge_gemma.engine.draft import open_draft
 from edge_gemma.engine.loop import Engine, Stats
 from edge_gemma.engine.memory_plan import MemoryPlan, page_limit
 from edge_gemma.engine.runner import Runner
@@ -32,7 +33,7 @@ from edge_gemma.engine.speculation import DraftModel, PromptLookup, Speculation
 from edge_gemma.errors import ContextOverflowError
 from edge_gemma.models.architecture import Config
 from edge_gemma.options import AnswerOptions
-from edge_gemma.streams import AsyncStream, Completion, PromptProgress, Received, Stream
+from edge_gemma.streams import AsyncStream, Completion, PromptProgress, Received, Stream, when_ended
 from edge_gemma.text.stop_strings import stop_strings
 from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.token_sequence import TokenSequence
@@ -137,18 +138,18 @@ class Gemma:
         kept = runner.plan.kv_cache if kept is None else kept
         runner.pool.limit_bytes = page_limit(runner.plan.kv_cache, self.slots, kept)
         if draft is not None:
-            self._draft = self._opened_draft(draft, progress)
+            self._draft = open_draft(draft, runner, self.slots, progress)
         self._engine = Engine(runner, slots=self.slots, prefix_cache=kept, max_stall=stall, draft=self._draft)
         self._sessions = Sessions(runner, self._engine)
 
     # ---- text ----------------------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of `text`, at most one BOS in front. Control tokens spelled in it stay text unless asked for.
 
-        Raises TypeError or ValueError naming the argument.
+        `add_bos`: None does what the file says, and every Gemma has one. Raises TypeError or ValueError naming the
+        argument.
         """
-        arguments.flag("add_bos", add_bos)
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -278,7 +279,7 @@ class Gemma:
                 while len(running) < 2 * self.slots and (following := next(source, None)):
                     number, prompt = following
                     generation = self._generation(prompt, options, BATCH_PRIORITY, UNLIMITED)
-                    generation.channel.on_item = _when_ended(generation, finished, number)
+                    generation.channel.on_item = when_ended(generation, finished, number)
                     running[number] = Received(generation)
                     self._engine.submit(generation)
                 if not running:
@@ -295,7 +296,7 @@ class Gemma:
 
     def sequence(self) -> TokenSequence:
         """A text that is read and continued under the caller's hands, token by token."""
-        self._engine.check_open()
+        self._check_continues()
         return TokenSequence(self, self._engine, self.tokenizer, self._sessions)
 
     def load_sequence(self, path: str | os.PathLike[str]) -> TokenSequence:
@@ -323,6 +324,23 @@ class Gemma:
         """What `logits` gives, `rows` positions at a time, (at most rows, vocabulary): for texts of any length."""
         rows = arguments.integer("rows", rows, 1, 4096)
         return self._logits(self._checked("ids", ids), rows, rows)
+
+    def embed(
+        self,
+        texts: str | Sequence[Prompt],
+        *,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool = False,
+    ) -> NDArray[np.float32]:
+        """Embeddings of a text, or of several (text or token ids), by an embedding model: float32 (texts, dimensions).
+
+        Each has length 1, and the same bits in whatever company. prompt: what texts are for, "query" or "document" of
+        EmbeddingGemma: the words that the model was trained to see before them. dimensions: keep so many, the first.
+        truncate: cut off what does not fit the context. Raises ValueError, TypeError, ContextOverflowError.
+        """
+        self._engine.check_open()
+        return embed(self._runner, self._engine, self.tokenizer, texts, prompt, dimensions, truncate)
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -363,7 +381,7 @@ class Gemma:
         max_tokens = arguments.integer("max_tokens", given.pop("max_tokens", 256), 1, 2**31)
         stop = stop_strings(given.pop("stop", ()))
         priority = arguments.integer("priority", given.pop("priority", priority), -(2**31), 2**31)
-        deadline = _deadline(given.pop("deadline", None))
+        deadline = arguments.moment("deadline", given.pop("deadline", None))
         ids = self._checked("prompt", self._prompt_ids(prompt) if isinstance(prompt, str) else prompt)
         sampler = Sampler(SamplingParams(**given))  # type: ignore[arg-type]
         return self._made(ids, max_tokens, stop, sampler, priority, deadline, backlog)
@@ -389,16 +407,6 @@ class Gemma:
         proposer = DraftModel(self._draft, sampler) if self._draft else PromptLookup()
         return Speculation(proposer, self._engine.step_times)
 
-    def _opened_draft(self, path: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> Runner:
-        """Raises ValueError where it has another vocabulary, and what opening raises."""
-        draft = Runner(path, default_context=self.context, threads=self.threads, progress=progress)
-        ours, theirs = ([*file.metadata.strings("tokenizer.ggml.tokens")] for file in (self._runner.file, draft.file))
-        if ours != theirs:
-            draft.close()
-            raise ValueError(f"draft: {os.fspath(path)} has another vocabulary than the model")
-        draft.pool.limit_bytes = page_limit(draft.plan.kv_cache, self.slots, 0)
-        return draft
-
     def _choice(self, first: Generation, number: int) -> Generation:
         """Another continuation of the same prompt."""
         writer, prompt = first.writer, first.tokens
@@ -409,7 +417,7 @@ class Gemma:
 
     def _checked(self, name: str, ids: Sequence[int]) -> list[int]:
         """Token ids that a sequence may begin with. Raises as the public methods do."""
-        self._engine.check_open()
+        self._check_continues()
         checked = arguments.token_ids(name, ids, self.config.vocab_size)
         if not checked:
             raise ValueError(f"{name}: there must be at least one token")
@@ -418,6 +426,12 @@ class Gemma:
                 f"{name}: {len(checked)} tokens do not fit the context of {self.context}; open with a larger one"
             )
         return checked
+
+    def _check_continues(self) -> None:
+        """Raise where the model is closed, and ValueError where it makes embeddings."""
+        self._engine.check_open()
+        if self.config.embedding is not None:
+            raise ValueError(f"{self.config.architecture} is an embedding model, which continues no text: use embed")
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         try:
@@ -434,13 +448,3 @@ class Gemma:
             yield from job.channel
         finally:
             self._engine.cancel(job)
-
-
-def _deadline(seconds: object) -> float:
-    """The moment, of `time.monotonic`, in so many seconds."""
-    return float("inf") if seconds is None else time.monotonic() + arguments.seconds("deadline", seconds)
-
-
-def _when_ended(generation: Generation, finished: SimpleQueue[int], number: int) -> Callable[[], None]:
-    """What to call after each item: the last one puts `number` into the queue."""
-    return lambda: finished.put(number) if generation.channel.ended else None

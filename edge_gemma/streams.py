@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from queue import Empty
@@ -70,6 +71,11 @@ class Received:
             timings = Timings(read - start, written - read, prompt, len(self.token_ids))
         usage = Usage(prompt, len(self.token_ids), cached)
         return Completion(self.text, list(self.token_ids), reason, usage, timings)
+
+
+def when_ended(generation: Generation, finished: SimpleQueue[int], number: int) -> Callable[[], None]:
+    """What to call after each item: the last one puts `number` into the queue."""
+    return lambda: finished.put(number) if generation.channel.ended else None
 
 
 class Stream(Iterator[str]):

@@ -150,7 +150,8 @@ class TokenSequence:
             raise EdgeGemmaError("the sequence is closed")
 
     def _ids(self, tokens: str | Ids[int]) -> list[int]:
-        given = self._tokenizer.encode(tokens, add_bos=not self._state[0]) if isinstance(tokens, str) else tokens
+        bos = False if self._state[0] else None
+        given = self._tokenizer.encode(tokens, add_bos=bos) if isinstance(tokens, str) else tokens
         ids = arguments.token_ids("tokens", given, self._tokenizer.vocab_size)
         if not ids:
             raise ValueError("tokens: there must be at least one token")

@@ -36,6 +36,14 @@ ZEROS = {
     "Q8_0": WIDE_ZERO,
     "IQ4_NL": WIDE_ZERO,
     "IQ4_XS": WIDE_ZERO,
+    "IQ3_XXS": 62,
+    "IQ3_S": 15,
+    "IQ2_XXS": 43,
+    "IQ2_XS": 43,
+    "IQ2_S": 43,
+    "IQ1_S": 9,
+    "IQ1_M": 9,
+    "MXFP4": 12,
 }
 """What is subtracted from the bytes of weights of a format; 0 for the others."""
 

@@ -167,3 +167,5 @@ EXPERTS_GATED = _operation("experts_gated", " ".join(EXPERTS.arguments) + " up q
 """y = gelu(x weights^T) * (x up^T) of each pair in one pass, for many rows. `up`: expert 0's, with the same strides."""
 EXPERT_GATE = _operation("expert_gate", " ".join(GATE.arguments) + " choices")
 COMBINE = _operation("combine", "x x_stride choices shares places y y_stride columns")
+EXPERT_SQUARES = _operation("expert_squares", "x x_stride columns experts groups sources sums counts")
+"""sums: float32 (experts, columns) and counts: int64 (experts,) of the rows of x that each expert was given."""

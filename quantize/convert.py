@@ -155,6 +155,11 @@ def _planned(
 
 def _weighted(source: Source, type: str, overrides: Overrides | None, name: str, matrix: ImportanceMatrix) -> Plan:
     """The plan with an importance matrix, called `name`, which the file tells of."""
+    if matrix.unseen:
+        told = (
+            f"importance matrix: the text reached none of {matrix.unseen} matrices of experts: they have equal weights"
+        )
+        source = replace(source, notices=[*source.notices, told])
     made = make_plan(source, type, overrides or Overrides(), matrix.means)
     return replace(made, metadata=made.metadata | quantized_with(name, matrix))
 

@@ -1,7 +1,8 @@
 """Importance matrices: the mean square of each input column of each matrix, over a text. Knows no model.
 
 Written and read as llama.cpp's GGUF file (tools/imatrix, common/imatrix-loader.cpp): `<tensor>.in_sum2` holds the
-sums of squares per column, `<tensor>.counts` the number of rows summed, both float32. Read, too: its older binary
+sums of squares per column, `<tensor>.counts` the number of rows summed, both float32; of a tensor of experts they hold
+a row for each. Read, too: its older binary
 file, which holds | int32 entries | per entry: name, int32 calls, int32 n, n float32 | int32 chunks | text's name |
 with strings behind an int32 length.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,23 +36,29 @@ MAX_LEGACY_NAME = 4096
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """`means`: tensor name -> mean square of each input column, float32 (columns,); where they come from."""
+    """`means`: tensor name -> mean square of each input column, float32 (columns,) or (experts, columns); where they
+    come from; `unseen`: how many experts saw no row. These have ones."""
 
     means: dict[str, Floats]
     datasets: tuple[str, ...]
     chunks: int
+    unseen: int = 0
+
+
+Counts = int | Mapping[str, NDArray[np.integer]]
+"""Rows that were summed: of every tensor, or of each one's experts."""
 
 
 def of_sums(
-    sums: Mapping[str, NDArray[np.floating]], count: int, *, datasets: Sequence[str], chunks: int
+    sums: Mapping[str, NDArray[np.floating]], counts: Counts, *, datasets: Sequence[str], chunks: int
 ) -> ImportanceMatrix:
-    """What would be read if these sums of `count` rows were written."""
-    means = {name: total.astype(np.float32) / np.float32(count) for name, total in sums.items()}
-    return ImportanceMatrix(means, tuple(datasets), chunks)
+    """What would be read if these sums were written."""
+    made = {name: _means(total.astype(np.float32), _counts_of(counts, name)) for name, total in sums.items()}
+    return ImportanceMatrix({n: m for n, (m, _) in made.items()}, tuple(datasets), chunks, _total(made))
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Floats]:
-    """Tensor name -> mean square of each input column, float32 (columns,), finite and not negative.
+    """Tensor name -> mean square of each input column, float32 (columns,) or (experts, columns), finite, not negative.
 
     A matrix that saw no row has ones, as llama.cpp takes it. Raises OSError, or ModelFormatError naming the entry.
     """
@@ -70,14 +77,15 @@ def load(path: str | os.PathLike[str]) -> ImportanceMatrix:
 def write(
     path: str | os.PathLike[str],
     sums: Mapping[str, NDArray[np.floating]],
-    count: int,
+    counts: Counts,
     *,
     datasets: Sequence[str],
     chunks: int,
     chunk_size: int,
     force: bool = False,
 ) -> None:
-    """Write sums of squares, tensor name -> (columns,), of `count` rows each: `chunks` chunks of `chunk_size` tokens.
+    """Write sums of squares, tensor name -> (columns,) or (experts, columns), and of how many rows they are: `chunks`
+    chunks of `chunk_size` tokens.
 
     `datasets` names the texts. Raises OutputError when the file cannot be written, OSError for a path that cannot be
     used; the file is complete or absent.
@@ -87,7 +95,8 @@ def write(
     arrays: dict[str, Floats] = {}
     for name in sorted(sums):
         arrays[name + SUMS] = sums[name].astype("<f4")
-        arrays[name + COUNTS] = np.full(1, count, "<f4")
+        found = _counts_of(counts, name).astype("<f4")
+        arrays[name + COUNTS] = found if sums[name].ndim == 1 else found.reshape(-1, 1)
     metadata: Metadata = {
         "general.type": string("imatrix"),
         "imatrix.datasets": strings([name.encode() for name in datasets]),
@@ -100,6 +109,24 @@ def write(
         file.write(header)
         for info, array in zip(infos, arrays.values(), strict=True):
             file.write(array.tobytes().ljust(info.padded, b"\0"))
+
+
+def _counts_of(counts: Counts, name: str) -> NDArray[np.float32]:
+    """(1,) or (experts,)"""
+    return np.array([counts], np.float32) if isinstance(counts, int) else counts[name].astype(np.float32).reshape(-1)
+
+
+def _means(sums: Floats, counts: Floats) -> tuple[Floats, int]:
+    """Sums over counts, ones where nothing was counted, in the shape of the sums; and of how many experts that is."""
+    by_expert = sums.reshape(len(counts), -1)
+    seen = counts > 0
+    means = np.where(seen[:, None], by_expert / np.where(seen, counts, np.float32(1))[:, None], np.float32(1))
+    return means.reshape(sums.shape), int((~seen).sum()) if len(counts) > 1 else 0
+
+
+def _total(made: Mapping[str, tuple[Floats, int]]) -> int:
+    """Experts that saw nothing, over all tensors."""
+    return sum(unseen for _, unseen in made.values())
 
 
 def quantized_with(name: str, matrix: ImportanceMatrix) -> Metadata:
@@ -122,12 +149,13 @@ def _load_gguf(path: Path) -> ImportanceMatrix:
         if keys.string("general.type") != "imatrix":
             raise keys.error("general.type", "is not 'imatrix': this is no importance matrix")
         names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
-        means = {name: _mean(path, name, _vector(file, name + SUMS), _vector(file, name + COUNTS)) for name in names}
+        made = {name: _entry(path, name, _values(file, name + SUMS), _values(file, name + COUNTS)) for name in names}
         datasets = keys.strings("imatrix.datasets") if "imatrix.datasets" in keys else ()
-        return _checked(path, means, datasets, keys.u32("imatrix.chunk_count", 0))
+        means = {name: entry for name, (entry, _) in made.items()}
+        return replace(_checked(path, means, datasets, keys.u32("imatrix.chunk_count", 0)), unseen=_total(made))
 
 
-def _vector(file: GgufFile, name: str) -> Floats:
+def _values(file: GgufFile, name: str) -> Floats:
     if name not in file.tensors:
         raise _error(file.path, name, "is missing")
     tensor = file.tensors[name]
@@ -136,13 +164,14 @@ def _vector(file: GgufFile, name: str) -> Floats:
     return file.data(tensor).copy().view("<f4").reshape(-1)
 
 
-def _mean(path: Path, name: str, sums: Floats, counts: Floats) -> Floats:
-    if len(counts) != 1:
-        raise _error(path, name, f"has {len(counts)} counts: matrices of experts are not known here")
-    count = float(counts[0])
-    if not 0 <= count < np.inf:
-        raise _error(path, name, f"has a count of {count}")
-    return sums / np.float32(count) if count else np.ones_like(sums)
+def _entry(path: Path, name: str, sums: Floats, counts: Floats) -> tuple[Floats, int]:
+    """Means, in rows where there are several counts, and how many of these are 0."""
+    for count in counts:
+        if not 0 <= count < np.inf:
+            raise _error(path, name, f"has a count of {count}")
+    if sums.size % len(counts):
+        raise _error(path, name, f"has {sums.size} sums for {len(counts)} experts")
+    return _means(sums if len(counts) == 1 else sums.reshape(len(counts), -1), counts)
 
 
 def _load_legacy(path: Path) -> ImportanceMatrix:

@@ -108,12 +108,18 @@ class _Converted:
 
 
 def _slabs(made: Plan, importance: Importance | None, values: int) -> Iterator[_Slab]:
-    """All rows, in order, cut into slabs of at most so many values, or of one row."""
+    """All rows, in order, cut into slabs of at most so many values, or of one row; none is of two experts that have
+    weights of their own."""
     for tensor, info in zip(made.source.tensors, made.infos, strict=True):
-        step = max(1, values // tensor.columns)
         weights = column_weights(made, importance, info)
-        for start in range(0, tensor.rows, step):
-            yield _Slab(tensor, info, weights, start, min(start + step, tensor.rows))
+        rows = tensor.rows if weights is None else tensor.rows // len(weights)
+        for matrix, first in enumerate(range(0, tensor.rows, rows)):
+            for start, stop in _stretches(first, first + rows, max(1, values // tensor.columns)):
+                yield _Slab(tensor, info, None if weights is None else weights[matrix], start, stop)
+
+
+def _stretches(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((at, min(at + step, stop)) for at in range(start, stop, step))
 
 
 def _in_order(pool: ThreadPoolExecutor, slabs: Iterator[_Slab], ahead: int) -> Iterator[tuple[_Slab, _Converted]]:

@@ -88,18 +88,30 @@ def check_source(plan: Plan) -> None:
 
 
 def column_weights(made: Plan, importance: Importance | None, info: TensorInfo) -> NDArray[np.float32] | None:
-    """The weights of the columns of a tensor, of mean 1; None if they are equal.
+    """The weights of the columns of a tensor, (matrices, columns), of mean 1 in each; None if they are equal.
 
+    An expert that no token of the text chose has equal ones.
     Without weights Q4_0 and Q8_0 are as everybody rounds them. That is right in files of these types, which checkpoints
     may have been trained for. In others they stand for a format that does not fit, and equal weights let their scales
     be searched for as those of all other formats are.
     """
+    columns, matrices = info.shape[-1], _matrices(info.shape)
     means = None if importance is None else importance.get(info.name)
-    mean = np.float32(0.0 if means is None else means.mean(dtype=np.float64))  # 0 below the least float32
-    if means is None or mean <= 0:
-        return np.ones(info.shape[-1], np.float32) if _searched(made.type, info) else None
+    if means is None or np.float32(means.mean(dtype=np.float64)) <= 0:
+        return np.ones((matrices, columns), np.float32) if _searched(made.type, info) else None
+    return np.stack([_weights_of(row) for row in np.broadcast_to(means.reshape(-1, columns), (matrices, columns))])
+
+
+def _weights_of(means: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean = np.float32(means.mean(dtype=np.float64))
+    if mean <= 0:
+        return np.ones_like(means)
     weights: NDArray[np.float32] = np.maximum(means / mean, LEAST_IMPORTANCE).astype(np.float32)
     return weights
+
+
+def _matrices(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) > 2 else 1
 
 
 def weighted_formats(made: Plan, importance: Importance | None) -> set[str]:
@@ -112,12 +124,13 @@ def _searched(type: str, info: TensorInfo) -> bool:
 
 
 def _check_importance(source: Source, importance: Importance) -> None:
-    known = {tensor.name: tensor.columns for tensor in source.tensors}
+    known = {tensor.name: tensor.shape for tensor in source.tensors}
     if not known.keys() & importance.keys():
         raise CheckpointError("the importance matrix names no tensor of this model")
     for name in sorted(known.keys() & importance.keys()):
-        if len(importance[name]) != known[name]:
-            raise CheckpointError(f"importance matrix: {name} has {len(importance[name])} columns, not {known[name]}")
+        columns, matrices, found = known[name][-1], _matrices(known[name]), importance[name]
+        if found.size not in (columns, matrices * columns):
+            raise CheckpointError(f"importance matrix: {name} has {found.size} columns, not {matrices * columns}")
 
 
 def _model(source: Source, importance: bool) -> Model:

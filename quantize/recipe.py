@@ -50,6 +50,10 @@ MIXES: dict[str, Mix] = {
 }
 
 
+WRITTEN = tuple(dict.fromkeys(mix.matrix for mix in MIXES.values()))
+"""The formats that a tensor can be given. Others are read, and run."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """A type whose file is no larger than one of the mix `like`; `presets.py` chooses the formats."""
@@ -138,9 +142,9 @@ def check_patterns(overrides: Overrides, matrices: Iterable[str]) -> None:
 
 
 def known_type(name: str) -> str:
-    """`name`, if it is a format. Raises CheckpointError."""
-    if name not in FORMATS:
-        raise CheckpointError(f"tensor type {name!r} is not written; one of {', '.join(FORMATS)}")
+    """`name`, if it is a format that is written. Raises CheckpointError."""
+    if name not in WRITTEN:
+        raise CheckpointError(f"tensor type {name!r} is not written; one of {', '.join(WRITTEN)}")
     return name
 
 
@@ -200,10 +204,22 @@ def _of_layer(mix: Mix, model: Model, name: str) -> str:
     if place is None:
         return mix.matrix
     layer, role = place
+    if model.experts == 8 and (chosen := _beside_eight_experts(mix, role)) is not None:
+        return chosen
     usual = (True, mix.roles.get(role.removesuffix("_exps"), mix.matrix))
     cases = (*_exceptions(mix.file_type, model, layer, role), usual)
     chosen = next(chosen for condition, chosen in cases if condition)
     return "Q5_K" if model.is_70b and role == "attn_v" and chosen in ("Q3_K", "Q4_K") else chosen
+
+
+def _beside_eight_experts(mix: Mix, role: str) -> str | None:
+    """Attention's formats in models like Mixtral 8x7B, beside whose experts it is small."""
+    if FORMATS[mix.matrix].is_float:
+        return None
+    if role == "attn_output":
+        narrow = mix.matrix in ("Q2_K", "Q3_K", "Q4_K", "IQ4_NL", "IQ4_XS")
+        return "Q5_K" if narrow and mix is not MIXES["Q3_K_L"] else mix.matrix
+    return "Q8_0" if role in ("attn_k", "attn_v") else None
 
 
 def _exceptions(file_type: int, model: Model, layer: int, role: str) -> Iterator[tuple[bool, str]]:

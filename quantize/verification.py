@@ -33,8 +33,14 @@ SAME = 1e-3
 FLOAT16_AT = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ1_S": (0,),
+    "IQ1_M": (), "MXFP4": (),
 }  # fmt: skip
-"""Where in a block its float16 scales and minima are: the only bytes of it that could be no finite number."""
+"""Where in a block its float16 scales and minima are: the only bytes of it that could be no finite number. The scales
+of the last two are of another kind."""
+
+E8M0_NAN = 0xFF
+"""The one scale of MXFP4 that is no number, by its specification; ggml takes it for 2^128."""
 
 Progress = Callable[[int, int, str], None]
 """progress(bytes of tensor data done, of how many, name of the tensor)"""
@@ -127,6 +133,10 @@ def count_not_finite(data: NDArray[np.uint8], name: str) -> int:
     if name == "F16":
         return int(((data.view("<u2") & 0x7C00) == 0x7C00).sum())
     block = data.reshape(-1, FORMATS[name].nbytes)
+    if name == "MXFP4":
+        return int((block[:, 0] == E8M0_NAN).sum())
+    if name == "IQ1_M":  # the upper byte of its float16 is in the upper halves of two bytes
+        return int(((block[:, 55] & 0x70 | block[:, 53] >> 4 & 0x0C) == 0x7C).sum())
     return sum(int(((block[:, at + 1] & 0x7C) == 0x7C).sum()) for at in FLOAT16_AT[name])
 
 

@@ -186,9 +186,9 @@ def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | 
 def _layer(architecture: str, layer: int, s: dict[str, int]) -> list[TensorRecord]:
     d, ff, q, kv = s["d_model"], s["d_ff"], s["n_heads"] * s["head_dim"], s["n_kv_heads"] * s["head_dim"]
     norms = {"attn_norm": d, "ffn_norm": d}
-    if architecture in ("gemma2", "gemma3", "gemma4"):
+    if architecture in ("gemma2", "gemma3", "gemma4", "gemma-embedding"):
         norms |= {"post_attention_norm": d, "post_ffw_norm": d}
-    if architecture in ("gemma3", "gemma4"):
+    if architecture in ("gemma3", "gemma4", "gemma-embedding"):
         norms |= {"attn_q_norm": s["head_dim"], "attn_k_norm": s["head_dim"]}
     matrices = {"attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q)}
     matrices |= {"ffn_gate": (ff, d), "ffn_up": (ff, d), "ffn_down": (d, ff)}

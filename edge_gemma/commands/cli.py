@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": ("edge_gemma.commands.demo", "quantize a small real Gemma, run it, and show speed and memory"),
     "run": ("edge_gemma.commands.run", "continue a text with a model"),
     "quantize": ("edge_gemma.commands.quantize", "convert a Hugging Face folder or a GGUF file to a smaller GGUF file"),
+    "embed": ("edge_gemma.commands.embed", "embeddings of texts by an embedding model"),
     "info": ("edge_gemma.commands.info", "describe a model file, and the memory it will take"),
     "tokenize": ("edge_gemma.commands.tokenize", "show the tokens of a text"),
     "bench": ("edge_gemma.commands.bench", "measure prompt and generation speed"),

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("text", nargs="?", metavar="TEXT", help="the text; or use -f")
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text from FILE (UTF-8), or from stdin for -")
-    parser.add_argument("--no-bos", action="store_true", help="no <bos> in front")
+    parser.add_argument("--no-bos", action="store_true", help="no BOS in front")
     parser.add_argument("--parse-special", action="store_true", help="<end_of_turn> and the like become control tokens")
     parser.add_argument("--json", action="store_true", help='print {"count": ..., "ids": [...], "tokens": [...]}')
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     with GgufFile.open(args.model) as file:
         tokenizer = Tokenizer.from_gguf(file)
-        ids = tokenizer.encode(text, add_bos=not args.no_bos, parse_special=args.parse_special)
+        ids = tokenizer.encode(text, add_bos=False if args.no_bos else None, parse_special=args.parse_special)
         tokens = [tokenizer.token_text(i) for i in ids]
     if args.json:
         terminal.write(json.dumps({"count": len(ids), "ids": ids, "tokens": tokens}, ensure_ascii=False) + "\n")

@@ -13,8 +13,8 @@ from edge_gemma.cores import available_memory, default_threads
 from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import ContextOverflowError, MemoryBudgetError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.cache import cache_bytes
-from edge_gemma.kernels.layout import attention_scratch, matmul_scratch, row_scratch
+from edge_gemma.graph.cache import cache_bytes, spans_of
+from edge_gemma.kernels.layout import attention_scratch, expert_scratch, matmul_scratch, row_scratch
 from edge_gemma.kernels.operations import Regime
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
@@ -25,6 +25,8 @@ KvType: TypeAlias = Literal["f16", "f32", "q8_0"]
 DEFAULT_CONTEXT = 8192
 DEFAULT_CHUNK = 256
 PAGE = 4096
+MOST_TEXTS = 16
+"""Of a step of an encoder: each takes a page of every layer at least."""
 BUFFER_LIMIT = 64 * 2**20
 """A smaller chunk is taken where the activations of DEFAULT_CHUNK rows would exceed this, with int8 or int4 weights."""
 
@@ -88,11 +90,11 @@ def plan_memory(
         return memory_plan(
             config,
             Weights.bind(file, config),
-            context or min(config.context_length, DEFAULT_CONTEXT),
-            chunk=chunk or default_chunk(config),
+            context or usual_context(config),
+            chunk=chunk or default_chunk(config, context),
             kv_type=kv_type,
             threads=threads or default_threads(),
-            sequences=sequences,
+            sequences=sequences if config.embedding is None else sequences_of_texts(context or usual_context(config)),
         )
 
 
@@ -109,17 +111,35 @@ def scratch_bytes(config: Config, chunk: int) -> int:
     """What each thread works in, by the operation that needs the most, in whole pages."""
     shapes = {(state.head_dim, config.n_heads // state.kv_heads) for state in config.states}
     attention = max(attention_scratch(head_dim, group) for head_dim, group in shapes)
-    need = max(matmul_scratch(chunk), attention, row_scratch(config.d_model))
+    products = matmul_scratch(chunk) if config.experts is None else expert_scratch(chunk)
+    need = max(products, attention, row_scratch(config.d_model))
     return -(-need // PAGE) * PAGE
 
 
-def default_chunk(config: Config) -> int:
-    """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK."""
+def sequences_of_texts(context: int) -> int:
+    """Of an encoder's step, whole contexts that have the pages of all its texts: each begins one of its own."""
+    return 1 + -(-MOST_TEXTS // spans_of(context))
+
+
+def usual_context(config: Config, most: int = DEFAULT_CONTEXT) -> int:
+    """Positions of a sequence where the user does not say."""
+    return min(config.context_length, most)
+
+
+def default_chunk(config: Config, context: int | None = None) -> int:
+    """Rows of a step where the user does not say: as many as fit BUFFER_LIMIT, at most DEFAULT_CHUNK.
+
+    An encoder reads a text of the whole context in one step.
+    """
+    if config.embedding is not None:
+        return context or usual_context(config)
     q_width = config.n_heads * max(state.head_dim for state in config.states)
     kv_width = max(state.kv_heads * state.head_dim for state in config.states)
     d_ff = max(layer.d_ff for layer in config.layers)
     floats = 3 * config.d_model + 2 * q_width + 2 * kv_width
     row_bytes = 4 * floats + 2 * (config.d_model + q_width + d_ff)  # 2 for a value that is also quantized
+    if config.experts is not None:
+        row_bytes += config.experts.used * (4 * config.d_model + 2 * config.experts.d_ff)
     chunk = DEFAULT_CHUNK
     while chunk > 32 and chunk * row_bytes > BUFFER_LIMIT:
         chunk //= 2

@@ -1,4 +1,5 @@
-"""A model recorded for steps of one regime: the body, tokens to the last layer's output, and the head, that to logits.
+"""A model recorded for steps of one regime: the body, tokens to the last layer's output, and the head, that to logits,
+or an encoder's pooled rows to embeddings.
 
 Knows no threads and no sequences.
 """
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import layer_caches
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Recorded, words_of
+from edge_gemma.graph.recorder import Recorded, Rows, words_of
 from edge_gemma.kernels.layout import logit_groups
 from edge_gemma.kernels.operations import Kernel, Regime
 from edge_gemma.models.architecture import Config, record, record_logits
@@ -50,13 +51,27 @@ class Recording:
                 self.program.rms_norm(self.x, weights.output_norm, config.rms_eps, out="h", takers=(out,)), out
             )
         self._body = len(self.program)
-        self._last = self.program.outside(self.x.name, self.x.columns, self.x.stride)
-        self._logits = self.program.outside("logits", config.vocab_size, 4 * config.vocab_size)
-        groups = logit_groups(config.vocab_size)
-        self._maxima = self.program.outside("maxima", groups, 4 * groups)
-        if not observe:
-            record_logits(self.program, config, weights, self._last, self._logits)
-            self.program.group_maxima(self._logits, self._maxima)
+        self._outside: list[Rows] = []
+        if config.embedding is not None:
+            self._record_embedding(config, weights)
+        elif not observe:
+            self._record_logits(config, weights)
+
+    def _record_logits(self, config: Config, weights: Weights) -> None:
+        p, columns, groups = self.program, config.vocab_size, logit_groups(config.vocab_size)
+        last = p.outside(self.x.name, self.x.columns, self.x.stride)
+        logits, maxima = p.outside("logits", columns, 4 * columns), p.outside("maxima", groups, 4 * groups)
+        self._outside = [last, logits, maxima]
+        record_logits(p, config, weights, last, logits)
+        p.group_maxima(logits, maxima)
+
+    def _record_embedding(self, config: Config, weights: Weights) -> None:
+        """Of as many rows as there are texts, one after the other without a gap."""
+        assert config.embedding is not None
+        if config.embedding.dense:
+            p, D, width = self.program, config.d_model, config.embedding.width
+            self._outside = [p.outside("pooled rows", D, 4 * D), p.outside("embeddings", width, 4 * width)]
+            config.model.record_embedding(p, config, weights, *self._outside)
 
     @property
     def recorded(self) -> list[Recorded]:
@@ -72,8 +87,7 @@ class Recording:
     def link(self, addresses: dict[Kernel, int]) -> None:
         """Make the table, of kernels that lie at these addresses."""
         self.table = self.program.table(addresses)
-        outside = self._last, self._logits, self._maxima
-        self._words = [words_of(self.table, rows) for rows in outside]
+        self._words = [words_of(self.table, rows) for rows in self._outside]
 
     @property
     def body(self) -> NDArray[np.int64]:
@@ -85,7 +99,7 @@ class Recording:
         """The part from there to the logits."""
         return self.table[self._body :]
 
-    def point_head(self, last: int, logits: int, maxima: int) -> None:
-        """Have the head read rows at address `last`, and write to the other two."""
-        for words, address in zip(self._words, (last, logits, maxima), strict=True):
+    def point_head(self, *addresses: int) -> None:
+        """Have the head read rows at the first address, and write to the others: logits and maxima, or embeddings."""
+        for words, address in zip(self._words, addresses, strict=True):
             self.table[words] = address

@@ -6,6 +6,7 @@ The only place that opens one. Knows no text and no sampling, and not what the r
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -13,11 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.cores import available_memory, default_threads
-from edge_gemma.engine.memory_plan import DEFAULT_CONTEXT, KvType, default_chunk, require_budget, scratch_bytes
+from edge_gemma.engine.memory_plan import (
+    DEFAULT_CONTEXT,
+    KvType,
+    default_chunk,
+    require_budget,
+    scratch_bytes,
+    sequences_of_texts,
+    usual_context,
+)
 from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.cache import PagePool, PageTable
+from edge_gemma.graph.experts import ExpertSquares
 from edge_gemma.graph.step import Rows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
@@ -44,6 +54,16 @@ def require_head_step(file: GgufFile, config: Config) -> None:
         if state.head_dim % HEAD_STEP:
             key = f"{config.architecture}.attention.key_length"
             raise ModelFormatError(f"{state.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
+
+
+def warn_of_missing_layers(file: GgufFile, config: Config) -> None:
+    """Of an encoder whose file was made without its dense layers."""
+    if config.embedding is not None and not config.embedding.dense:
+        warnings.warn(
+            f"{file.path}: has no dense layers behind the pooling, which the model was published with: its embeddings "
+            "are not those of other programs; convert it from the original folder",
+            stacklevel=4,
+        )
 
 
 def product_matrices(weights: Weights) -> list[Matrix]:
@@ -87,8 +107,11 @@ class Runner:
             self.config = read_config(self.file)
             self.weights = Weights.bind(self.file, self.config)
             require_head_step(self.file, self.config)
-            self.context = context or min(self.config.context_length, default_context)
-            self.threads, self.chunk = threads or default_threads(), chunk or default_chunk(self.config)
+            warn_of_missing_layers(self.file, self.config)
+            self.context = context or usual_context(self.config, default_context)
+            self.threads, self.chunk = threads or default_threads(), chunk or default_chunk(self.config, self.context)
+            if self.config.embedding is not None:
+                self.chunk, sequences = max(self.chunk, self.context), sequences_of_texts(self.context)
             self.kv_type = kv_type
             self.plan = require_budget(
                 self.config,
@@ -145,6 +168,11 @@ class Runner:
         """
         return self._latest.program.squares
 
+    @property
+    def expert_squares(self) -> dict[str, ExpertSquares]:
+        """The same of the tensors of experts, of each expert. Written by every step; only with `observe`."""
+        return self._latest.program.expert_squares
+
     def recording(self, rows: int) -> Recording:
         """What is run in a step of so many rows, at most `chunk`."""
         return self._recordings[Regime.of(rows)]
@@ -182,6 +210,19 @@ class Runner:
         for part in batch:
             part.table.advance(part.table.length + len(part.tokens))
         return logits
+
+    def last_rows(self, count: int) -> NDArray[np.float32]:
+        """The last layer's output of the first `count` rows of the last step, (count, D), until the next step."""
+        return self._latest.program.values(self._latest.x, count)
+
+    def run_dense(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pooled rows, contiguous and aligned (texts, D), through an encoder's dense layers: (texts, width)."""
+        assert self.config.embedding is not None
+        out, head = np.empty((len(pooled), self.config.embedding.width), np.float32), self.recording(len(pooled))
+        head.point_head(pooled.ctypes.data, out.ctypes.data)
+        self._step.words[ops.STEP_ROWS] = len(pooled)
+        self._execute(head.head)
+        return out
 
     def cancel(self) -> None:
         """End the running step at its next barrier, or the next step before it begins: `run` raises Cancelled. From
@@ -247,7 +288,7 @@ class Runner:
             self.check_tokens(part.tokens)
             if part.table.pool is not self.pool or part.table.released:
                 raise ValueError("a table is of another model, or was released")
-            most = 0 if self._observing else len(part.tokens)
+            most = 0 if self._observing or self.config.embedding else len(part.tokens)
             if not 0 <= part.wanted <= most:
                 raise ValueError(f"wanted: {part.wanted} is outside 0..{most}, the tokens that there are logits after")
             self.check_context(part.table.length + len(part.tokens))

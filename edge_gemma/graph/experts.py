@@ -9,6 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.recorder import Forms, Recorder, Rows, real, zero_of
 from edge_gemma.kernels import operations as ops
@@ -25,6 +28,7 @@ WORD = 8
 class Routed:
     """A step's choices: addresses of their shares (T, k), and of the groups that `kernels.layout` draws."""
 
+    experts: int
     choices: int
     shares: int
     groups: int
@@ -56,14 +60,20 @@ class Matrices:
         return self.first * self.tensor.row_bytes
 
 
+@dataclass(frozen=True)
+class ExpertSquares:
+    """Of each expert, the sums of squares of its inputs' columns, float32 (E, columns), and its rows, int64 (E,)."""
+
+    sums: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+
 class ExpertRecorder(Recorder, ABC):
     """The part of a `Program` that has to do with experts."""
 
     _choices: Choices
-
-    @abstractmethod
-    def observe(self, x: Rows, weight: Tensor) -> None:
-        """Have each step write the sums of squares of x's columns, the input of `weight`."""
+    expert_squares: dict[str, ExpertSquares]
+    """Name of a tensor of experts -> what went into their products in the last step, where products are observed."""
 
     @abstractmethod
     def _quantize(self, x: Rows, zero: int) -> Rows:
@@ -92,7 +102,7 @@ class ExpertRecorder(Recorder, ABC):
             (GROUPS, ROWS, PLACES),
             *(chosen, experts, choices, groups, rows, places),
         )
-        return Routed(choices, shares, groups, rows, places)
+        return Routed(experts, choices, shares, groups, rows, places)
 
     def experts(self, x: Rows, routed: Routed, gate_up: tuple[Tensor, ...], down: Tensor, *, out: str) -> Rows:
         """out = the sum over a row's choices, by rank, of share * down(gelu(gate x) * up x) of the expert.
@@ -100,6 +110,7 @@ class ExpertRecorder(Recorder, ABC):
         gate_up: one tensor (E, 2 F, D), gates first, or two (E, F, D). down: (E, D, F).
         """
         F = down.shape[2]
+        self._observe_experts(x, routed, gate_up, routed.rows)
         y = self._forms("gated of experts", F, (down,), routed.choices)
         gate, up = Matrices(gate_up[0], 0, F), Matrices(gate_up[-1], F if len(gate_up) == 1 else 0, F)
         one_format = gate.tensor.format == up.tensor.format and not gate.tensor.format.is_float
@@ -112,14 +123,13 @@ class ExpertRecorder(Recorder, ABC):
             g = self._product_of_experts(x, routed, gate, out="gate of experts")
             u = self._product_of_experts(x, routed, up, out="up of experts")
             self._gate_of_experts(g, u, routed, y)
+        self._observe_experts(y.y, routed, (down,), 0)
         matrices = Matrices(down, 0, down.shape[1])
         results = self._product_of_experts(self._keep(y), routed, matrices, out="results of experts", grouped=True)
         return self._combine(results, routed, self._buffer(out, results.columns))
 
     def _input(self, x: Rows, tensor: Tensor) -> Rows:
         """x in the form that products with the tensor take."""
-        if self._observe_products:
-            self.observe(x, tensor)
         return x if tensor.format.is_float else self._quantize(x, zero_of(tensor))
 
     def _product_of_experts(self, x: Rows, routed: Routed, w: Matrices, *, out: str, grouped: bool = False) -> Rows:
@@ -166,8 +176,6 @@ class ExpertRecorder(Recorder, ABC):
     def _gated_of_experts(self, x: Rows, routed: Routed, gate: Matrices, up: Matrices, y: Forms) -> None:
         """Both products and the gate in one pass."""
         x = self._input(x, gate.tensor)
-        if up.tensor is not gate.tensor:
-            self._input(x, up.tensor)
         self._emit(
             ops.EXPERTS_GATED,
             Kernel("ops.experts_gated", gate.tensor.format.name, self._strategy(gate)),
@@ -177,6 +185,24 @@ class ExpertRecorder(Recorder, ABC):
             *(routed.rows, routed.choices, self._address_of(up.tensor) + up.offset, *y.int8),
             weights=(gate.tensor,) if up.tensor is gate.tensor else (gate.tensor, up.tensor),
         )
+
+    def _observe_experts(self, x: Rows, routed: Routed, tensors: tuple[Tensor, ...], sources: int) -> None:
+        """Have each step write into `expert_squares` what goes into these products, if they are observed."""
+        if not self._observe_products:
+            return
+        E, name = routed.experts, f"squares of {tensors[0].name}'s inputs"
+        rows = f"{name}, rows"
+        sums, counts = self._room(name, 4 * E * x.columns), self._room(rows, WORD * E)
+        self._emit(
+            ops.EXPERT_SQUARES,
+            Kernel("ops.statistics", "expert_squares"),
+            (x.name, GROUPS, ROWS),
+            (name, rows),
+            *(x.address, x.stride, x.columns, E, routed.groups, sources, sums, counts),
+        )
+        squares = self._memory[name].view(np.float32).reshape(E, x.columns)
+        found = ExpertSquares(squares, self._memory[rows].view(np.int64))
+        self.expert_squares |= {tensor.name: found for tensor in tensors}
 
     def _combine(self, results: Rows, routed: Routed, y: Rows) -> Rows:
         self._emit(

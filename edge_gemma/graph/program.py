@@ -46,6 +46,7 @@ class Program(ExpertRecorder):
         self._choices = choices
         self.squares: dict[str, NDArray[np.float32]] = {}
         """Name of a matrix -> of each input column, the sum of squares over the last step's rows. See `observe`."""
+        self.expert_squares = {}
         self.ropes: list[Rope] = []
         """The rotary embeddings it uses; a step has angles for each, in this order."""
         self._observed: dict[str, NDArray[np.float32]] = {}

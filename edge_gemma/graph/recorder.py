@@ -145,6 +145,11 @@ class Recorder:
             table[product, ops.NEXT_EXPERT_BYTES] = table[following, ops.EXPERTS.slots.expert_bytes]
         table[product, ops.NEXT] = table[following, ops.MATMUL.slots[:3]]
 
+    def values(self, rows: Rows, count: int) -> NDArray[np.float32]:
+        """What the first `count` rows of a buffer of its own are, (count, columns)."""
+        memory = self._memory[rows.name][: count * rows.stride].view(np.float32)
+        return memory.reshape(count, -1)[:, : rows.columns]
+
     def outside(self, name: str, columns: int, stride: int) -> Rows:
         """A buffer whose address is written into the table later (`words_of`); `name` may be of one that it lies in."""
         self._outside += 1

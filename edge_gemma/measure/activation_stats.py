@@ -20,7 +20,8 @@ class Observer:
     """Reads windows of tokens with a model and adds up the squares of its matrices' inputs. Close it, or use `with`.
 
     `sums`: tensor name -> sum over all rows read of the square of each input column, float64 (columns,);
-    `rows`: how many rows. The same bits for any number of threads.
+    `rows`: how many rows. `expert_sums` and `expert_rows`: of the tensors of experts, float64 (experts, columns) and
+    (experts,), of the rows that a router gave to each. The same bits for any number of threads.
     """
 
     def __init__(
@@ -40,6 +41,9 @@ class Observer:
         self.config = self._runner.config
         self.sums: Sums = {name: np.zeros(len(sums)) for name, sums in self._runner.squares.items()}
         self.rows = 0
+        experts = self._runner.expert_squares
+        self.expert_sums: Sums = {name: np.zeros(found.sums.shape) for name, found in experts.items()}
+        self.expert_rows: Sums = {name: np.zeros(found.rows.shape) for name, found in experts.items()}
 
     def add(self, window: Sequence[int]) -> None:
         """Read a window, from an empty cache. Raises NumericalError where the model overflows."""
@@ -48,8 +52,11 @@ class Observer:
             self._runner.run([Rows(table, ids[start : start + chunk])])
             for name, sums in self._runner.squares.items():
                 self.sums[name] += sums
+            for name, found in self._runner.expert_squares.items():
+                self.expert_sums[name] += found.sums
+                self.expert_rows[name] += found.rows
         table.release()
-        for name, total in self.sums.items():
+        for name, total in (*self.sums.items(), *self.expert_sums.items()):
             if not np.isfinite(total).all():
                 raise NumericalError(f"the input of {name} is not finite")
         self.rows += len(ids)

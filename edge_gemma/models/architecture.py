@@ -15,6 +15,7 @@ from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
 from edge_gemma.graph.recorder import Rows
 from edge_gemma.graph.states import AttentionState, Rope
+from edge_gemma.models.embedding import Embedding
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.hf_fields import HfFields
 from edge_gemma.models.layers import Experts, LayerConfig
@@ -43,6 +44,8 @@ class Config:
     per_layer_input: int = 0
     """Width of what each layer is given of a token beside the stream; 0: nothing."""
     experts: Experts | None = None
+    embedding: Embedding | None = None
+    """What is made of a text; None: the model continues texts."""
     unused_rope: Rope | None = None
     """What the file says of local layers where all are global, or the other way round: carried over, not run."""
 
@@ -142,6 +145,10 @@ class Architecture(ABC):
     @abstractmethod
     def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
         """The last layer's output to logits, (T, V), written to `logits`."""
+
+    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Rows, out: Rows) -> None:
+        """Pooled rows, (texts, D), through the dense layers to embeddings, (texts, width), where there are any."""
+        raise NotImplementedError
 
 
 def record(p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:

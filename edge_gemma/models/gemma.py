@@ -125,7 +125,7 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
     p.rotate(k, layer.rope, norm=w.get("attn_k_norm"), epsilon=eps, scale=1.0)
     p.append(cache, k, v)
     a = p.attend(
-        cache, q, window=layer.window, softcap=config.attn_softcap, out="a", takers=(w.attn_output,)
+        cache, q, window=layer.window, ahead=layer.ahead, softcap=config.attn_softcap, out="a", takers=(w.attn_output,)
     )  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 

@@ -22,6 +22,8 @@ class LayerConfig:
     """The earlier layer whose keys and values it attends to, having none of its own."""
     keys_are_values: bool = False
     """Values are made of the same product as keys."""
+    ahead: int = 0
+    """So many later keys of the same text are visible, too."""
 
 
 @dataclass(frozen=True)

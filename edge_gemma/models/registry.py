@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models import gemma, gemma4, llama
+from edge_gemma.models import embedding_gemma, gemma, gemma4, llama
 from edge_gemma.models.architecture import Architecture, Config
 from edge_gemma.models.gguf_keys import GgufKeys
 
-_MODELS = (*gemma.FAMILIES, gemma4.Gemma4(), llama.Llama())
+_GEMMA: tuple[Architecture, ...] = (*gemma.FAMILIES, gemma4.Gemma4(), *embedding_gemma.FAMILIES)
+_MODELS: tuple[Architecture, ...] = (*_GEMMA, llama.Llama())
 ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in _MODELS}
 
 

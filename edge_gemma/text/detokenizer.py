@@ -14,7 +14,8 @@ class Detokenizer:
     """The stream of `Tokenizer.decode`: all pushes and the flush together are the same text.
 
     With `after` they are what decoding these ids and the pushed ones together adds to the text of `after`. It differs
-    where a vocabulary puts a space in front of each text: that one goes, and the first space of a continuation stays.
+    where a vocabulary puts a space in front of each text: that one goes, and the first space of a text that is
+    continued stays.
 
     Bytes that may still become a character are held back. Bytes that no longer can, and those left at the end, come
     out as U+FFFD, one for each part that Unicode calls a maximal subpart.
@@ -25,18 +26,16 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._special = special
         self._decoder = _Utf8Decoder("replace")
-        self._at_start = all(map(tokenizer.is_control, after))
+        self._at_start = not after or tokenizer.stands_apart(after[-1])
 
     def push(self, token: int) -> str:
         """The text that is complete with this token, often empty for a part of a character."""
-        control = self._tokenizer.is_control(token)
-        if control and not self._special:
+        apart, at_start = self._tokenizer.stands_apart(token), self._at_start
+        self._at_start = apart
+        if not self._special and self._tokenizer.is_control(token):
             return ""
         raw = self._tokenizer.token_bytes(token)
-        if self._at_start and not control:
-            raw = self._tokenizer.strip_prefix(raw)
-            self._at_start = False
-        return self._decoder.decode(raw)
+        return self._decoder.decode(self._tokenizer.strip_prefix(raw) if at_start and not apart else raw)
 
     def flush(self) -> str:
         """What is left when the text ends: nothing, or U+FFFD for the beginning of a character. Starts a new text."""

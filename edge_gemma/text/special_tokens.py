@@ -59,24 +59,27 @@ class SpecialTokens:
 
     bos: int
     eos: int
-    unknown: int
+    unknown: int | None
     ends: frozenset[int]
     control: frozenset[int]
 
 
-def read_special_tokens(meta: Metadata, tokens: StringArray, types: NDArray[np.uint8]) -> SpecialTokens:
+def read_special_tokens(
+    meta: Metadata, tokens: StringArray, types: NDArray[np.uint8], *, needs_unknown: bool = True
+) -> SpecialTokens:
     """The special tokens of a checked vocabulary. types: (n,).
 
-    Raises ModelFormatError without a usable bos, eos or unknown token; warns of other ids that are ignored.
+    Raises ModelFormatError without a usable bos, eos or, if it is needed, unknown token; warns of other ids that are
+    ignored.
     """
     found = _Reader(meta, tokens, types)
     known = found.texts(END_TEXTS | CONTROL_TEXTS | {"<unk>"})
     bos, eos = found.required("bos"), found.required("eos")
-    unknown = found.unknown(known.get("<unk>"))
+    unknown = found.unknown(known.get("<unk>"), needed=needs_unknown)
     ends = frozenset({eos, *found.named_ends(), *_ends_by_text(known, types)})
     named = {i for text, i in known.items() if text in CONTROL_TEXTS}
     defined = {i for i in np.flatnonzero(types == TokenType.USER_DEFINED).tolist() if _is_control_text(tokens[i])}
-    control = {bos, unknown, *found.optional("padding"), *ends, *named, *defined}
+    control = {bos, *([] if unknown is None else [unknown]), *found.optional("padding"), *ends, *named, *defined}
     return SpecialTokens(bos, eos, unknown, ends, frozenset(i for i in control if types[i] in _ORDINARY))
 
 
@@ -121,12 +124,12 @@ class _Reader:
         key = _key(role)
         return self._usable(key, [self.meta[key]]) if key in self.meta else []
 
-    def unknown(self, default: int | None) -> int:
+    def unknown(self, default: int | None, *, needed: bool) -> int | None:
         """The id of the unknown token: sentencepiece wants one."""
         ids = self.optional("unknown") or ([] if default is None else [default])
-        if not ids:
+        if needed and not ids:
             raise self.meta.error(_key("unknown"), "there is no usable one, and no token <unk>")
-        return ids[0]
+        return ids[0] if ids else None
 
     def named_ends(self) -> list[int]:
         """Ids of the ends beside eos that the metadata names."""

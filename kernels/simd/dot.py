@@ -1,4 +1,4 @@
-"""Products of bytes, and table look-ups: where instruction sets differ most. Knows no format."""
+"""Products of bytes: where instruction sets differ most. Knows no format."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..isa import may_use
-from .types import BYTES, I8, I16, ISA, LANES, WORDS, Emit, I, ir_call, ir_const, operation
+from .types import BYTES, I16, ISA, LANES, WORDS, Emit, I, ir_call, ir_const, operation
 
 I1 = ir.IntType(1)
 SHORTS = ir.VectorType(I16, 2 * LANES)
@@ -123,93 +122,3 @@ def in_order(builder: Any, values: list[Any]) -> list[Any]:
     constraints = ["=x"] * count + [str(i) for i in range(count)] + ["~{memory}"]
     done = builder.call(ir.InlineAsm(function_type, "", ",".join(constraints), side_effect=True), values)
     return [builder.extract_value(done, i) for i in range(count)]
-
-
-# ---- table lookup --------------------------------------------------------------------------------------------------
-
-
-def _lookup_plain(builder: Any, table: list[int], indices: Any) -> Any:
-    result = ir.Constant(BYTES, [table[0]] * (4 * LANES))
-    for index, value in enumerate(table[1:], start=1):
-        hit = builder.icmp_unsigned("==", indices, ir.Constant(BYTES, [index] * (4 * LANES)))
-        result = builder.select(hit, ir.Constant(BYTES, [value] * (4 * LANES)), result)
-    return result
-
-
-def _lookup_shuffle(name: str) -> Emit:
-    def emit(builder: Any, table: list[int], indices: Any) -> Any:
-        return ir_call(builder, name, BYTES, ir.Constant(BYTES, table * (LANES // 4)), indices)
-
-    return emit
-
-
-def _lookup_tbl(builder: Any, table: list[int], indices: Any) -> Any:
-    return ir_call(builder, "llvm.aarch64.neon.tbl1.v16i8", BYTES, ir.Constant(BYTES, table), indices)
-
-
-_LOOKUP: Emit = {
-    "vpdpbusd.512": _lookup_shuffle("llvm.x86.avx512.pshuf.b.512"),
-    "vpdpbusd.256": _lookup_shuffle("llvm.x86.avx2.pshuf.b"),
-    "vpmaddubsw": _lookup_shuffle("llvm.x86.avx2.pshuf.b"),
-    "sdot": _lookup_tbl,
-}.get(ISA.dot, _lookup_plain)
-
-
-def byte_table(name: str, table: list[int]) -> Any:
-    """Declare an operation I -> I that replaces each byte, which must be 0..15, by its entry of `table` (0..255)."""
-
-    def emit(builder: Any, indices: Any) -> Any:
-        return builder.bitcast(_LOOKUP(builder, table, ir_bytes(builder, indices)), WORDS)
-
-    emit.__name__ = name
-    return operation(I, I)(emit)
-
-
-# ---- bits to bytes -------------------------------------------------------------------------------------------------
-
-
-def _spread_by_product(builder: Any, bits: Any) -> Any:
-    """The product puts bit i at 8i."""
-    low = builder.and_(bits, ir_const(0xF))
-    at_0 = builder.and_(builder.mul(low, ir_const(0x00204081)), ir_const(0x01010101))
-    return builder.shl(at_0, ir_const(4))
-
-
-def _spread_by_lookup(builder: Any, bits: Any) -> Any:
-    """A table of 16 words is one register, and its look-up needs no mask: half the instructions."""
-    table = [sum((i >> bit & 1) << 8 * bit + 4 for bit in range(4)) for i in range(16)]
-    return ir_call(builder, "llvm.x86.avx512.permvar.si.512", WORDS, ir.Constant(WORDS, table), bits)
-
-
-_SPREAD: Emit = _spread_by_lookup if ISA.dot == "vpdpbusd.512" else _spread_by_product
-
-
-@operation(I, I)
-def spread_bits(builder: Any, bits: Any) -> Any:
-    """Bits 0..3 of each lane as bit 4 of its four bytes; all others 0."""
-    return _SPREAD(builder, bits)
-
-
-# ---- nibbles -------------------------------------------------------------------------------------------------------
-
-
-def _high_nibbles_by_shift(builder: Any, words: Any) -> Any:
-    return builder.and_(builder.lshr(words, ir_const(4)), ir_const(0x0F0F0F0F))
-
-
-def _high_nibbles_by_matrix(builder: Any, words: Any) -> Any:
-    """One instruction instead of two, on other ports than shuffles: a matrix of bits, of which byte 7 - b says which
-    bits of a byte make up bit b of the result, for all bytes."""
-    matrix = [1 << 7 - row + 4 if row >= 4 else 0 for row in range(8)]
-    rows = ir.Constant(BYTES, matrix * (LANES // 2))
-    name = f"llvm.x86.vgf2p8affineqb.{32 * LANES}"
-    return builder.bitcast(ir_call(builder, name, BYTES, ir_bytes(builder, words), rows, ir.Constant(I8, 0)), WORDS)
-
-
-_HIGH_NIBBLES: Emit = _high_nibbles_by_matrix if LANES >= 8 and may_use("gfni") else _high_nibbles_by_shift
-
-
-@operation(I, I)
-def high_nibbles(builder: Any, words: Any) -> Any:
-    """Bits 4..7 of every byte as bits 0..3; all others 0."""
-    return _HIGH_NIBBLES(builder, words)

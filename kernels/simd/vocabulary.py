@@ -30,6 +30,7 @@ from .arithmetic import (
     swap_pairs,
     where_less,
 )
+from .bits import bits_to_bytes, byte_table, high_bytes, high_nibbles, low_bytes, with_parity
 from .convert import (
     FLOAT_LOADS,
     bits_as_float,
@@ -48,7 +49,8 @@ from .convert import (
     to_float,
     to_int,
 )
-from .dot import byte_table, dot4, high_nibbles, spread_bits
+from .dot import dot4
+from .grid_lookup import grid_lookup
 from .memory import (
     broadcast,
     broadcast_int,
@@ -94,6 +96,7 @@ __all__ = [
     "absolute",
     "bits_as_float",
     "bits_as_int",
+    "bits_to_bytes",
     "broadcast",
     "broadcast_int",
     "broadcast_rows",
@@ -103,8 +106,10 @@ __all__ = [
     "first_lane",
     "first_lane_int",
     "fma",
+    "grid_lookup",
     "half_to_float",
     "halves_fma",
+    "high_bytes",
     "high_nibbles",
     "lane_numbers",
     "load",
@@ -114,6 +119,7 @@ __all__ = [
     "load_int",
     "load_scalar",
     "load_tile",
+    "low_bytes",
     "max_lanes",
     "max_lanes_int",
     "maximum",
@@ -136,7 +142,6 @@ __all__ = [
     "shift_right_signed",
     "splat",
     "splat_int",
-    "spread_bits",
     "square_root",
     "store",
     "store_bytes",
@@ -156,6 +161,7 @@ __all__ = [
     "to_float",
     "to_int",
     "where_less",
+    "with_parity",
     "zeros",
     "zeros_int",
 ]

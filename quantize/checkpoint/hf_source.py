@@ -14,6 +14,7 @@ import numpy as np
 from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 from edge_gemma.models.architecture import Config
+from edge_gemma.models.embedding import DENSE
 from edge_gemma.models.tensor_table import HF_OUTPUT, OUTPUT, TABLES, TensorSpec
 
 from .folder import CheckpointFolder
@@ -24,6 +25,7 @@ from .meant import no_checkpoint
 from .metadata import tokenizer_metadata
 from .names import is_adapted, is_audio, is_output, is_unread, is_value_head, is_vision, short_names
 from .own_output import own_output_notices, settle_output
+from .sentence_transformers import read_modules
 from .source import Source, SourceTensor
 from .special_tokens import read_special_tokens
 from .stored_tensor import StoredTensor
@@ -38,10 +40,14 @@ def open_folder(path: Path) -> Source:
     config = folder.json("config.json")
     if config is None:
         raise no_checkpoint(folder.path)
-    model = read_model(config, str(folder.path / "config.json"))
+    modules = read_modules(folder)
+    model = read_model(config | {DENSE: modules.shapes}, str(folder.path / "config.json"))
     with _quantized_if_so(folder, config):
         stored = _text_tensors(folder)
-    vocabulary = read_vocabulary(folder, model.config.vocab_size if model.vocab_size_given else None)
+    if model.config.embedding is not None:
+        stored |= modules.tensors
+    size = model.config.vocab_size if model.vocab_size_given else None
+    vocabulary = read_vocabulary(folder, size, model.config.architecture)
     rows = _rows_to_keep(model.config, vocabulary, folder.path)
     stored, model, notices = settle_output(stored, model, rows)
     with _quantized_if_so(folder, config):
@@ -49,16 +55,18 @@ def open_folder(path: Path) -> Source:
     _check_biases(config, tensors, folder.path)
     notices += _unused(stored, model.config)
     architecture = model.config.model
-    special = read_special_tokens(folder, vocabulary, config)
+    special = read_special_tokens(folder, vocabulary, config, model.config.architecture)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     metadata = (
         general_metadata(folder, model.config.architecture, config, parameters)
         | architecture.metadata(model.config)
         | tokenizer_metadata(vocabulary, special, architecture.control_ids)
     )
-    files = [entry for entry in folder.path.iterdir() if entry.is_file()]
+    files = [entry for entry in folder.path.iterdir() if entry.is_file()] + modules.files
     if quantization(config):
         notices.append("quantization_config in config.json ignored: the weights are not quantized")
+    if model.config.embedding is not None and not model.config.embedding.dense:
+        notices.append("no dense layers behind the pooling: embeddings will not be those of the published model")
     notices = [*_left_out(folder.left_out), *folder.notices, *notices, *_compatibility(model), *vocabulary.notices]
     return Source(replace(model.config, vocab_size=rows), metadata, tensors, files, notices)
 

@@ -13,9 +13,11 @@ from typing import Any
 from edge_gemma.errors import CheckpointError
 
 from .folder import CheckpointFolder
-from .vocabulary import BYTE, CONTROL, UNKNOWN, Vocabulary, added_tokens
+from .vocabulary import BYTE, BYTE_LEVEL, CONTROL, GEMMA_4, UNKNOWN, USER_DEFINED, Vocabulary, added_tokens
 
+ROLES = ("bos", "eos", "unk", "pad")
 GEMMA_IDS = {"bos": 2, "eos": 1, "unk": 3, "pad": 0}
+LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}  # sentencepiece's own
 MAX_TEMPLATE = 1 << 20
 TURN_ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>"),
@@ -33,23 +35,30 @@ HTML_TAG = re.compile(
 class SpecialTokens:
     """`ids` by role (bos, eos, unk, pad), `ends`, `add` for bos and eos, and the chat template if there is one.
 
-    `ends`: ids of all tokens after which nothing more is generated, eos the first.
+    `ends`: ids of all tokens after which nothing more is generated, eos the first. `suppressed`: of those that are
+    never generated.
     """
 
     ids: dict[str, int]
     ends: list[int]
     add: dict[str, bool]
     chat_template: str | None
+    suppressed: list[int]
 
 
-def read_special_tokens(folder: CheckpointFolder, vocabulary: Vocabulary, config: dict[str, Any]) -> SpecialTokens:
-    """Roles from tokenizer_config.json (by text), else config.json (by id), else Gemma's own ids.
+def read_special_tokens(
+    folder: CheckpointFolder, vocabulary: Vocabulary, config: dict[str, Any], architecture: str = "gemma"
+) -> SpecialTokens:
+    """Roles from tokenizer_config.json (by text), else config.json (by id), else the ids of Gemma or sentencepiece.
 
-    Raises CheckpointError if a role's token is outside the vocabulary or is ordinary text.
+    Raises CheckpointError if a role's token is outside the vocabulary or is ordinary text, and without one for the
+    beginning and the end.
     """
     tokenizer = folder.json("tokenizer_config.json") or {}
-    ids = {role: _token_id(role, tokenizer, config, vocabulary) for role in GEMMA_IDS}
-    if not _may_pad(ids["pad"], vocabulary):
+    ids = _roles(tokenizer, config, vocabulary, architecture)
+    if missing := [role for role in ("bos", "eos") if role not in ids]:
+        raise CheckpointError(f"{folder.path}: tokenizer_config.json and config.json name no {missing[0]} token")
+    if "pad" in ids and not _may_pad(ids["pad"], vocabulary):
         vocabulary.notices.append(f"padding token {ids['pad']} left out: it is ordinary text or beyond the vocabulary")
         del ids["pad"]  # nobody reads it
     for role, number in ids.items():
@@ -58,10 +67,37 @@ def read_special_tokens(folder: CheckpointFolder, vocabulary: Vocabulary, config
         if vocabulary.types[number] not in (CONTROL, UNKNOWN):
             text = vocabulary.tokens[number].decode(errors="replace")
             raise CheckpointError(f"{folder.path}: {role} token {number} is {text!r}, which is no control token")
-    add = {role: _flag(tokenizer, role, default) for role, default in (("bos", True), ("eos", False))}
+    add = {"bos": _adds_bos(tokenizer, vocabulary, ids["bos"]), "eos": _flag(tokenizer, "eos", False)}
     ends = list(dict.fromkeys([ids["eos"], *_other_ends(folder, vocabulary, config)]))
-    vocabulary.types[[number for number in ends if vocabulary.types[number] != UNKNOWN]] = CONTROL
-    return SpecialTokens(ids, ends, add, _chat_template(folder, tokenizer))
+    kept = (UNKNOWN, USER_DEFINED) if vocabulary.model == GEMMA_4 else (UNKNOWN,)
+    vocabulary.types[[number for number in ends if vocabulary.types[number] not in kept]] = CONTROL
+    return SpecialTokens(ids, ends, add, _chat_template(folder, tokenizer), _suppressed(folder, vocabulary))
+
+
+def _roles(
+    tokenizer: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary, architecture: str
+) -> dict[str, int]:
+    """Role -> id, of those that are named or follow from the kind of vocabulary."""
+    defaults = GEMMA_IDS if "gemma" in architecture else {} if vocabulary.model == BYTE_LEVEL else LLAMA_IDS
+    named = {role: _token_id(role, tokenizer, config, vocabulary) for role in ROLES}
+    return defaults | {role: number for role, number in named.items() if number is not None}
+
+
+def _adds_bos(tokenizer: dict[str, Any], vocabulary: Vocabulary, bos: int) -> bool:
+    """What the tokenizer says; without BOS Gemma 4 writes nonsense, though its own tokenizer adds none."""
+    if vocabulary.model == GEMMA_4:
+        return True
+    if vocabulary.model == BYTE_LEVEL:
+        first = vocabulary.first is not None and vocabulary.first.encode() == vocabulary.tokens[bos]
+        return first or _flag(tokenizer, "bos", False)
+    return _flag(tokenizer, "bos", True)
+
+
+def _suppressed(folder: CheckpointFolder, vocabulary: Vocabulary) -> list[int]:
+    """Ids in generation_config.json that are never to be generated, such as those of images."""
+    listed = (folder.json("generation_config.json") or {}).get("suppress_tokens")
+    size = len(vocabulary.tokens)
+    return [i for i in listed if type(i) is int and 0 <= i < size] if isinstance(listed, list) else []
 
 
 def _may_pad(number: int, vocabulary: Vocabulary) -> bool:
@@ -98,7 +134,7 @@ def _no_end(number: Any, vocabulary: Vocabulary) -> str:
     return f"it is ordinary text, {text!r}; give it as a stop string"
 
 
-def _token_id(role: str, tokenizer: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary) -> int:
+def _token_id(role: str, tokenizer: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary) -> int | None:
     entry = tokenizer.get(f"{role}_token")
     text = entry.get("content") if isinstance(entry, dict) else entry
     if isinstance(text, str) and (token := text.encode(errors="replace")) in vocabulary.tokens:
@@ -110,7 +146,7 @@ def _token_id(role: str, tokenizer: dict[str, Any], config: dict[str, Any], voca
             number = number[0]  # instruction-tuned models list every end-of-turn token; the first is <eos>
         if type(number) is int:
             return number
-    return GEMMA_IDS[role]
+    return None
 
 
 def _flag(tokenizer: dict[str, Any], role: str, default: bool) -> bool:

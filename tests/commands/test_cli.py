@@ -22,6 +22,7 @@ from edge_gemma import Gemma
 from edge_gemma.commands.cli import COMMANDS
 from edge_gemma.measure.info import describe
 from tests.conftest import TinyGguf
+from tests.text.recorded_vocabulary import recording
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "edge_gemma")
@@ -420,6 +421,14 @@ def test_info_as_json_and_as_text(model: Path) -> None:
         assert info["memory"]["total"] == opened.plan.total
     text = cli("info", model).stdout
     assert "architecture" in text and "blk.0.attn_q.weight" in text and "Memory at a context of 1,024" in text
+
+
+def test_tokenize_needs_a_vocabulary_only_and_begins_as_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.gguf"
+    path.write_bytes(recording("smollm").builder().build())
+    found = json.loads(cli("tokenize", path, "<|im_start|>don't", "--parse-special", "--json").stdout)
+    assert found["tokens"] == ["<|im_start|>", "don", "'t"]
+    assert json.loads(cli("tokenize", path, "don't", "--json").stdout)["tokens"] == ["don", "'t"]
 
 
 def test_tokenize_takes_its_text_behind_options(real_model: Path) -> None:

@@ -40,6 +40,9 @@ class Letters:
     def strip_prefix(self, raw: bytes) -> bytes:
         return raw
 
+    def stands_apart(self, token: int) -> bool:
+        return self.is_control(token)
+
 
 def generation(
     engine: Engine,

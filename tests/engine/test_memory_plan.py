@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from edge_gemma.engine.memory_plan import KvType, memory_plan
+from edge_gemma.engine.memory_plan import KvType, default_chunk, memory_plan, scratch_bytes
 from edge_gemma.engine.runner import Runner
 from edge_gemma.graph.step import Rows
+from edge_gemma.kernels.layout import expert_scratch, matmul_scratch
+from edge_gemma.models.layers import Experts
 from tests.conftest import TinyGguf
 
 
@@ -41,3 +45,13 @@ def test_buffers_and_cache_are_as_planned(
     two = memory_plan(runner.config, runner.weights, context, sequences=2, **sizes)
     assert two.kv_cache == 2 * most and two.buffers == allocated + 4 * runner.config.vocab_size
     runner.close()
+
+
+def test_experts_take_scratch_memory_and_buffers(tiny_gguf: TinyGguf) -> None:
+    runner = Runner(tiny_gguf("gemma3-256", "Q8_0"), context=16, threads=1)
+    runner.close()
+    dense, mixed = runner.config, replace(runner.config, experts=Experts(128, 8, 704))
+    for chunk in (1, 100, 512):
+        assert scratch_bytes(dense, chunk) >= matmul_scratch(chunk) < expert_scratch(chunk)
+        assert scratch_bytes(mixed, chunk) >= expert_scratch(chunk)
+    assert default_chunk(mixed) == default_chunk(dense) > default_chunk(replace(mixed, experts=Experts(128, 128, 9999)))

@@ -150,7 +150,7 @@ MALFORMED: list[tuple[str, bytes, str, int]] = [
     ("product above 2^40", one((2**21, 2**20), data=b""), "a", 37),
     ("product wraps to 0 in 64 bits", one((2**31, 2**31, 4), data=b""), "a", 37),
     ("tensor type 4 (retired)", one(type_id=4), "a", 45),
-    ("tensor type 16 (known, not executed)", one(type_id=16), "a", 45),
+    ("tensor type 35 (known, not executed)", one(type_id=35), "a", 45),
     ("tensor type 1000", one(type_id=1000), "a", 45),
     ("tensor type 2^32-1", one(type_id=2**32 - 1), "a", 45),
     ("row of 128 in blocks of 256", one((128,), type_id=TYPE_Q4_K, data=bytes(72)), "a", 45),
@@ -288,9 +288,9 @@ def test_a_tensor_of_any_name(tmp_path: Path, name: str | bytes) -> None:
 
 def test_a_tensor_of_a_type_that_is_not_executed(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(plain(tensors=[TensorRecord("a", (256, 2), 16, bytes(2 * 66)), TensorRecord("b", (32,))]))
+    path.write_bytes(plain(tensors=[TensorRecord("a", (256, 2), 35, bytes(2 * 66)), TensorRecord("b", (32,))]))
     with GgufFile.open(path, strict=True) as file:
-        assert (file.tensors["a"].format.name, file.tensors["a"].is_executed) == ("IQ2_XXS", False)
+        assert (file.tensors["a"].format.name, file.tensors["a"].is_executed) == ("TQ2_0", False)
         assert file.tensors["b"].is_executed
     path.write_bytes(one(type_id=77))
     assert "tensor type 77 is unknown" in str(refused(path))

@@ -224,6 +224,11 @@ def _layer(c: Gemma4Case, i: int) -> Iterator[tuple[str, tuple[int, ...], float]
         yield "post_per_layer_input_norm.weight", (d,), c.branch_gain
 
 
+def shapes(case: Gemma4Case) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of the checkpoint."""
+    return {name: shape for name, shape, _ in _shapes(case)}
+
+
 def weights(case: Gemma4Case) -> dict[str, Floats]:
     """Every tensor of the checkpoint under its Hugging Face name."""
     return {name: draw(case, name, shape, size) for name, shape, size in _shapes(case)}

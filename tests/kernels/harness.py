@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -158,14 +158,27 @@ def random_rows(name: str, rows: int, columns: int, seed: int) -> Array:
         values = rng.standard_normal((rows, columns)).astype(np.float32)
         return {"F32": values, "F16": values.astype(np.float16), "BF16": _bfloat(values)}[name].view(np.uint8)
     blocks = rng.integers(0, 256, (rows, columns // fmt.block, fmt.nbytes), dtype=np.uint8)
-    for at in scale_offsets(name):
-        scales = rng.standard_normal((*blocks.shape[:2], 1)).astype(np.float16)
-        blocks[..., at : at + 2] = scales.view(np.uint8)
+    set_scales(name, blocks, lambda shape: rng.standard_normal(shape).astype(np.float16))
     return blocks.reshape(rows, -1)
+
+
+def set_scales(name: str, blocks: Array, halves: Callable[[tuple[int, ...]], Array]) -> None:
+    """Give the blocks, (..., bytes), float16 scales and minima of `halves(shape)`; of IQ1_M 4 bits in each of four
+    places, and where there is room for a power of two alone, that below it."""
+    for at in scale_offsets(name):
+        blocks[..., at : at + 2] = halves((*blocks.shape[:-1], 1)).view(np.uint8)
+    if name == "IQ1_M":
+        bits = halves(blocks.shape[:-1]).view(np.uint16)
+        for i in range(4):
+            blocks[..., 49 + 2 * i] = blocks[..., 49 + 2 * i] & 15 | (bits >> 4 * i & 15) << 4
+    if name == "MXFP4":
+        blocks[..., 0] = np.frexp(halves(blocks.shape[:-1]).astype(np.float32))[1] + 126
 
 
 def scale_offsets(name: str) -> tuple[int, ...]:
     """Where a block's float16 numbers are."""
+    if name in ("IQ1_M", "MXFP4"):
+        return ()
     first = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(name, 0)
     return (first, first + 2) if name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K") else (first,)
 

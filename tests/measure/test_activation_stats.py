@@ -41,6 +41,26 @@ def test_every_matrix_has_its_columns(tiny_gguf: TinyGguf, case: str) -> None:
     assert all((values > 0).all() for values in sums.values())
 
 
+def test_experts_are_observed_each_by_what_it_was_given(tiny_gguf: TinyGguf) -> None:
+    """All together the experts were given each row as often as rows choose experts."""
+    path = tiny_gguf("gemma4-26b")
+    with GgufFile.open(path) as file:
+        tensors = {name: t.shape for name, t in file.tensors.items() if len(t.shape) == 3}
+        used = file.metadata.u32("gemma4.expert_used_count")
+    found = {}
+    for threads in (1, 2):
+        with Observer(path, 64, threads) as observer:
+            for window in WINDOWS:
+                observer.add(window)
+            assert not observer.sums.keys() & tensors.keys() and {"blk.0.ffn_gate_inp.weight"} <= observer.sums.keys()
+            found[threads] = observer.expert_sums, observer.expert_rows
+            assert all(rows.sum() == used * observer.rows for rows in observer.expert_rows.values())
+    sums, rows = found[1]
+    assert {name: values.shape for name, values in sums.items()} == {n: (s[0], s[2]) for n, s in tensors.items()}
+    assert all(((values > 0).all(axis=1) == (rows[name] > 0)).all() for name, values in sums.items())
+    assert all(np.array_equal(values, found[2][0][name]) for name, values in sums.items())
+
+
 def test_matrices_of_one_input_have_the_same_sums(tiny_gguf: TinyGguf) -> None:
     sums, _ = collect(tiny_gguf("gemma2-2b"))
     q, k, v, _, gate, up, _ = (sums[f"blk.1.{name}.weight"] for name in PER_LAYER)

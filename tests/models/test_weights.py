@@ -117,7 +117,7 @@ def test_tensors_that_nobody_knows_are_ignored(tmp_path: Path, architecture: str
     builder = tiny_gemma(architecture)
     expected = {t.name for t in bind(builder, tmp_path).tensors()}
     shown = {"a\nb": r"a\nb", b"\xff.weight": r"\udcff.weight"}.get(name, name)
-    for type_id, dims, nbytes in ((TYPE_F32, (3,), 12), (16, (256, 2), 132), (TYPE_F16, (), 2), (TYPE_F32, (0,), 0)):
+    for type_id, dims, nbytes in ((TYPE_F32, (3,), 12), (35, (256, 2), 132), (TYPE_F16, (), 2), (TYPE_F32, (0,), 0)):
         extra = TensorRecord(name, dims, type_id, bytes(nbytes))
         builder.tensors.insert(5, extra)
         with pytest.warns(UserWarning, match=f"tensors that {architecture} does not have are ignored") as caught:
@@ -146,17 +146,17 @@ def test_towers_for_images_and_sound_are_ignored_silently(tmp_path: Path, archit
     builder.tensors += [
         TensorRecord("v.patch_embedding.weight", (14, 14, 3, 8), TYPE_F16),
         TensorRecord("mm.norm", (3,)),
-        TensorRecord("a.blk.0.weight", (256,), 16, bytes(66)),
+        TensorRecord("a.blk.0.weight", (256,), 35, bytes(66)),
     ]
     assert {t.name for t in bind(builder, tmp_path).tensors()} == expected
 
 
 def test_a_type_that_is_not_executed(tmp_path: Path) -> None:
     sizes = {"d_model": 256, "n_heads": 4, "head_dim": 64}
-    builder = replaced(tiny_gemma("gemma2", **sizes), "blk.1.ffn_up.weight", type_id=16, data=bytes(96 * 66))
+    builder = replaced(tiny_gemma("gemma2", **sizes), "blk.1.ffn_up.weight", type_id=35, data=bytes(96 * 66))
     error = refused(builder, tmp_path)
     assert error.field == "blk.1.ffn_up.weight" and error.offset is not None
-    assert "type IQ2_XXS is known but not executed" in str(error) and "edge-gemma quantize" in str(error)
+    assert "type TQ2_0 is known but not executed" in str(error) and "edge-gemma quantize" in str(error)
 
 
 @pytest.mark.parametrize("name", [str(t.name) for t in tiny_gemma("gemma3", n_layers=1).tensors])

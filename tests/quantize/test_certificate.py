@@ -253,6 +253,10 @@ def test_no_bad_number_of_any_format_is_missed(name: str) -> None:
     else:
         assert FLOAT16_AT[name] == scale_offsets(name)
         spots = [(FORMATS[name].nbytes + at, b"\1\x7c") for at in scale_offsets(name)]
+    if name == "IQ1_M":
+        spots = [(56 + 48, b"\0\x10\0\0\0\xcf\xff\x7f"), (53, b"\xcf\xff\xff")]
+    if name == "MXFP4":
+        spots = [(FORMATS[name].nbytes, b"\xff")]
     for found, (at, raw) in enumerate(spots, 1):
         data[1, at : at + len(raw)] = np.frombuffer(raw, np.uint8)
         assert count_not_finite(data, name) == found

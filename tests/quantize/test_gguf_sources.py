@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from edge_gemma.errors import CheckpointError, ModelFormatError
+from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.models.registry import read_config
 from edge_gemma.quantize import quantize
 from edge_gemma.quantize.checkpoint import gguf_source
 from edge_gemma.quantize.convert import open_source, plan
+from edge_gemma.quantize.recipe import WRITTEN
 from edge_gemma.quantize.verification import verify
 from edge_gemma.text.tokenizer import Tokenizer
+from tests.conftest import TinyGguf
 from tests.gguf_builder import ARRAY, BOOL, STRING, U32, TensorRecord, array, runnable_gemma, string, typed, u32
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, metadata, values
@@ -56,7 +59,7 @@ def test_what_nobody_reads_is_carried_over_as_it_is(tmp_path: Path) -> None:
     ]
     builder = runnable_gemma("gemma3")
     builder.keys += odd
-    builder.tensors += [TensorRecord("v.norm", (3,)), TensorRecord("extra", (256,), 16, bytes(66))]
+    builder.tensors += [TensorRecord("v.norm", (3,)), TensorRecord("extra", (256,), 35, bytes(66))]
     (tmp_path / "odd.gguf").write_bytes(builder.build())
     with pytest.warns(UserWarning, match="are ignored: extra"):
         report = quantize(tmp_path / "odd.gguf", tmp_path / "out.gguf", "Q8_0")
@@ -87,6 +90,16 @@ def test_quantized_source_is_told_and_its_blocks_of_the_same_type_are_copied(tmp
     assert any("quantized already" in notice for notice in report.notices)
     with GgufFile.open(small) as a, GgufFile.open(tmp_path / "again.gguf") as b:
         assert all(np.array_equal(a.data(a.tensors[n]), b.data(b.tensors[n])) for n in a.tensors)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in WRITTEN])
+def test_a_source_of_a_type_that_is_not_written(tmp_path: Path, tiny_gguf: TinyGguf, name: str) -> None:
+    source = tiny_gguf("gemma2-256", name)
+    report = quantize(source, tmp_path / "out.gguf", "F32", requantize=True)
+    assert any(f"quantized already ({name})" in notice for notice in report.notices)
+    with GgufFile.open(tiny_gguf("gemma2-256", name, dequantized=True)) as a, GgufFile.open(tmp_path / "out.gguf") as b:
+        assert all(np.array_equal(a.data(a.tensors[n]), b.data(b.tensors[n])) for n in a.tensors)
+    assert verify(source).ok and verify(tmp_path / "out.gguf", open_source(source)).ok
 
 
 def test_damaged_gguf_source(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_gemma.errors import ModelFormatError
-from edge_gemma.quantize import imatrix, quantize
+from edge_gemma.errors import CheckpointError, ModelFormatError
+from edge_gemma.gguf.file import GgufFile
+from edge_gemma.quantize import blocks, imatrix, pipeline, quantize
+from tests.goldens.gemma4_cases import GEMMA4_CASES, weights, write_checkpoint
 from tests.quantize import tiny_checkpoint as tiny
 
 SUMS = {"blk.1.ffn_down.weight": np.arange(96.0), "blk.0.attn_q.weight": np.linspace(1e-6, 1e6, 64)}
@@ -158,7 +160,8 @@ def test_a_matrix_that_saw_nothing_has_ones(tmp_path: Path) -> None:
         (pair([1, -1], [1]), {}, "negative"),
         (pair([1, 1], [-1]), {}, "count of -1"),
         (pair([1, 1], [np.inf]), {}, "count of inf"),
-        (pair([[1, 1], [2, 2]], [[1], [1]]), {}, "2 counts.*experts"),
+        (pair([1, 1, 2], [1, 1]), {}, "3 sums for 2 experts"),
+        (pair([[1, 1], [2, 2]], [[1], [-1]]), {}, "count of -1"),
         (pair([1, 1], [1]) | {"blk.0.attn_q.weight.counts": np.float16([1])}, {}, "is F16, expected F32"),
     ],
 )
@@ -208,3 +211,87 @@ def test_another_file_is_told_to_be_none(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         imatrix.read(tmp_path / "none")
+
+
+# ---- experts -----------------------------------------------------------------------------------------------------
+
+GATE_UP = "blk.1.ffn_gate_up_exps.weight"
+
+
+def test_experts_have_rows_and_counts_of_their_own(tmp_path: Path) -> None:
+    """As llama.cpp writes them; one that saw nothing has ones."""
+    read = imatrix.load(gguf_imatrix(tmp_path / "i.gguf", pair([[2, 4], [0, 0], [6, 3]], [[2], [0], [3]], GATE_UP)))
+    assert read.means[GATE_UP].tolist() == [[1, 2], [1, 1], [2, 1]] and read.unseen == 1
+
+
+def test_what_is_written_of_experts_is_llama_cpps(tmp_path: Path) -> None:
+    sums = {GATE_UP: np.float64([[2, 4, 8], [0, 0, 0]])}
+    imatrix.write(tmp_path / "i", sums, {GATE_UP: np.array([4, 0])}, datasets=["a"], chunks=1, chunk_size=4)
+    shapes = {t.name: (t.shape.tolist(), t.data.tolist()) for t in gguf.GGUFReader(tmp_path / "i").tensors}
+    assert shapes == {
+        f"{GATE_UP}.in_sum2": ([3, 2], [[2, 4, 8], [0, 0, 0]]),
+        f"{GATE_UP}.counts": ([1, 2], [[4], [0]]),
+    }
+    read = imatrix.load(tmp_path / "i")
+    made = imatrix.of_sums(sums, {GATE_UP: np.array([4, 0])}, datasets=["a"], chunks=1)
+    assert read.means[GATE_UP].tolist() == made.means[GATE_UP].tolist() == [[0.5, 1, 2], [1, 1, 1]]
+    assert read.unseen == made.unseen == 1
+
+
+def moe(folder: Path) -> tuple[Path, dict[str, Any]]:
+    case = GEMMA4_CASES["gemma4-26b"]
+    write_checkpoint(case, folder / "hf")
+    return folder / "hf", weights(case)
+
+
+def blocks_of(path: Path, name: str) -> Any:
+    with GgufFile.open(path) as file:
+        tensor = file.tensors[name]
+        return file.data(tensor).reshape(*tensor.shape[:-1], -1).copy()
+
+
+@pytest.mark.parametrize("slab_values", [1 << 20, 96 * 50])
+def test_each_expert_is_rounded_with_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab_values: int
+) -> None:
+    """As if it were a matrix of its own, whatever the slabs; one that saw no token as without an importance matrix."""
+    monkeypatch.setattr(pipeline, "SLAB_VALUES", slab_values)
+    folder, tensors = moe(tmp_path)
+    rng = np.random.default_rng(5)
+    means = rng.uniform(0, 1, (8, 96)) ** 4
+    counts = np.array([5, 1, 0, 2, 9, 3, 4, 8])
+    imatrix.write(
+        tmp_path / "m", {GATE_UP: means * counts[:, None]}, {GATE_UP: counts}, datasets=["a"], chunks=1, chunk_size=4
+    )
+    report = quantize(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "m")
+    assert report.notices == (
+        "importance matrix: the text reached none of 1 matrices of experts: they have equal weights",
+    )
+    found = blocks_of(tmp_path / "out.gguf", GATE_UP)
+    source = tensors["model.layers.1.experts.gate_up_proj"]
+    for expert in range(8):
+        own = np.float32(means[expert]) / np.float32(means[expert].mean()) if counts[expert] else np.ones(96)
+        weights_ = np.maximum(own, 1e-3).astype(np.float32)
+        plain = blocks.encode(source[expert], "Q4_0")
+        weighted = blocks.encode(source[expert], "Q4_0", weights_)
+        assert not np.array_equal(plain, weighted)
+        assert (found[expert] != weighted).mean() < 1e-3, expert  # means differ in their last bit
+
+
+def test_one_row_for_all_experts_is_taken_for_each(tmp_path: Path) -> None:
+    folder, _ = moe(tmp_path)
+    means = np.random.default_rng(1).uniform(0, 1, 96)
+    for name, sums in (("one", means), ("each", np.tile(means, (8, 1)))):
+        counts = {GATE_UP: np.full(1 if name == "one" else 8, 1)}
+        imatrix.write(tmp_path / name, {GATE_UP: sums}, counts, datasets=["a"], chunks=1, chunk_size=4)
+        quantize(folder, tmp_path / f"{name}.gguf", "Q4_K_M", imatrix=tmp_path / name)
+    assert np.array_equal(*(blocks_of(tmp_path / f"{name}.gguf", GATE_UP) for name in ("one", "each")))
+
+
+def test_an_importance_matrix_of_other_experts_is_refused(tmp_path: Path) -> None:
+    folder, _ = moe(tmp_path)
+    imatrix.write(
+        tmp_path / "m", {GATE_UP: np.ones((4, 96))}, {GATE_UP: np.ones(4, int)}, datasets=["a"], chunks=1, chunk_size=4
+    )
+    with pytest.raises(CheckpointError, match=r"ffn_gate_up_exps.weight has 384 columns, not 768"):
+        quantize(folder, tmp_path / "out.gguf", "Q4_0", imatrix=tmp_path / "m")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from edge_gemma.gguf.file import GgufFile
 from edge_gemma.gguf.values import f32, string
 from edge_gemma.models.hf_fields import HfFields
 from edge_gemma.models.registry import ARCHITECTURES
-from edge_gemma.quantize import presets, quantize
+from edge_gemma.quantize import blocks, presets, quantize
 from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
 from edge_gemma.quantize.output.provenance import Certificate
 from edge_gemma.quantize.plan import make_plan
-from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
+from edge_gemma.quantize.recipe import MIXES, WRITTEN, Model, Overrides, choose
+from tests.goldens.gemma4_cases import Gemma4Case, gguf_name
+from tests.goldens.gemma4_cases import shapes as shapes_of_case
 from tests.quantize import tiny_checkpoint as tiny
 
 RECORD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data/recipes.json").read_text())
@@ -35,6 +37,8 @@ def shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the matrices of a model."""
     width, hidden = sizes["width"], sizes["hidden"]
     q, kv = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
+    if sizes["architecture"] == "gemma4":
+        return gemma4_shapes(sizes)
     result: dict[str, tuple[int, ...]] = {"token_embd": (263, width)}
     if not sizes["tied"]:
         result["output"] = (263, width)
@@ -45,6 +49,30 @@ def shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         }  # fmt: skip
         result |= {f"blk.{layer}.{role}": shape for role, shape in roles.items()}
     return {f"{name}.weight": shape for name, shape in result.items()}
+
+
+def gemma4_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Those that are not kept as they are."""
+    given = {key: value for key, value in sizes.items() if key not in ("architecture", "pure")}
+    case = record_recipes_case(**given)
+    found = {gguf_name(name): shape for name, shape in shapes_of_case(case).items() if len(shape) > 1}
+    return {name: shape for name, shape in found.items() if "ffn_gate_inp" not in name and "_proj." not in name}
+
+
+def record_recipes_case(layers: int, single: bool, heads: int, kv_heads: int, head_dim: int, **same: Any) -> Gemma4Case:
+    """The case that the record was made with."""
+    local = "".join("G" if i % 6 == 5 else "L" for i in range(layers - 1)) + "G"
+    return Gemma4Case(
+        name="x", local=local, heads=heads, kv_heads=kv_heads, global_kv_heads=kv_heads, head_dim=head_dim,
+        global_head_dim=head_dim, single=single, **same,
+    )  # fmt: skip
+
+
+def model_of(sizes: dict[str, Any], names: Collection[str]) -> Model:
+    values = [layer for layer in range(sizes["layers"]) if f"blk.{layer}.attn_v.weight" in names]
+    queries = sizes["heads"] // sizes["kv_heads"]
+    experts, architecture = sizes.get("experts", 0), sizes["architecture"]
+    return Model(sizes["layers"], queries, architecture=architecture, experts=experts, values=tuple(values))
 
 
 def recorded(tensors: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -60,11 +88,10 @@ def recorded(tensors: dict[str, str]) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("model", RECORD)
 def test_formats_are_those_of_llama_quantize(model: str, mix: str) -> None:
     sizes, expected = RECORD[model]["sizes"], RECORD[model][mix]
-    facts = Model(sizes["layers"], sizes["heads"] // sizes["kv_heads"], architecture=sizes["architecture"])
-    said = Overrides(pure=sizes["pure"])
+    matrices, said = shapes(sizes), Overrides(pure=sizes["pure"])
+    facts = model_of(sizes, matrices)
     chosen = {
-        name: choose(MIXES[mix], facts, name, shape, said, tied=sizes["tied"]).name
-        for name, shape in shapes(sizes).items()
+        name: choose(MIXES[mix], facts, name, shape, said, tied=sizes["tied"]).name for name, shape in matrices.items()
     }
     assert chosen == dict(recorded(expected["tensors"]))
     assert MIXES[mix].file_type == expected["file_type"]
@@ -110,6 +137,22 @@ def test_overrides_that_cannot_be(tmp_path: Path, patterns: tuple[tuple[str, str
     tiny.write_checkpoint(tmp_path / "hf")
     with pytest.raises(CheckpointError, match=message):
         plan(tmp_path / "hf", "Q4_0", overrides=Overrides(patterns))
+
+
+def test_what_has_an_encoder_can_be_asked_for() -> None:
+    assert set(WRITTEN) == {name for name in FORMATS if blocks.can_encode(name)}
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in WRITTEN])
+def test_formats_that_are_only_run_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    tiny.write_checkpoint(tmp_path / "hf")
+    message = f"{name!r} is not written; one of F32, .*IQ4_XS"
+    for asked in ({"patterns": (("ffn", name),)}, {"embedding": name}, {"output": name}):
+        with pytest.raises(CheckpointError, match=message):
+            Overrides(**asked)
+    with pytest.raises(CheckpointError, match=message):
+        quantize(tmp_path / "hf", tmp_path / "out.gguf", name)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def test_dry_run_prints_what_would_be_written_and_writes_nothing(
@@ -162,6 +205,7 @@ def tensors(layers: int, width: int, hidden: int, q: int, kv: int, vocabulary: i
         "kv_heads": kv,
         "head_dim": 1,
         "tied": True,
+        "architecture": "gemma3",
     }
     named = shapes(sizes) | {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
     return [SourceTensor(name, name, shape, FORMATS["F32"], _no_bytes) for name, shape in named.items()]

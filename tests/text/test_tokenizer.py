@@ -249,7 +249,7 @@ def replaced(at: int, token: str | bytes, score: float = 0.0, kind: int = NORMAL
 K = "tokenizer.ggml."
 T, S, Y = f"{K}tokens", f"{K}scores", f"{K}token_type"
 BROKEN: dict[str, tuple[Builder, str, str]] = {
-    "another model": (small_gguf().set(f"{K}model", typed(STRING, "gpt2")), f"{K}model", "'gpt2'"),
+    "another model": (small_gguf().set(f"{K}model", typed(STRING, "t5")), f"{K}model", "'t5' is not supported"),
     "no model": (small_gguf().set(f"{K}model", None), f"{K}model", "missing"),
     "no tokens key": (small_gguf().set(T, None), T, "missing"),
     "no scores": (small_gguf().set(S, None), S, "missing"),
@@ -460,9 +460,18 @@ def test_entries_behind_the_last_token_are_ignored(load: Load) -> None:
 
 
 def test_add_bos_of_the_file(load: Load) -> None:
-    found = load(small_gguf().set("tokenizer.ggml.add_bos_token", typed(BOOL, 0)))
+    builder = small_gguf().set("tokenizer.ggml.add_bos_token", typed(BOOL, 0))
+    assert load(builder).encode("a", add_bos=None) == [2, A]  # a Gemma, none of which makes sense without
+    found = load(builder.set("general.architecture", typed(STRING, "llama")))
     assert found.encode("a", add_bos=None) == [A]
     assert found.encode("a") == [2, A]
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("llama", True), ("gemma3", False), ("gemma-embedding", False)])
+def test_a_file_that_says_nothing_of_a_space_in_front(load: Load, architecture: str, expected: bool) -> None:
+    """All vocabularies of sentencepiece have one but Gemma's."""
+    builder = small_gguf().set("tokenizer.ggml.add_space_prefix", None)
+    assert load(builder.set("general.architecture", typed(STRING, architecture))).add_space_prefix == expected
 
 
 @pytest.mark.parametrize("text", ["a", " a", "  a", "", " ", "b a", "\u2581", "<bos>a"])
@@ -477,14 +486,17 @@ def test_a_space_in_front(load: Load, text: str) -> None:
     [
         ("<bos>a", [2, SPACE_A]),
         ("<end_of_turn>a", [2, END, SPACE_A]),
-        ("<bos><end_of_turn> a", [2, END, TWO_SPACES, A]),
-        ("a<end_of_turn>a", [2, SPACE_A, END, A]),
+        ("<bos><end_of_turn> a", [2, END, SPACE, SPACE_A]),
+        ("a<end_of_turn>a", [2, SPACE_A, END, SPACE_A]),
         ("<bos>", [2]),
-        (" <end_of_turn>a", [2, TWO_SPACES, END, A]),
+        (" <end_of_turn>a", [2, SPACE, SPACE, END, SPACE_A]),
+        ("a  ab", [2, SPACE_A, TWO_SPACES, SPACE_A, B]),
+        ("  a", [2, TWO_SPACES, SPACE_A]),
+        ("<b>", [2, TAG]),
     ],
 )
 def test_the_space_in_front_is_in_front_of_text(load: Load, text: str, ids: list[int]) -> None:
-    """In front of a control token it would be the text of nobody, and hide a BOS that is there already."""
+    """Of each text that control or added tokens cut off, as in llama.cpp (tried with llama-cpp-python 0.3.36)."""
     found = load(small_gguf().set("tokenizer.ggml.add_space_prefix", typed(BOOL, 1)))
     assert found.encode(text, parse_special=True) == ids
     assert found.decode(found.encode(text, add_bos=False, parse_special=True), special=True) == text

@@ -21,6 +21,7 @@ import llama_cpp
 
 from tests.goldens.cases import Case
 from tests.goldens.every_case import AnyCase, write_gguf
+from tests.goldens.gemma4_cases import Gemma4Case
 from tests.goldens.llama_cases import LlamaCase
 
 OUT = Path(__file__).parents[2] / "tests/quantize/data/recipes.json"
@@ -44,9 +45,25 @@ class Sizes:
     head_dim: int
     tied: bool = True
     pure: bool = False
+    experts: int = 0
+    expert_hidden: int = 256
+    per_layer: int = 0
+    shared: int = 0
+    single: bool = False
+
+    @property
+    def gemma4(self) -> Gemma4Case:
+        local = "".join("G" if i % 6 == 5 else "L" for i in range(self.layers - 1)) + "G"
+        return Gemma4Case(
+            "x", local, self.width, self.hidden, self.heads, self.kv_heads, self.kv_heads, self.head_dim, self.head_dim,
+            tied=self.tied, experts=self.experts, expert_hidden=self.expert_hidden, per_layer=self.per_layer,
+            shared=self.shared, single=self.single,
+        )  # fmt: skip
 
     @property
     def case(self) -> AnyCase:
+        if self.architecture == "gemma4":
+            return self.gemma4
         if self.architecture == "llama":
             sizes = self.layers, self.width, self.hidden, self.heads, self.kv_heads, self.head_dim
             return LlamaCase("x", *sizes, tied=self.tied)
@@ -84,6 +101,13 @@ MODELS = {
     "llama-80-mha": Sizes("llama", 80, 256, 256, 8, 8, 32, tied=False),
     "gemma3-26-narrow-pure": Sizes("gemma3", 26, 96, 256, 4, 1, 64, pure=True),
     "gemma2-26-pure": Sizes("gemma2", 26, 256, 256, 8, 4, 32, pure=True),
+    "gemma4-35-shared": Sizes("gemma4", 35, 256, 256, 8, 1, 32, per_layer=64, shared=17),
+    "gemma4-42-shared": Sizes("gemma4", 42, 256, 256, 8, 2, 32, per_layer=256, shared=18),
+    "gemma4-48-single": Sizes("gemma4", 48, 256, 256, 8, 4, 32, single=True),
+    "gemma4-30-experts": Sizes("gemma4", 30, 256, 288, 8, 4, 32, single=True, experts=16, expert_hidden=96),
+    "gemma4-9-experts": Sizes("gemma4", 9, 256, 256, 8, 1, 32, single=True, experts=8),
+    "gemma4-12-untied": Sizes("gemma4", 12, 256, 256, 8, 4, 32, tied=False, per_layer=32),
+    "gemma4-12-narrow-pure": Sizes("gemma4", 12, 96, 288, 8, 4, 32, per_layer=32, pure=True),
 }
 
 
@@ -114,10 +138,11 @@ def _chosen(source: Path, mix: str, pure: bool) -> dict[str, object]:
 
 
 def collected(formats: dict[str, str]) -> dict[str, str]:
-    """Format -> names of the matrices that have it; vectors, which are always F32, left out."""
+    """Format -> names of the matrices that have it; vectors, which are always F32, and what is kept as it was left
+    out."""
     by_format: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for name, chosen in formats.items():
-        if "norm" in name:
+        if any(part in name for part in ("norm", "scale", "rope_freqs", "ffn_gate_inp", "per_layer_model_proj")):
             continue
         stem = name.removesuffix(".weight")
         if stem.startswith("blk."):

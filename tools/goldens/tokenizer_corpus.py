@@ -109,10 +109,10 @@ BLOCKS = [
 ]  # fmt: skip
 
 
-def fixed() -> Iterator[str]:
+def fixed(own: list[str]) -> Iterator[str]:
     """Every fragment alone, and every length of run that has a token of its own or just not."""
     yield ""
-    for text in SENTENCES + CODE + EMOJI + SPACES + TAGS + CONTROL + IMAGES:
+    for text in SENTENCES + CODE + EMOJI + SPACES + TAGS + CONTROL + IMAGES + own:
         yield text
         yield f" {text}"
         yield f"{text} "
@@ -124,7 +124,7 @@ def fixed() -> Iterator[str]:
         yield "".join(map(chr, range(low, low + 8)))
 
 
-def generated(pieces: list[str], rng: random.Random) -> Iterator[str]:
+def generated(pieces: list[str], own: list[str], rng: random.Random) -> Iterator[str]:
     """Endless texts, mixed in ways that real text is not."""
     words = [word for text in SENTENCES + CODE for word in text.split()]
 
@@ -146,16 +146,20 @@ def generated(pieces: list[str], rng: random.Random) -> Iterator[str]:
         lambda: rng.choice(pieces), lambda: "".join(rng.choices(pieces, k=3)),
         lambda: rng.choice(EMOJI), lambda: rng.choice(TAGS), lambda: rng.choice(CONTROL),
         lambda: str(rng.randrange(10 ** rng.randint(1, 12))),
+        *([lambda: rng.choice(own)] if own else []),
     ]  # fmt: skip
     while True:
         yield "".join(rng.choice(parts)() for _ in range(rng.randint(1, 8)))
 
 
-def corpus(pieces: list[str], size: int) -> list[str]:
-    """`size` different texts, without U+2581, which only we keep apart from a space."""
+def corpus(pieces: list[str], size: int, own: list[str] | None = None) -> list[str]:
+    """`size` different texts, without U+2581, which only we keep apart from a space.
+
+    pieces: some of the vocabulary's. own: fragments that are of interest to it alone.
+    """
     rng = random.Random(20240627)
-    texts = dict.fromkeys(fixed())
-    for text in generated(pieces, rng):
+    texts = dict.fromkeys(fixed(own or []))
+    for text in generated(pieces, own or [], rng):
         if len(texts) >= size:
             return [text for text in texts if "\u2581" not in text]
         texts[text] = None

@@ -17,7 +17,7 @@ from edge_gemma.kernels.ops.formats import INT_FORMATS
 from edge_gemma.kernels.reference import formats as reference_formats
 from edge_gemma.kernels.simd import vocabulary as simd
 from tests.kernels.compiled import config  # noqa: F401  (compile for the kernels' CPU)
-from tests.kernels.harness import FLOAT_NAMES, INT_NAMES, Array, assert_same_bits, random_rows, scale_offsets
+from tests.kernels.harness import FLOAT_NAMES, INT_NAMES, Array, assert_same_bits, random_rows, set_scales
 
 EXTREME_SCALES = np.array([0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF], np.uint16)
 """Zeros, subnormals, the smallest normal number, +-1 and +-65504 as float16."""
@@ -31,8 +31,9 @@ def all_bits(name: str, rows: int, columns: int) -> Array:
     """Random bytes with extreme scales."""
     rng, fmt = np.random.default_rng(rows), FORMATS[name]
     blocks = rng.integers(0, 256, (rows, columns // fmt.block, fmt.nbytes), dtype=np.uint8)
-    for at in scale_offsets(name):
-        blocks[..., at : at + 2] = rng.choice(EXTREME_SCALES, (*blocks.shape[:2], 1)).view(np.uint8)
+    set_scales(name, blocks, lambda shape: rng.choice(EXTREME_SCALES, shape).view(np.float16))
+    if name == "MXFP4":  # every power of two whose products are finite, those of the smallest numbers often
+        blocks[..., 0] = rng.choice([*range(253), *[0, 1, 2] * 20], blocks.shape[:2])
     return blocks.reshape(rows, -1)
 
 

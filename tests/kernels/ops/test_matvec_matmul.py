@@ -24,7 +24,7 @@ from tests.kernels.harness import (
     random_rows,
     row,
     run,
-    scale_offsets,
+    set_scales,
 )
 
 TOKENS = [*range(1, 10), 33]
@@ -191,8 +191,7 @@ def test_one_row_gives_the_same_bits_alone_and_in_company_for_any_number_of_thre
 def test_extreme_bytes_do_not_overflow(name: str, byte: int) -> None:
     columns = 512
     blocks = np.full((LANES + 1, columns // FORMATS[name].block, FORMATS[name].nbytes), byte, np.uint8)
-    for at in scale_offsets(name):
-        blocks[..., at : at + 2] = np.array([0.5], np.float16).view(np.uint8)
+    set_scales(name, blocks, lambda shape: np.full(shape, np.float16(0.5)))
     weights = blocks.reshape(LANES + 1, -1)
     for x in (1.0, -1.0):
         lines = quantize(np.full((9, columns), np.float32(x)), ZEROS.get(name, 0))

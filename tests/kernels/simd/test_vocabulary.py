@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from numba import njit
 
+from edge_gemma.kernels.isa import current, may_use
 from edge_gemma.kernels.layout import LANES, SUMS, WIDE_ZERO
 from edge_gemma.kernels.reference import operations as reference
 from edge_gemma.kernels.simd import vocabulary as simd
+from edge_gemma.kernels.simd.grid_lookup import by_loads, by_permutations
 from tests.kernels.compiled import lanewise
 from tests.kernels.harness import Array, aligned, assert_same_bits
 
@@ -296,7 +298,7 @@ def test_dot4_is_exact() -> None:
     assert_same_bits(lanewise(simd.dot4, "III:I")(acc, u, s), by_hand(acc, u, s))
 
 
-PRODUCTS = [(15, 8), (31, 8), (255, 8), (3, 4), (7, 4), (63, 4)]
+PRODUCTS = [(15, 8), (24, 8), (30, 8), (31, 8), (86, 8), (124, 8), (255, 8), (3, 4), (7, 4), (18, 4), (63, 4), (86, 4)]
 """The largest byte of a format's weights, and how many vectors of them are multiplied at a time."""
 
 
@@ -342,10 +344,54 @@ def test_high_nibbles() -> None:
     assert_same_bits(lanewise(simd.high_nibbles, "I:I")(WORDS), want.view(np.int32))
 
 
-def test_spread_bits_looks_at_the_lowest_four() -> None:
+@pytest.mark.parametrize("to", [0, 3, 4, 7])
+def test_bits_to_bytes_looks_at_the_lowest_four(to: int) -> None:
     words = np.arange(64, dtype=np.int32) * np.int32(0x01234567)
-    want = ((words[:, None] >> np.arange(4) & 1) << 4).astype(np.uint8)
-    assert_same_bits(lanewise(simd.spread_bits, "I:I")(words), want.reshape(-1).view(np.int32))
+    want = ((words[:, None] >> np.arange(4) & 1) << to).astype(np.uint8)
+    assert_same_bits(lanewise(simd.bits_to_bytes(to), "I:I")(words), want.reshape(-1).view(np.int32))
+
+
+def test_parity() -> None:
+    seven = np.resize(np.arange(128, dtype=np.uint8), 1024)
+    np.random.default_rng(1).shuffle(seven)
+    odd = np.unpackbits(seven[:, None], axis=1).sum(axis=1, dtype=np.uint8) % 2
+    assert_same_bits(lanewise(simd.with_parity, "I:I")(seven.view(np.int32)), (seven | odd << 7).view(np.int32))
+
+
+def test_bytes_of_shorts() -> None:
+    a, b = integers(64, 1), integers(64, 2)
+    shorts = np.stack([a, b], axis=1).view(np.uint16)
+    for operation, want in ((simd.low_bytes, shorts & 255), (simd.high_bytes, shorts >> 8)):
+        assert_same_bits(lanewise(operation, "II:I")(a, b), want.astype(np.uint8).view(np.int32).reshape(-1))
+
+
+# ---- grids -------------------------------------------------------------------------------------------------------
+
+WAYS = [by_loads, *([by_permutations] if current().dot == "vpdpbusd.512" and may_use("avx512vbmi") else [])]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(256, 4), (512, 4), (256, 8), (512, 8), (1024, 8), (2048, 8)])
+def test_grid_lookup(shape: tuple[int, int], way: Any) -> None:
+    """Every index, with anything in the bits of its upper byte that do not count."""
+    rng, (groups, size) = np.random.default_rng(0), shape
+    grid = rng.integers(0, 2 ** (3 if size == 4 else 2), shape, dtype=np.uint8)
+    look_up, vectors = simd.grid_lookup("grid", grid, way), size
+
+    @njit
+    def loop(count: Any, low: Any, high: Any, out: Any) -> None:
+        for i in range(count):
+            found = look_up(simd.load_int(low + 4 * LANES * i), simd.load_int(high + 4 * LANES * i))
+            for k in range(vectors):
+                simd.store_int(out + 4 * LANES * (size * i + k), found[k])
+
+    indices = rng.permutation(groups).reshape(-1, LANES, 4)
+    high = indices >> 8 | (0 if groups == 2048 else rng.integers(0, 256, indices.shape) & -(groups // 256))
+    low, high = (a.astype(np.uint8) for a in (indices, high))
+    out = np.zeros((len(indices), size, LANES, 4), np.uint8)
+    loop(len(indices), low.ctypes.data, high.ctypes.data, out.ctypes.data)
+    want = grid[indices].reshape(len(indices), LANES, size, 4).swapaxes(1, 2)
+    assert np.array_equal(out & (7 if size == 4 else 3), want)
 
 
 # ---- across lanes ------------------------------------------------------------------------------------------------
