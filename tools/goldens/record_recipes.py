@@ -98,7 +98,6 @@ MODELS = {
     "llama-24-head-80": Sizes("llama", 24, 256, 256, 16, 4, 80, tied=False),
     "llama-32-mha": Sizes("llama", 32, 256, 256, 4, 4, 64, tied=False),
     "llama-80": Sizes("llama", 80, 256, 256, 8, 1, 32, tied=False),
-    "llama-80-mha": Sizes("llama", 80, 256, 256, 8, 8, 32, tied=False),
     "gemma3-26-narrow-pure": Sizes("gemma3", 26, 96, 256, 4, 1, 64, pure=True),
     "gemma2-26-pure": Sizes("gemma2", 26, 256, 256, 8, 4, 32, pure=True),
     "gemma4-35-shared": Sizes("gemma4", 35, 256, 256, 8, 1, 32, per_layer=64, shared=17),
