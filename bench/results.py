@@ -26,7 +26,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench.cases import Case
 
@@ -37,12 +37,9 @@ Series = dict[int, float]
 Line = dict[str, Any]
 
 
-class Measurement(NamedTuple):
-    case: str
-    side: str
-    measure: str
-    round: int
-    value: float
+def measurement(case: Case, side: str, measure: str, number: int, value: float) -> Line:
+    """The line of one value of a round."""
+    return {"case": case.name, "side": side, "measure": measure, "round": number, "value": value}
 
 
 @dataclass(frozen=True)
@@ -108,10 +105,9 @@ class Result:
             if "format" in line:
                 run = line
             elif "value" in line:
-                one = Measurement(**line)
-                series = grouped.setdefault(one.case, {}).setdefault((one.side, one.measure), {})
-                series.setdefault(one.round, []).append(one.value)
-                runs[one.case] = run
+                series = grouped.setdefault(line["case"], {}).setdefault((line["side"], line["measure"]), {})
+                series.setdefault(line["round"], []).append(line["value"])
+                runs[line["case"]] = run
         return {
             case: Measured(Case.named(case), runs[case], {key: _means(series) for key, series in of.items()})
             for case, of in grouped.items()

@@ -17,7 +17,7 @@ from bench import cases
 from bench.cases import GENERATE, Case
 from bench.models import Facts
 from bench.processes import WORKERS, Worker, WorkerError, first_token, our_environment
-from bench.results import Measurement
+from bench.results import Line, measurement
 from edge_gemma.cores import default_threads
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
@@ -55,17 +55,20 @@ class Bench:
     machine: Worker
 
 
-def measure(case: Case, setup: Setup, facts: Facts, say: Say) -> tuple[list[Measurement], str]:
-    """The case's rounds and the facts that shares are computed from; and a note. Raises Skipped, WorkerError."""
+def measure(case: Case, setup: Setup, facts: Facts, say: Say) -> list[Line]:
+    """The case's rounds, the facts that shares are computed from, and a note. Raises Skipped, WorkerError."""
     if case.peer == "transformers" and case.peer not in setup.pythons:
         raise Skipped("--transformers-python and --transformers-model are needed")
     repack = room(case, setup, facts)
-    measured = [Measurement(case.name, "model", name, 0, value) for name, value in _facts(case, facts)]
+    lines = [measurement(case, "model", name, 0, value) for name, value in _facts(case, facts)]
     for number, figures in enumerate(_rounds(case, setup, facts, repack)):
-        measured += [Measurement(case.name, side, name, number, value) for side, name, value in figures]
+        lines += [measurement(case, side, name, number, value) for side, name, value in figures]
         told = " ".join(f"{side} {name} {value:.4g};" for side, name, value in figures if "/" not in name)
         say(f"  round {number + 1} of {case.rounds}: {told}")
-    return measured, "" if repack else "llama.cpp without its repacking: its second copy of the weights does not fit"
+    if not repack:
+        note = "llama.cpp without its repacking: its second copy of the weights does not fit"
+        lines.append({"case": case.name, "note": note})
+    return lines
 
 
 def room(case: Case, setup: Setup, facts: Facts) -> bool:

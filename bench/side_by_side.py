@@ -30,7 +30,7 @@ from bench import rounds
 from bench.cases import Case, matrix, only, quick
 from bench.models import Facts
 from bench.processes import ROOT, WorkerError
-from bench.results import FORMAT, Line, Result, seconds_a_round
+from bench.results import FORMAT, Line, Result, measurement, seconds_a_round
 from bench.rounds import Setup, Skipped
 from edge_gemma.cores import default_threads
 from edge_gemma.kernels import caches
@@ -70,11 +70,8 @@ def measured(case: Case, setup: Setup) -> list[Line]:
     if not path.exists():
         raise Skipped(f"no {path.name} in the folder of models; {case.file.how}")
     start = time.monotonic()
-    measurements, note = rounds.measure(case, setup, Facts.of(path), say)
-    lines: list[Line] = [one._asdict() for one in measurements]
-    seconds = round(time.monotonic() - start, 1)
-    lines.append({"case": case.name, "side": "run", "measure": "seconds", "round": 0, "value": seconds})
-    return lines + ([{"case": case.name, "note": note}] if note else [])
+    lines = rounds.measure(case, setup, Facts.of(path), say)
+    return [*lines, measurement(case, "run", "seconds", 0, round(time.monotonic() - start, 1))]
 
 
 def header(setup: Setup) -> Line:

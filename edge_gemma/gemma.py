@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from _queue import SimpleQueue  # not `queue`'s, which a host may have replaced: see `kernels/native_threads.py`
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
@@ -27,22 +27,22 @@ from edge_gemma.engine.loop import Engine, Stats
 from edge_gemma.engine.memory_plan import MemoryPlan, page_limit
 from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
-from edge_gemma.engine.sequence import AllLogits, Generation, Progress
+from edge_gemma.engine.sequence import AllLogits, Generation, PromptRead
 from edge_gemma.engine.sessions import Sessions
 from edge_gemma.engine.speculation import DraftModel, PromptLookup, Speculation
 from edge_gemma.errors import ContextOverflowError
 from edge_gemma.models.architecture import Config
 from edge_gemma.options import AnswerOptions
-from edge_gemma.streams import AsyncStream, Completion, PromptProgress, Received, Stream, when_ended
+from edge_gemma.progress import Progress, TokenProgress
+from edge_gemma.streams import AsyncStream, Completion, Received, Stream, when_ended
 from edge_gemma.text.stop_strings import stop_strings
 from edge_gemma.text.tokenizer import Tokenizer
 from edge_gemma.token_sequence import TokenSequence
 
-MAX_THREADS = 256
-MAX_SLOTS = 256
+MAX_THREADS, MAX_SLOTS = 256, 256
 SLOTS = 16
 BACKLOG = 64
-"""Pieces that an answer may be ahead of its reader."""
+"""Deltas that an answer may be ahead of its reader."""
 UNLIMITED = 2**62
 BATCH_PRIORITY = -1
 Prompt = str | Sequence[int]
@@ -80,7 +80,7 @@ class Gemma:
         speculate: bool = True,
         draft: str | os.PathLike[str] | None = None,
         load: Literal["map", "copy"] = "map",
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Open `path`.
 
@@ -129,7 +129,7 @@ class Gemma:
         kept: int | None,
         stall: float,
         draft: str | os.PathLike[str] | None,
-        progress: Callable[[int, int, str], None] | None,
+        progress: Progress | None,
     ) -> None:
         """What is made of an open runner."""
         runner = self._runner
@@ -162,13 +162,13 @@ class Gemma:
         self,
         prompt: Prompt,
         *,
-        on_progress: PromptProgress | None = None,
+        on_progress: TokenProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Stream:
-        """The continuation of `prompt` (text or token ids), piece by piece, ending at `max_tokens` or a stop.
+        """The continuation of `prompt` (text or token ids), as deltas of text, ending at `max_tokens` or a stop.
 
         options: see `AnswerOptions`. on_progress(done, total): prompt tokens read, called by whoever reads the stream.
-        Arguments are checked now, not at the first piece. Raises ValueError, TypeError, ContextOverflowError.
+        Arguments are checked now, not at the first delta. Raises ValueError, TypeError, ContextOverflowError.
         """
         arguments.callback("on_progress", on_progress)
         generation = self._generation(prompt, options)
@@ -180,7 +180,7 @@ class Gemma:
         self,
         prompt: Prompt,
         *,
-        on_progress: PromptProgress | None = None,
+        on_progress: TokenProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> AsyncStream:
         """`stream` for `async for`, in a running event loop."""
@@ -196,7 +196,7 @@ class Gemma:
         prompt: Prompt,
         *,
         n: None = None,
-        on_progress: PromptProgress | None = ...,
+        on_progress: TokenProgress | None = ...,
         **options: Unpack[AnswerOptions],
     ) -> Completion: ...
 
@@ -206,7 +206,7 @@ class Gemma:
         prompt: Prompt,
         *,
         n: int,
-        on_progress: PromptProgress | None = ...,
+        on_progress: TokenProgress | None = ...,
         **options: Unpack[AnswerOptions],
     ) -> list[Completion]: ...
 
@@ -215,7 +215,7 @@ class Gemma:
         prompt: Prompt,
         *,
         n: int | None = None,
-        on_progress: PromptProgress | None = None,
+        on_progress: TokenProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Completion | list[Completion]:
         """The whole continuation at once; arguments as for `stream`. With `n`, so many: the prompt is read once.
@@ -242,7 +242,7 @@ class Gemma:
         self,
         prompt: Prompt,
         *,
-        on_progress: PromptProgress | None = None,
+        on_progress: TokenProgress | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Completion:
         """`generate`, awaited. A task that is cancelled ends the answer."""
@@ -397,7 +397,7 @@ class Gemma:
         backlog: int,
     ) -> Generation:
         writer = Writer(self.tokenizer, ids, min(max_tokens, self.context - len(ids) + 1), stop)
-        channel: Channel[Progress | Delta] = Channel(backlog, self._engine.wake)
+        channel: Channel[PromptRead | Delta] = Channel(backlog, self._engine.wake)
         speculation = self._speculation(sampler)
         return Generation(ids, writer, sampler, channel, priority=priority, deadline=deadline, speculation=speculation)
 

@@ -1,4 +1,4 @@
-"""Answers as their readers see them: whole, piece by piece, or awaited. Know no model."""
+"""Answers as their readers see them: whole, in deltas, or awaited. Know no model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from queue import Empty
 
 from edge_gemma.engine.answer import Delta, FinishReason, Timings, Usage
 from edge_gemma.engine.loop import Engine
-from edge_gemma.engine.sequence import Generation, Progress
+from edge_gemma.engine.sequence import Generation, PromptRead
 from edge_gemma.errors import EdgeGemmaError
-
-PromptProgress = Callable[[int, int], None]
+from edge_gemma.progress import TokenProgress
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,14 @@ class Received:
     """What a reader has of an answer."""
 
     generation: Generation
-    on_progress: PromptProgress | None = None
+    on_progress: TokenProgress | None = None
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     _last: Delta | None = None
 
-    def add(self, item: Progress | Delta) -> str:
+    def add(self, item: PromptRead | Delta) -> str:
         """The text of an item, empty if it has none."""
-        if isinstance(item, Progress):
+        if isinstance(item, PromptRead):
             if self.on_progress:
                 self.on_progress(item.done, item.total)
             return ""
@@ -79,14 +78,14 @@ def when_ended(generation: Generation, finished: SimpleQueue[int], number: int) 
 
 
 class Stream(Iterator[str]):
-    """The pieces of an answer. `completion` is what there is so far.
+    """The text deltas of an answer. `completion` is what there is so far.
 
-    The answer is being made whether or not it is read, a few dozen pieces ahead of the reader at most; others do not
-    wait for it. Any thread may ask for the next piece. `close`, and dropping the stream, ends the answer.
+    The answer is being made whether or not it is read, a few dozen deltas ahead of the reader at most; others do not
+    wait for it. Any thread may ask for the next one. `close`, and dropping the stream, ends the answer.
     """
 
     def __init__(
-        self, model: object, engine: Engine, generation: Generation, on_progress: PromptProgress | None
+        self, model: object, engine: Engine, generation: Generation, on_progress: TokenProgress | None
     ) -> None:
         self._model = model  # which stays open as long as there is a stream of it
         self._engine, self._generation = engine, generation
@@ -102,7 +101,7 @@ class Stream(Iterator[str]):
                 return self._next()
         except Exception:
             raise
-        except BaseException:  # Ctrl-C, perhaps with a piece in hand: no answer may have a hole
+        except BaseException:  # Ctrl-C, perhaps with a delta in hand: no answer may have a hole
             self.close()
             raise
 
@@ -119,7 +118,7 @@ class Stream(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """End the answer. Idempotent, from any thread; there are no further pieces."""
+        """End the answer. Idempotent, from any thread; there are no further deltas."""
         self._engine.cancel(self._generation)
 
     cancel = close
@@ -143,7 +142,7 @@ class Notifier:
         except RuntimeError:  # the event loop is closed, and nobody reads any more
             self._generation.cancelled = True
 
-    async def next_item(self) -> Progress | Delta:
+    async def next_item(self) -> PromptRead | Delta:
         """The next item, waited for. Raises what the channel raises, but StopAsyncIteration at the end."""
         while True:
             self._item.clear()
@@ -156,10 +155,10 @@ class Notifier:
 
 
 class AsyncStream(AsyncIterator[str]):
-    """`Stream` for an event loop: waiting for a piece keeps no thread waiting. To be read by one task."""
+    """`Stream` for an event loop: waiting for a delta keeps no thread waiting. To be read by one task."""
 
     def __init__(
-        self, model: object, engine: Engine, generation: Generation, on_progress: PromptProgress | None
+        self, model: object, engine: Engine, generation: Generation, on_progress: TokenProgress | None
     ) -> None:
         self._model = model
         self._engine, self._generation = engine, generation
@@ -186,5 +185,5 @@ class AsyncStream(AsyncIterator[str]):
 
     @property
     def completion(self) -> Completion:
-        """As of `Stream`."""
+        """What there is so far; whole when the stream has ended."""
         return self._received.completion

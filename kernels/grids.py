@@ -20,7 +20,8 @@ Grid = NDArray[np.uint8]
 def _grid(weights: int, text: str) -> Grid:
     """16 bits a group, those of the first weight lowest."""
     bits, words = 16 // weights, np.frombuffer(base64.b85decode(text), "<u2")
-    return (words[:, None] >> np.arange(0, 16, bits, dtype=np.uint16) & (2**bits - 1)).astype(np.uint8)
+    numbers = words[:, None] >> np.arange(0, 16, bits, dtype=np.uint16) & np.uint16(2**bits - 1)
+    return numbers.astype(np.uint8)
 
 
 # fmt: off

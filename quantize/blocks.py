@@ -1,8 +1,9 @@
 """float32 rows -> the bytes of a block format, and back. Knows no tensor names and no file.
 
 Without importance the bytes of Q4_0 and Q8_0 equal `gguf.quants.quantize`, the reference, in every block whose scale
-has a finite reciprocal. Where it has not (largest magnitude under 1e-37) the reference casts infinities to integers,
-which each CPU does in its own way; here such a block is one of zeros.
+has a finite reciprocal; but Q4_0 finds the grid of weights that were trained for it, which the reference may miss.
+Where there is no reciprocal (largest magnitude under 1e-37) the reference casts infinities to integers, which each CPU
+does in its own way; here such a block is one of zeros.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.kernels.encode import rows
+from edge_gemma.progress import Progress
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
-Progress = Callable[[int, int, str], None]
 
 _HALF = 65504.0
 _LIMITS = {

@@ -19,6 +19,7 @@ from edge_gemma.errors import CheckpointError, ModelFormatError, OutputError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
+from edge_gemma.progress import Progress
 from edge_gemma.text.tokenizer import Tokenizer
 
 from . import blocks
@@ -29,8 +30,8 @@ from .checkpoint.meant import check_file, no_such_source, user_path
 from .checkpoint.source import Source
 from .imatrix import ImportanceMatrix, quantized_with
 from .imatrix import load as load_imatrix
-from .output.provenance import Certificate, Certify, source_copy
-from .pipeline import Progress, write_tensors
+from .output.provenance import Compare, Provenance, source_copy
+from .pipeline import write_tensors
 from .plan import Importance, Plan, check_source, check_type, formats_used, make_plan, weighted_formats
 from .recipe import Overrides
 
@@ -38,7 +39,6 @@ MAX_THREADS = 32  # beyond that the disk is the limit
 
 Adapters = Sequence[tuple[str | os.PathLike[str], float]]
 """Folders of LoRA adapters, each with a factor."""
-KernelProgress = Callable[[int, int, str], None]
 Calibrate = Callable[[Path], ImportanceMatrix]
 """From a file that runs, the importance matrix to quantize its source with."""
 CALIBRATED = "(calibrated)"
@@ -67,10 +67,10 @@ def quantize(
     calibrate: Calibrate | None = None,
     lora: Adapters = (),
     requantize: bool = False,
-    certify: Certify | None = None,
+    compare: Compare | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    kernel_progress: KernelProgress | None = None,
+    kernel_progress: Progress | None = None,
     threads: int | None = None,
 ) -> QuantizeReport:
     """Convert `source`, a Hugging Face folder or a GGUF file, into the GGUF file `destination`.
@@ -78,8 +78,8 @@ def quantize(
     `type`: one of `recipe.TYPES`; `overrides` replace its choice for single tensors. `imatrix`: a file of importance
     matrices, which weigh the errors of columns; `calibrate` makes one of the source as Q8_0, which is put beside the
     destination meanwhile. `lora`: adapters to merge, each with a factor. `requantize`: accept a source that is
-    quantized already. `certify`: measures the file beside its source, for the certificate in it. `threads`: default one
-    per core this process may use, at most 32.
+    quantized already. `compare`: measures the file beside its source; what it says is written into the file.
+    `threads`: default one per core this process may use, at most 32.
     `kernel_progress(done, total, name)` is called while kernels are compiled, once on a machine.
 
     Raises CheckpointError or ModelFormatError for a source that cannot be converted, OutputError when the file cannot
@@ -100,17 +100,17 @@ def quantize(
             made, importance = _weighted(made.source, type, overrides, CALIBRATED, matrix), matrix.means
         stored = {tensor.format.name for tensor in made.source.tensors}
         blocks.prepare(formats_used(made.infos), weighted_formats(made, importance), stored, kernel_progress)
-        certificate = Certificate([info.name for info in made.infos], certified=certify is not None)
-        header = made.header(certificate.metadata())
+        provenance = Provenance([info.name for info in made.infos], with_quality=compare is not None)
+        header = made.header(provenance.metadata())
         size = len(header) + made.nbytes
         with AtomicFile(target, size, force=force) as file:
             file.write(header)
-            write_tensors(file, made, importance, progress, threads or _default_threads(), certificate)
-            file.rewrite_start(made.header(certificate.metadata()))
-            if certify is not None:
+            write_tensors(file, made, importance, progress, threads or _default_threads(), provenance)
+            file.rewrite_start(made.header(provenance.metadata()))
+            if compare is not None:
                 with _runnable(user_path(source), made.source, target, lora) as original:
-                    certificate.quality = certify(file.partial, original)
-                file.rewrite_start(made.header(certificate.metadata()))
+                    provenance.quality = compare(file.partial, original)
+                file.rewrite_start(made.header(provenance.metadata()))
             file.flush()
             _verify(file.partial, target)
     return _report(made, size, time.perf_counter() - started)
@@ -201,7 +201,7 @@ def _copy(
     type: str,
     lora: Adapters,
     progress: Progress | None = None,
-    kernel_progress: KernelProgress | None = None,
+    kernel_progress: Progress | None = None,
 ) -> Iterator[Path]:
     """The source as a file of `type` beside `target`, which is removed afterwards."""
     copy = source_copy(target)

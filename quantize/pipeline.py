@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 
 from edge_gemma.atomic_file import AtomicFile
 from edge_gemma.errors import CheckpointError
+from edge_gemma.progress import Progress
 
 from . import blocks
 from .checkpoint.source import SourceTensor
-from .output.provenance import Certificate, ErrorSum, measure
+from .output.provenance import ErrorSum, Provenance, measure
 from .output.writer import TensorInfo
 from .plan import Importance, Plan, column_weights
 
 SLAB_VALUES = 1 << 20  # 4 MiB as float32; with its source, temporaries and result about 16 MiB
 VALUES_AT_ONCE = 1 << 22  # over all threads: many of them take smaller slabs
 HASHED_LATER = 3  # slabs that may wait to be hashed
-
-Progress = Callable[[int, int, str], None]
-"""progress(bytes of the source done, of how many, name of the tensor)"""
 
 
 def write_tensors(
@@ -39,9 +37,10 @@ def write_tensors(
     importance: Importance | None,
     progress: Progress | None,
     threads: int,
-    certificate: Certificate,
+    provenance: Provenance,
 ) -> None:
-    """Append the data of all tensors to `file`, encoded by `threads` threads, and tell `certificate` of it.
+    """Append the data of all tensors to `file`, encoded by `threads` threads, and tell `provenance` of it.
+    `progress` counts bytes of the source.
 
     Raises CheckpointError for values that cannot be stored, OutputError when the file cannot be written.
     """
@@ -51,8 +50,8 @@ def write_tensors(
         try:
             values = min(SLAB_VALUES, VALUES_AT_ONCE // threads)
             for slab, rows in _in_order(pool, _slabs(made, importance, values), ahead=threads + 1):
-                of_source.put(certificate.add_source, rows.raw)
-                of_result.put(certificate.add, slab.info.name, rows.data, rows.error)
+                of_source.put(provenance.add_source, rows.raw)
+                of_result.put(provenance.add, slab.info.name, rows.data, rows.error)
                 file.write(rows.data.data)
                 if slab.stop == slab.tensor.rows:
                     file.write(bytes(slab.info.padded - slab.info.nbytes))

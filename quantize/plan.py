@@ -16,7 +16,7 @@ from edge_gemma.models.tensor_table import OUTPUT, layer_and_role
 from . import presets
 from .checkpoint.metadata import QUANTIZATION_VERSION
 from .checkpoint.source import Source, SourceTensor
-from .output.provenance import Certificate
+from .output.provenance import Provenance
 from .output.writer import TensorInfo, encode_header
 from .recipe import MIXES, PRESETS, TYPES, Model, Overrides, check_patterns, choose, kept
 
@@ -158,8 +158,8 @@ def _metadata(source: Source, file_type: int) -> Metadata:
 def _own_header(source: Source) -> int:
     """Bytes that our files' headers have and those of others have not."""
     own = {key: value for key, value in source.metadata.items() if key.startswith("edge_gemma.")}
-    certificate = Certificate([tensor.name for tensor in source.tensors], certified=True).metadata()
-    return len(encode_header(own | certificate, []))
+    provenance = Provenance([tensor.name for tensor in source.tensors], with_quality=True).metadata()
+    return len(encode_header(own | provenance, []))
 
 
 def formats_used(infos: Sequence[TensorInfo]) -> list[str]:

@@ -1,13 +1,13 @@
 """Is a file sound, unchanged since it was written, and what its source says? Knows no kernel and no writing.
 
-The certificate it checks is that of `output/provenance.py`; a file without one is checked for the rest.
+It goes by the provenance that `output/provenance.py` wrote; a file without it is checked for the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
+from edge_gemma.progress import Progress
 
 from . import blocks
 from .checkpoint.source import Source, SourceTensor
@@ -28,7 +29,7 @@ SLAB_BYTES = 4 << 20
 UNRELATED = 0.7
 """A relative error that no format makes of Gemma's weights: the tensor is another one. Q2_K makes 0.3."""
 SAME = 1e-3
-"""How far, relatively, a measured error may be from the certified one: float32 and other CPUs' sums."""
+"""How far, relatively, a measured error may be from the one in the file: float32 and other CPUs' sums."""
 
 FLOAT16_AT = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
@@ -42,16 +43,13 @@ of the last two are of another kind."""
 E8M0_NAN = 0xFF
 """The one scale of MXFP4 that is no number, by its specification; ggml takes it for 2^128."""
 
-Progress = Callable[[int, int, str], None]
-"""progress(bytes of tensor data done, of how many, name of the tensor)"""
-
 
 @dataclass
 class Verification:
     """`problems`: one line each, none if all is well. `errors`: relative error of each tensor from the source."""
 
     tensors: int
-    certified: bool
+    has_provenance: bool
     problems: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
 
@@ -62,7 +60,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class _Certificate:
+class _Provenance:
     """What the file says of its tensors, by name; nothing if it was made for `other_tensors`."""
 
     hashes: dict[str, bytes]
@@ -73,44 +71,45 @@ class _Certificate:
 
 def verify(path: Path, against: Source | None = None, progress: Progress | None = None) -> Verification:
     """Check the model file `path`, and with `against` compare it with the source it was made of.
+    `progress` counts bytes of the file's tensors.
 
     Raises ModelFormatError for a file that does not run at all, OSError if it cannot be read.
     """
     with GgufFile.open(path, strict=True) as file:
         weights = Weights.bind(file, read_config(file))
-        certificate = _certificate(file)
-        result = Verification(len(file.tensors), certificate is not None)
-        if certificate is not None and certificate.other_tensors:
-            result.problems.append("the certificate is for a file of other tensors, or in another order")
+        provenance = _provenance(file)
+        result = Verification(len(file.tensors), provenance is not None)
+        if provenance is not None and provenance.other_tensors:
+            result.problems.append("the provenance is that of a file of other tensors, or in another order")
         total, done = sum(tensor.nbytes for tensor in file.tensors.values()), 0
         for tensor in file.tensors.values():
-            _check_data(file, tensor, certificate, result)
+            _check_data(file, tensor, provenance, result)
             done += tensor.nbytes
             if progress is not None:
                 progress(done, total, tensor.name)
         if against is not None:
-            _check_source(file, weights, against, certificate, result)
+            _check_source(file, weights, against, provenance, result)
     return result
 
 
-def _certificate(file: GgufFile) -> _Certificate | None:
+def _provenance(file: GgufFile) -> _Provenance | None:
     """The file's own, None if it has none. Raises ModelFormatError for one that is broken."""
     keys = file.metadata
     if HASHES not in keys:
         return None
     names = list(file.tensors)
     if keys.string(NAMES) != names_sha256(names):
-        return _Certificate({}, {}, keys.string(SOURCE), other_tensors=True)
+        return _Provenance({}, {}, keys.string(SOURCE), other_tensors=True)
     words = keys.int_array(HASHES, HASH_WORDS * len(names)).astype("<u4").reshape(len(names), HASH_WORDS)
     errors = keys.float_array(ERRORS, len(names)).tolist()
     hashes = {name: row.tobytes() for name, row in zip(names, words, strict=True)}
-    return _Certificate(hashes, dict(zip(names, errors, strict=True)), keys.string(SOURCE))
+    return _Provenance(hashes, dict(zip(names, errors, strict=True)), keys.string(SOURCE))
 
 
 # ---- the file alone ----------------------------------------------------------------------------------------------
 
 
-def _check_data(file: GgufFile, tensor: Tensor, certificate: _Certificate | None, result: Verification) -> None:
+def _check_data(file: GgufFile, tensor: Tensor, provenance: _Provenance | None, result: Verification) -> None:
     """Finite numbers, and the bytes that were written."""
     data, digest, bad = file.data(tensor), hashlib.sha256(), 0
     for start, stop in _slabs(len(data), tensor.row_bytes):
@@ -119,9 +118,9 @@ def _check_data(file: GgufFile, tensor: Tensor, certificate: _Certificate | None
     if bad:
         what = "values" if tensor.format.is_float else "scales"
         result.problems.append(f"{tensor.name}: {bad} {what} are NaN or infinite")
-    expected = certificate.hashes.get(tensor.name) if certificate else None
+    expected = provenance.hashes.get(tensor.name) if provenance else None
     if expected is not None and digest.digest() != expected:
-        result.problems.append(f"{tensor.name}: was changed after it was written (SHA-256 is not the certificate's)")
+        result.problems.append(f"{tensor.name}: was changed after it was written (SHA-256 is another)")
 
 
 def count_not_finite(data: NDArray[np.uint8], name: str) -> int:
@@ -150,32 +149,32 @@ def _slabs(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _check_source(
-    file: GgufFile, weights: Weights, source: Source, certificate: _Certificate | None, result: Verification
+    file: GgufFile, weights: Weights, source: Source, provenance: _Provenance | None, result: Verification
 ) -> None:
-    """The same tensors, each as far from the source's as certified, and the source itself as certified."""
+    """The same tensors, each as far from the source's as its provenance says, and the very source."""
     theirs = {tensor.name: tensor for tensor in source.tensors}
     ours = {tensor.name: tensor for tensor in weights.tensors()}
     for name in sorted(theirs.keys() ^ ours.keys()):
         result.problems.append(f"{name}: is not in the {'file' if name in theirs else 'source'}")
     for name in (name for name in ours if name in theirs):
-        _check_error(file, ours[name], theirs[name], certificate, result)
-    if certificate is not None and source_sha256(source) != certificate.source:
-        result.problems.append("the source is not the one the file was made of (SHA-256 is not the certificate's)")
+        _check_error(file, ours[name], theirs[name], provenance, result)
+    if provenance is not None and source_sha256(source) != provenance.source:
+        result.problems.append("the source is not the one the file was made of (SHA-256 is another)")
 
 
 def _check_error(
-    file: GgufFile, tensor: Tensor, source: SourceTensor, certificate: _Certificate | None, result: Verification
+    file: GgufFile, tensor: Tensor, source: SourceTensor, provenance: _Provenance | None, result: Verification
 ) -> None:
     if tensor.shape != source.shape:
         result.problems.append(f"{tensor.name}: has shape {tensor.shape}, in the source {source.shape}")
         return
     error = relative_error(file, tensor, source)
     result.errors[tensor.name] = error
-    certified = certificate.errors.get(tensor.name) if certificate else None
+    expected = provenance.errors.get(tensor.name) if provenance else None
     if not error <= UNRELATED:
         result.problems.append(f"{tensor.name}: relative error {error:.3g}: this is not the source's tensor, rounded")
-    elif certified is not None and not math.isclose(error, certified, rel_tol=SAME, abs_tol=1e-9):
-        result.problems.append(f"{tensor.name}: relative error {error:.6g}, certified {certified:.6g}")
+    elif expected is not None and not math.isclose(error, expected, rel_tol=SAME, abs_tol=1e-9):
+        result.problems.append(f"{tensor.name}: relative error {error:.6g}, by its provenance {expected:.6g}")
 
 
 def relative_error(file: GgufFile, tensor: Tensor, source: SourceTensor) -> float:

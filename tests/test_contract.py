@@ -23,6 +23,7 @@ Ids = list[int]
 CHUNKS = (512, 64, 7, 1)
 TINY = [("gemma2-256", "Q4_K"), ("gemma2-256", "Q4_0"), ("gemma2-2b", "Q5_1"), ("gemma2-27b", "F16")]
 TINY += [("gemma3-256", "Q6_K"), ("gemma3-270m", "Q8_0"), ("gemma3-4b", "F32"), ("gemma1-mqa", "Q4_1")]
+TINY += [("gemma4-moe-256", "Q4_K"), ("gemma4-26b", "Q8_0"), ("gemma4-26b", "F16")]
 TINY += [("danube-1", "Q8_0"), ("llama-biased", "F16")]  # heads of 80 dimensions; a window; biases; a SiLU gate
 
 

@@ -31,6 +31,7 @@ WITHOUT_NUMBA = [
     "tuning.choices",
     "reference.operations",
     "reference.formats",
+    "reference.experts",
 ]
 KERNELS_MAY_KNOW = (
     "edge_gemma.__version__",

@@ -37,22 +37,22 @@ class Llama(serve.Engine):
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.use_extra_bufts = repack
-        self._model = llama_cpp.llama_model_load_from_file(model.encode(), model_params)
-        if not self._model:
+        self.model = llama_cpp.llama_model_load_from_file(model.encode(), model_params)
+        if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {model}")
-        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = max(context, PHYSICAL_BATCH)
         params.n_batch, params.n_ubatch = BATCH, PHYSICAL_BATCH
         params.n_outputs_max_per_seq = PHYSICAL_BATCH
         params.n_threads = params.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
-        if not self._context:
+        self.context = llama_cpp.llama_init_from_model(self.model, params)
+        if not self.context:
             raise RuntimeError(f"llama.cpp has no room for a context of {context}")
         self._position = 0
 
     def clear(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         self._position = 0
 
     def work(self, ids: list[int], *, every: bool = False) -> serve.Work:
@@ -72,9 +72,9 @@ class Llama(serve.Engine):
         return batch
 
     def _decode(self, batch: Any, tokens: int) -> None:
-        if llama_cpp.llama_decode(self._context, batch):
+        if llama_cpp.llama_decode(self.context, batch):
             raise RuntimeError("llama.cpp cannot decode")
-        llama_cpp.llama_synchronize(self._context)
+        llama_cpp.llama_synchronize(self.context)
         self._position += tokens
 
 

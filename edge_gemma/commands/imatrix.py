@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge_gemma.atomic_file import check_destination
 from edge_gemma.commands import options, terminal
-from edge_gemma.commands.calibrate import Statistics, of_own_text, of_text
+from edge_gemma.commands.calibrate import Statistics, of_self_generated_text, of_text
 
 DESCRIPTION = """\
 Read a text with a model and write how much each input column of each matrix is used: the importance matrix that
@@ -54,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
 
 def _statistics(args: argparse.Namespace, text: str | None) -> Statistics:
     if text is None:
-        return of_own_text(args.model, args.tokens, args.seed, args.threads)
+        return of_self_generated_text(args.model, args.tokens, args.seed, args.threads)
     return of_text(args.model, text, Path(args.text).name, args.context, args.windows, args.threads)

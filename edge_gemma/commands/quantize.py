@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from edge_gemma.errors import CheckpointError, EdgeGemmaError, OutputError
+from edge_gemma.progress import Progress
 from edge_gemma.quantize.recipe import TYPES, Overrides
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a PEFT LoRA adapter to merge, SCALE times (default 1); repeatable, merged in the order given",
     )
     parser.add_argument(
-        "--certify", metavar="TEXT", help="measure OUT beside SRC on this text file, and write the result into OUT"
+        "--compare", metavar="TEXT", help="measure OUT beside SRC on this text file, and write the result into OUT"
     )
-    parser.add_argument("--certify-windows", type=int, metavar="N", help="use the text's first N windows of 512 tokens")
+    parser.add_argument("--compare-windows", type=int, metavar="N", help="use the text's first N windows of 512 tokens")
     parser.add_argument("--force", "-f", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
@@ -102,7 +103,7 @@ def overrides(args: argparse.Namespace) -> Overrides:
 def run(args: argparse.Namespace) -> int:
     """Convert as `args` say and return 0. Errors are raised, for the caller to print; see `exit_status`."""
     from edge_gemma.commands.calibrate import calibrator
-    from edge_gemma.commands.certify import certifier
+    from edge_gemma.commands.compare_written import comparer
     from edge_gemma.quantize.convert import plan, quantize
 
     if args.dry_run:
@@ -113,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.destination is None:
         raise CheckpointError("OUT is missing: the file to write")
-    if args.certify_windows is not None and (args.certify is None or args.certify_windows < 1):
-        raise CheckpointError("--certify-windows is for --certify, and at least 1")
-    certify = None if args.certify is None else certifier(args.certify, args.certify_windows, quiet=args.quiet)
+    if args.compare_windows is not None and (args.compare is None or args.compare_windows < 1):
+        raise CheckpointError("--compare-windows is for --compare, and at least 1")
+    compare = None if args.compare is None else comparer(args.compare, args.compare_windows, quiet=args.quiet)
     with _terminated_as_interrupted(), progress_display(args.quiet) as progress:
         report = quantize(
             args.source,
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
             calibrate=calibrator(quiet=args.quiet) if args.calibrate else None,
             lora=args.lora,
             requantize=args.requantize,
-            certify=certify,
+            compare=compare,
             force=args.force,
             progress=progress,
             kernel_progress=None if args.quiet else _kernel_line(),
@@ -152,7 +153,7 @@ def _print_plan(made: Plan) -> None:
     print(f"{made.type}: {len(made.infos)} tensors, {size / 1e6:.1f} MB, {made.bits_per_weight:.2f} bits a weight")
 
 
-def _kernel_line() -> Callable[[int, int, str], None]:
+def _kernel_line() -> Progress:
     """A `kernel_progress` that says once what takes the time."""
     said: list[str] = []
 
@@ -203,7 +204,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def progress_display(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def progress_display(quiet: bool) -> Iterator[Progress | None]:
     """A `progress` for `quantize`: a bar on a terminal, else a line every few seconds, None where `quiet`."""
     if quiet:
         yield None
@@ -224,7 +225,7 @@ def progress_display(quiet: bool) -> Iterator[Callable[[int, int, str], None] | 
         yield _line_printer()
 
 
-def _line_printer() -> Callable[[int, int, str], None]:
+def _line_printer() -> Progress:
     """Progress as plain lines, for logs: one every few seconds."""
     started = shown = time.monotonic()
     before = 0

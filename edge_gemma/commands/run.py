@@ -179,7 +179,7 @@ def _details(model: Gemma, params: SamplingParams, answer: Completion, opened: f
     sampling = "greedy" if params.temperature == 0 else f"seed {params.seed}"
     return (
         f"opened in {opened:.2f} s, context {model.context}, {model.threads} threads, "
-        f"memory {plan.weights / 1e6:.0f} MB of the file + {(plan.kv_cache + plan.buffers) / 1e6:.0f} MB\n"
+        f"memory {plan.weights / 1e6:.0f} MB of the file + {plan.own / 1e6:.0f} MB\n"
         f"{sampling}, ended by {answer.finish_reason}"
     )
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from edge_gemma.errors import OutputError
+from edge_gemma.progress import Progress, TokenProgress
 
 LOG_SECONDS = 10.0
 
@@ -131,7 +132,7 @@ def _columns() -> int:
         return 80
 
 
-def kernel_progress() -> Callable[[int, int, str], None]:
+def kernel_progress() -> Progress:
     """A `progress` for `Gemma`: one line while kernels are compiled, in a log a line that they are."""
     status = Status()
 
@@ -149,7 +150,7 @@ def kernel_progress() -> Callable[[int, int, str], None]:
     return progress
 
 
-def prompt_progress() -> Callable[[int, int], None]:
+def prompt_progress() -> TokenProgress:
     """An `on_progress` for `stream`: how much of a long prompt has been read, on a terminal."""
     status = Status()
 
@@ -162,7 +163,7 @@ def prompt_progress() -> Callable[[int, int], None]:
     return progress
 
 
-def token_progress(note: str) -> Callable[[int, int], None]:
+def token_progress(note: str) -> TokenProgress:
     """A progress(done, total) that counts tokens; in a log a line every LOG_SECONDS."""
     status, shown = Status(), time.monotonic()
 

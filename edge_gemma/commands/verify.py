@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERS = 1
 DESCRIPTION = """\
-Check a model file: its structure, that every number and scale in it is finite, and, if it carries a certificate (files
+Check a model file: its structure, that every number and scale in it is finite, and, if it tells its provenance (files
 of `edge-gemma quantize` do), that no tensor was changed since. With --against, recompute how far each tensor is from
 the checkpoint the file was made of. Exit status: 0 all is well, 1 damaged or different, 2 not usable at all."""
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     status.clear()
     if args.json:
         errors = {name: error if math.isfinite(error) else None for name, error in result.errors.items()}
-        fields = {"ok": result.ok, "tensors": result.tensors, "certified": result.certified}
+        fields = {"ok": result.ok, "tensors": result.tensors, "provenance": result.has_provenance}
         terminal.write(json.dumps(fields | {"problems": result.problems, "errors": errors}, indent=2) + "\n")
     else:
         terminal.write(render(args.model, result))
@@ -66,7 +66,7 @@ def render(name: str, result: Verification) -> str:
     if result.errors:
         worst = max(result.errors, key=lambda tensor: result.errors[tensor])
         lines.append(f"largest relative error: {result.errors[worst]:.4g}, {worst}")
-    certificate = "" if result.certified else "; it has no certificate"
+    provenance = "" if result.has_provenance else "; it does not tell its provenance"
     verdict = "sound" if result.ok else f"{len(result.problems)} problems"
-    lines.append(f"{name}: {verdict}, {result.tensors} tensors{certificate}")
+    lines.append(f"{name}: {verdict}, {result.tensors} tensors{provenance}")
     return "".join(f"{terminal.one_line(line)}\n" for line in lines)

@@ -1,4 +1,4 @@
-"""One answer as it comes into being: tokens in, pieces of text out, until a stop. Knows no model and no thread."""
+"""One answer as it comes into being: tokens in, deltas of text out, until a stop. Knows no model and no thread."""
 
 from __future__ import annotations
 
@@ -101,18 +101,18 @@ class Writer:
         if token in self.tokenizer.eog_ids:
             self.finish_reason = "stop"
             return self._tail()
-        piece, hit = self._stops.push(self._detokenizer.push(token))
+        text, hit = self._stops.push(self._detokenizer.push(token))
         if hit:
             self.finish_reason = "stop"
         elif self.written >= min(self.max_tokens, self.room):
             self.finish_reason = "length"
-            piece += self._tail()
-        return piece
+            text += self._tail()
+        return text
 
     def _tail(self) -> str:
         """Text held back until the end; a stop string may complete in it."""
-        piece, hit = self._stops.push(self._detokenizer.flush())
+        text, hit = self._stops.push(self._detokenizer.flush())
         if hit:
             self.finish_reason = "stop"
-            return piece
-        return piece + self._stops.flush()
+            return text
+        return text + self._stops.flush()

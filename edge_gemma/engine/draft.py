@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from edge_gemma.engine.memory_plan import page_limit
-from edge_gemma.engine.runner import Progress, Runner
+from edge_gemma.engine.runner import Runner
+from edge_gemma.progress import Progress
 
 
 def open_draft(path: str | os.PathLike[str], model: Runner, slots: int, progress: Progress | None) -> Runner:

@@ -79,6 +79,16 @@ class Recording:
         return self.program.recorded
 
     @property
+    def recorded_body(self) -> list[Recorded]:
+        """What each row of `body` is."""
+        return self.recorded[: self._body]
+
+    @property
+    def recorded_head(self) -> list[Recorded]:
+        """What each row of `head` is."""
+        return self.recorded[self._body :]
+
+    @property
     def arguments(self) -> list[dict[str, int]]:
         """Those of each row of the table, by name."""
         rows = zip(self.table, self.recorded, strict=True)

@@ -28,6 +28,8 @@ from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.cache import PagePool, PageTable
 from edge_gemma.graph.experts import ExpertSquares
+from edge_gemma.graph.first_touch import TOUCH, FirstTouch
+from edge_gemma.graph.recorder import Recorded
 from edge_gemma.graph.step import Rows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
@@ -40,11 +42,11 @@ from edge_gemma.memory import memory_for, require_memory
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
+from edge_gemma.progress import Progress
 
 HEAD_STEP = 32
 """The kernels rotate and cache heads in steps of so many dimensions."""
 
-Progress = Callable[[int, int, str], None]
 Logits = NDArray[np.float32]
 
 
@@ -136,7 +138,7 @@ class Runner:
         """The kernels that are needed anyway. They are recorded only if somebody asks, 15 ms."""
         for recording in self._record(lambda _tensor: 0, allocate=False):
             yield from recording.program.kernels()
-        yield from KERNELS
+        yield from (*KERNELS, TOUCH)
 
     def _record(self, address_of: Callable[[Tensor], int], **options: Any) -> list[Recording]:
         """Of each regime that there are steps of."""
@@ -148,7 +150,8 @@ class Runner:
         """Programs, step and threads."""
         recordings = self._record(lambda tensor: self.file.data(tensor).ctypes.data, observe=observe)
         kernels = {kernel for recording in recordings for kernel in recording.program.kernels()}
-        addresses = shared().load([*kernels, *KERNELS], progress)
+        addresses = shared().load([*kernels, *KERNELS, TOUCH], progress)
+        self._first_touch = FirstTouch(addresses[TOUCH])
         for recording in recordings:
             recording.link(addresses)
         self._observing = observe
@@ -221,7 +224,7 @@ class Runner:
         out, head = np.empty((len(pooled), self.config.embedding.width), np.float32), self.recording(len(pooled))
         head.point_head(pooled.ctypes.data, out.ctypes.data)
         self._step.words[ops.STEP_ROWS] = len(pooled)
-        self._execute(head.head)
+        self._execute_part(head.head, head.recorded_head)
         return out
 
     def cancel(self) -> None:
@@ -242,17 +245,22 @@ class Runner:
         """Body and head, in one go where all logits are wanted."""
         self._latest = body = self.recording(rows)
         if wanted < rows:
-            self._execute(body.body)
+            self._execute_part(body.body, body.recorded_body)
         if not wanted:
             return
         head = self.recording(wanted)
         last = body.x.address + (rows - wanted) * body.x.stride
         head.point_head(last, logits.ctypes.data, self.maxima.ctypes.data)
         if wanted == rows:
-            self._execute(head.table)
+            self._execute_part(head.table, head.recorded)
         else:
             self._step.words[ops.STEP_ROWS] = wanted
-            self._execute(head.head)
+            self._execute_part(head.head, head.recorded_head)
+
+    def _execute_part(self, table: NDArray[np.int64], recorded: Sequence[Recorded]) -> None:
+        """Run a table; its matrices are mapped meanwhile if they have not been read yet."""
+        self._execute(self._first_touch.added_to(table, recorded))
+        self._first_touch.note(table, recorded)
 
     def _execute(self, table: NDArray[np.int64]) -> None:
         try:

@@ -30,7 +30,7 @@ WORTH_KEEPING = 32
 
 
 @dataclass(frozen=True)
-class Progress:
+class PromptRead:
     """Prompt tokens read, of how many."""
 
     done: int
@@ -108,7 +108,8 @@ class Sequence:
 class Generation(Sequence):
     """A prompt and its continuation.
 
-    It goes to `channel` as `Progress` and `Delta`. `choices`: others with the same prompt, which begin when it is read.
+    It goes to `channel` as `PromptRead` and `Delta`. `choices`: others with the same prompt, which begin once it is
+    read.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Generation(Sequence):
         prompt: Ids[int],
         writer: Writer,
         sampler: Sampler,
-        channel: Channel[Progress | Delta],
+        channel: Channel[PromptRead | Delta],
         *,
         priority: int = 0,
         deadline: float = float("inf"),
@@ -153,7 +154,7 @@ class Generation(Sequence):
         """Progress goes forward only, also where a sequence that had no room is computed again."""
         if self._told < done <= self.prompt_length:
             self._told = done
-            self.channel.put(Progress(done, self.prompt_length))
+            self.channel.put(PromptRead(done, self.prompt_length))
 
     def wanted(self, count: int) -> int:
         """The last token's logits, and those after each proposed one."""
@@ -287,7 +288,7 @@ class Extension(Sequence):
         return len(self.tokens) - self._before >= WORTH_KEEPING
 
     def prepare(self) -> None:
-        """See `Held.begin`."""
+        """Have the text's table go on where this one begins. Raises Cancelled where the text was closed."""
         self._held.begin(self, self._known)
         self._before = self.computed
 

@@ -34,7 +34,7 @@ from edge_gemma.graph.page_layout import ELEMENT_BYTES, Elements, elements, page
 from edge_gemma.graph.states import AttentionState
 from edge_gemma.kernels.layout import SPAN
 
-PIECE = 16 * 2**20
+BATCH_BYTES = 16 * 2**20
 """Bytes of pages that the engine's thread copies at a time: a few milliseconds."""
 TEMPLATE = "tokenizer.chat_template"
 
@@ -110,13 +110,13 @@ class Sessions:
         size = ids.nbytes + sum(place.nbytes for place in places)
         with created(path, header, size, self._runner.file.path) as target:
             target.write(ids.tobytes())
-            for piece in _pieces(places):
+            for batch in _batches(places):
                 assert table is not None
-                self._write(target, piece, table)
+                self._write(target, batch, table)
 
-    def _write(self, target: Target, piece: list[Place], table: PageTable) -> None:
-        pages = self._engine.call(lambda: [table.page(place.layer, place.span) for place in piece])
-        for place, page in zip(piece, pages, strict=True):
+    def _write(self, target: Target, batch: list[Place], table: PageTable) -> None:
+        pages = self._engine.call(lambda: [table.page(place.layer, place.span) for place in batch])
+        for place, page in zip(batch, pages, strict=True):
             target.write(plain_of(page, place.state, place.count, place.element_bytes).data)
 
     def load(self, path: str | os.PathLike[str]) -> tuple[list[int], PageTable | None]:
@@ -146,8 +146,8 @@ class Sessions:
     def _read_table(self, source: Source, header: Header, places: list[Place], tokens: list[int]) -> PageTable:
         table = self._new_table(source.path, header)
         try:
-            for piece in _pieces(places):
-                self._read(source, piece, table)
+            for batch in _batches(places):
+                self._read(source, batch, table)
             source.check_digest()
             self._engine.keep(tokens, table)
         except BaseException:
@@ -164,11 +164,11 @@ class Sessions:
         except MemoryBudgetError as error:
             raise MemoryBudgetError(f"{path}: {error}") from error
 
-    def _read(self, source: Source, piece: list[Place], table: PageTable) -> None:
-        pages = [page_of(_plain(source, place), place.state) for place in piece]
+    def _read(self, source: Source, batch: list[Place], table: PageTable) -> None:
+        pages = [page_of(_plain(source, place), place.state) for place in batch]
 
         def fill() -> None:
-            for place, page in zip(piece, pages, strict=True):
+            for place, page in zip(batch, pages, strict=True):
                 table.fill(place.layer, place.span, page)
 
         self._engine.call(fill)
@@ -186,17 +186,17 @@ def _places(header: Header, model: Model) -> Iterator[Place]:
             yield Place(layer, span, count, state, ELEMENT_BYTES[header.kv_type])
 
 
-def _pieces(places: list[Place]) -> Iterator[list[Place]]:
-    """Of PIECE bytes each, or little more."""
-    piece, size = list[Place](), 0
+def _batches(places: list[Place]) -> Iterator[list[Place]]:
+    """Of BATCH_BYTES each, or little more."""
+    batch, size = list[Place](), 0
     for place in places:
-        piece.append(place)
+        batch.append(place)
         size += place.nbytes
-        if size >= PIECE:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _template_sha256(file: GgufFile) -> str | None:

@@ -137,7 +137,7 @@ class Metadata(Mapping[str, Value]):
         return value
 
     def boolean(self, key: str, default: bool | None = None) -> bool:
-        """A BOOL."""
+        """A BOOL, whose byte must be 0 or 1."""
         if key not in self and default is not None:
             return default
         value = self._typed(key, "BOOL")

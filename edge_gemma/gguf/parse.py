@@ -1,7 +1,7 @@
 """GGUF bytes -> header and metadata; every count and length is checked before it is used.
 
 Knows no file system, no tensor (`tensors.py`) and no model. Layout: the GGUF specification, versions 2 and 3.
-Here a file is refused only where the next record cannot be found; what a value may be is asked when somebody wants it
+Here a file is refused only where the next entry cannot be found; what a value may be is asked when somebody wants it
 (`metadata.py`), so that keys which nobody reads may hold anything. Limits are far above any real model's: a hostile
 file costs neither time nor memory.
 """
@@ -20,7 +20,7 @@ HEADER_BYTES = 24
 MAX_KEYS = 4096
 MAX_KEY_BYTES = 2**16 - 1  # the specification's
 MAX_ARRAY_ITEMS = 2**20  # strings, and arrays in arrays, of a file together: only they are walked one by one
-MIN_KEY_RECORD = 8 + 1 + 4 + 1  # a key of one letter, a type, a value of one byte
+MIN_KEY_ENTRY = 8 + 1 + 4 + 1  # a key of one letter, a type, a value of one byte
 
 BOOL, STRING, ARRAY = 7, 8, 9
 SCALARS = {
@@ -128,8 +128,8 @@ def _check_room(cursor: Cursor, count: int, nbytes: int, field: str, at: int) ->
 
 
 def parse_metadata(cursor: Cursor, n_keys: int) -> Metadata:
-    """The key-value section, `n_keys` records of it."""
-    check_count(cursor, n_keys, MAX_KEYS, MIN_KEY_RECORD, field="key count", at=16)
+    """The key-value section, `n_keys` entries of it."""
+    check_count(cursor, n_keys, MAX_KEYS, MIN_KEY_ENTRY, field="key count", at=16)
     entries: dict[str, Entry] = {}
     items_left = MAX_ARRAY_ITEMS
     for i in range(n_keys):

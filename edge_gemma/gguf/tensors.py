@@ -19,7 +19,7 @@ MAX_NAME_BYTES = 63
 MAX_RANK = 4
 MAX_DIMENSION = 2**31
 MAX_ELEMENTS = 2**40
-MIN_TENSOR_RECORD = 8 + 1 + 4 + 8 + 4 + 8  # a name of one letter, rank 1, one dimension, type, offset
+MIN_TENSOR_ENTRY = 8 + 1 + 4 + 8 + 4 + 8  # a name of one letter, rank 1, one dimension, type, offset
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,26 @@ def data_alignment(metadata: Metadata) -> int:
 
 
 def parse_tensors(cursor: Cursor, n_tensors: int, alignment: int) -> tuple[dict[str, Tensor], int]:
-    """The tensor table, whose `n_tensors` records start at the cursor, in file order; and where the last tensor ends.
+    """The tensor table, whose `n_tensors` entries start at the cursor, in file order; and where the last tensor ends.
 
     Every tensor follows the one before it, padded to `alignment`, and lies in the file: no gap, no overlap.
     """
-    check_count(cursor, n_tensors, MAX_TENSORS, MIN_TENSOR_RECORD, field="tensor count", at=8)
-    records: dict[str, Tensor] = {}
+    check_count(cursor, n_tensors, MAX_TENSORS, MIN_TENSOR_ENTRY, field="tensor count", at=8)
+    entries: dict[str, Tensor] = {}
     expected = 0  # offset of the next tensor, from the start of the data section
     for i in range(n_tensors):
         at = cursor.pos
         tensor, offset_at = _parse_tensor(cursor, i)
-        if tensor.name in records:
+        if tensor.name in entries:
             raise cursor.error("the tensor appears twice", tensor.name, at)
         if tensor.offset != expected:
             raise cursor.error(
                 f"data at {tensor.offset}, expected {expected} (right after the last tensor)", tensor.name, offset_at
             )
-        records[tensor.name] = tensor
+        entries[tensor.name] = tensor
         expected += -(-tensor.nbytes // alignment) * alignment
     data_start = -(-cursor.pos // alignment) * alignment
-    tensors = {t.name: Tensor(t.name, t.format, t.shape, data_start + t.offset, t.nbytes) for t in records.values()}
+    tensors = {t.name: Tensor(t.name, t.format, t.shape, data_start + t.offset, t.nbytes) for t in entries.values()}
     return tensors, _check_extent(cursor, tensors)
 
 
@@ -90,7 +90,7 @@ def _check_extent(cursor: Cursor, tensors: dict[str, Tensor]) -> int:
 
 
 def _parse_tensor(cursor: Cursor, index: int) -> tuple[Tensor, int]:
-    """The next record, its offset still relative to the data section, and where in the file that offset stands."""
+    """The next entry, its offset still relative to the data section, and where in the file that offset stands."""
     name = cursor.name(MAX_NAME_BYTES, f"tensor {index}")
     shape = _parse_shape(cursor, name)
     type_at = cursor.pos

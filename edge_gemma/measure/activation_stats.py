@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.engine.runner import Progress, Runner
+from edge_gemma.engine.runner import Runner
 from edge_gemma.errors import NumericalError
 from edge_gemma.graph.step import Rows
+from edge_gemma.progress import Progress
 from edge_gemma.text.tokenizer import Tokenizer
 
 Sums = dict[str, NDArray[np.float64]]
 
 
-class Observer:
+class ActivationStats:
     """Reads windows of tokens with a model and adds up the squares of its matrices' inputs. Close it, or use `with`.
 
     `sums`: tensor name -> sum over all rows read of the square of each input column, float64 (columns,);
@@ -65,7 +66,7 @@ class Observer:
         """End the threads and let go of the file."""
         self._runner.close()
 
-    def __enter__(self) -> Observer:
+    def __enter__(self) -> ActivationStats:
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -106,9 +106,8 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
     rows = [(name, f"{t['tensors']}", f"{t['parameters']:,}", _size(t["bytes"])) for name, t in info["types"].items()]
     yield from _table(("type", "tensors", "parameters", "size"), rows)
     yield from ("", f"Memory at a context of {memory['context']:,} ({memory['kv_type']} cache)")
-    yield from _pairs(
-        (name.replace("_", " "), _size(memory[name])) for name in ("weights", "kv_cache", "buffers", "total")
-    )
+    kinds = ("weights", "kv_cache", "buffers", "tokenizer", "total")
+    yield from _pairs((name.replace("_", " "), _size(memory[name])) for name in kinds)
     yield from ("", "How weights are asked for on this machine")
     yield from _pairs(info["strategies"].items() or [("-", "no quantized weights")])
     yield from ("", "Tensors")

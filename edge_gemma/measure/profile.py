@@ -26,9 +26,8 @@ from edge_gemma.engine.channel import Channel
 from edge_gemma.engine.grouped_logits import Logits
 from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.memory_plan import KvType
-from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.engine.sampler import Sampler, SamplingParams
-from edge_gemma.engine.sequence import Generation, Progress
+from edge_gemma.engine.sequence import Generation, PromptRead
 from edge_gemma.graph.cache import PageTable
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels import isa
@@ -36,6 +35,7 @@ from edge_gemma.measure.info import describe
 from edge_gemma.measure.profile_parts import Part, gather, part
 from edge_gemma.measure.speed import cpu_info
 from edge_gemma.measure.timestamps import Run, StampedRunner
+from edge_gemma.progress import Progress
 from edge_gemma.text.detokenizer import Detokenizer
 from edge_gemma.text.stop_strings import StopStrings
 from edge_gemma.text.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ def profile(
     threads: int | None = None,
     repeats: int = 5,
     kv_type: KvType = "f16",
-    kernel_progress: KernelProgress | None = None,
+    kernel_progress: Progress | None = None,
     notice: Notice | None = None,
 ) -> Profile:
     """Profile the model in `path`, after `n_depth` tokens of context.
@@ -177,7 +177,7 @@ def _check(n_prompt: int, n_gen: int, n_depth: int, repeats: int) -> None:
 
 @contextmanager
 def _open(
-    path: str | os.PathLike[str], context: int, threads: int, kv_type: KvType, progress: KernelProgress | None
+    path: str | os.PathLike[str], context: int, threads: int, kv_type: KvType, progress: Progress | None
 ) -> Iterator[tuple[StampedRunner, Tokenizer]]:
     if not 1 <= threads <= 256:
         raise ValueError(f"-t: {threads} is outside 1..256")
@@ -265,7 +265,7 @@ def _outside(runner: StampedRunner, tokenizer: Tokenizer, prompt: list[int], ste
     tokenizer.eog_ids = frozenset()  # the answer must not end before it is long enough
     sampler = _TimedSampler(SamplingParams(seed=SEED))
     engine = Engine(_Lent(runner), slots=1, prefix_cache=0)
-    channel: Channel[Progress | Delta] = Channel(2 * steps + len(prompt) + 2, engine.wake)
+    channel: Channel[PromptRead | Delta] = Channel(2 * steps + len(prompt) + 2, engine.wake)
     engine.submit(Generation(prompt, Writer(tokenizer, prompt, steps + 1), sampler, channel))
     written = [token for item in channel if isinstance(item, Delta) for token in item.token_ids]
     engine.close()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.recorder import Recorded
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import SPAN
@@ -16,7 +17,8 @@ class Part:
     """All operations of one kind in a step: `count` rows of the program's table.
 
     us: microseconds, median over the repetitions of each row, then summed; best_us: the same of each row's least.
-    weight_bytes, kv_bytes: what has to be read of weights and of the cache, at least once; macs: multiply-adds;
+    weight_bytes, kv_bytes: what has to be read of weights and of the cache, at least once, by a step of one row; of
+    several rows' experts as if no two rows had one in common, as far as there are so many. macs: multiply-adds;
     formats: of the weights.
     """
 
@@ -63,6 +65,8 @@ PRODUCTS = {
     "attn_v": "attn_qkv",
     "ffn_gate": "ffn_gate_up",
     "ffn_up": "ffn_gate_up",
+    "ffn_gate_exps": "ffn_gate_up_exps",
+    "ffn_up_exps": "ffn_gate_up_exps",
     "token_embd": "output",
 }
 """The group of a matrix by the part of its name that says what it is; others are their own."""
@@ -75,6 +79,11 @@ LABELS = {
     "attend": "attention",
     "merge": "attention",
     "gate": "gate",
+    "experts_gated": "experts",
+    "expert_gate": "gate of experts",
+    "route": "router",
+    "dispatch": "router",
+    "combine": "sum of experts",
     "softcap": "logit soft-cap",
     "group_maxima": "maxima of logits",
 }
@@ -100,8 +109,8 @@ def part(row: Recorded, arguments: dict[str, int], us: float, best_us: float, ro
     if _is_product(row):
         return replace(
             one,
-            weight_bytes=sum(w.row_bytes * w.shape[0] for w in row.weights),
-            macs=rows * sum(math.prod(w.shape) for w in row.weights),
+            weight_bytes=sum(_matrices_read(w, rows, arguments) * w.row_bytes * w.shape[-2] for w in row.weights),
+            macs=rows * sum(arguments.get("choices", 1) * math.prod(w.shape[-2:]) for w in row.weights),
             formats=tuple(w.format.name for w in row.weights),
         )
     if row.operation is ops.ATTEND:
@@ -115,5 +124,10 @@ def part(row: Recorded, arguments: dict[str, int], us: float, best_us: float, ro
     return one
 
 
+def _matrices_read(weight: Tensor, rows: int, arguments: dict[str, int]) -> int:
+    """1, or of experts' matrices as many as `rows` rows choose, if they have none in common."""
+    return 1 if len(weight.shape) == 2 else min(weight.shape[0], rows * arguments["choices"])
+
+
 def _is_product(row: Recorded) -> bool:
-    return row.operation is not ops.EMBED and any(len(w.shape) == 2 for w in row.weights)
+    return row.operation is not ops.EMBED and any(len(w.shape) > 1 for w in row.weights)

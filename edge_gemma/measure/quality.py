@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from edge_gemma.errors import NumericalError
 from edge_gemma.gemma import Gemma
+from edge_gemma.progress import TokenProgress
 
 Floats = NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""progress(tokens done, of how many)"""
 
 DEFAULT_CONTEXT = 512
 MIN_CONTEXT = 2
@@ -53,7 +52,7 @@ class Comparison:
 
     @property
     def kl_mean(self) -> float:
-        """Mean divergence."""
+        """Mean divergence, in nats."""
         return float(self.divergence.mean())
 
     @property
@@ -73,12 +72,12 @@ class Comparison:
 
     @property
     def perplexity(self) -> float:
-        """Of the model."""
+        """The model's of the text: exp of the mean negative log-probability of a token."""
         return math.exp(-float(self.log_probability.mean()))
 
     @property
     def reference_perplexity(self) -> float:
-        """Of the reference."""
+        """The reference's of the text."""
         return math.exp(-float(self.reference_log_probability.mean()))
 
     @property
@@ -137,7 +136,7 @@ def text_windows(model: Gemma, text: str, context: int = DEFAULT_CONTEXT, limit:
     return windows(model.tokenize(text, add_bos=False), model.tokenizer.bos_id, context, limit)
 
 
-def perplexity(model: Gemma, cut: Sequence[Sequence[int]], progress: Progress | None = None) -> Perplexity:
+def perplexity(model: Gemma, cut: Sequence[Sequence[int]], progress: TokenProgress | None = None) -> Perplexity:
     """Perplexity over windows of tokens. Raises NumericalError for logits that are not finite."""
     losses: list[float] = []
     report = _reporter(cut, progress)
@@ -151,7 +150,7 @@ def perplexity(model: Gemma, cut: Sequence[Sequence[int]], progress: Progress | 
 
 
 def compare(
-    model: Gemma, reference: Gemma, cut: Sequence[Sequence[int]], progress: Progress | None = None
+    model: Gemma, reference: Gemma, cut: Sequence[Sequence[int]], progress: TokenProgress | None = None
 ) -> Comparison:
     """`model` beside `reference` over windows of tokens, which both must understand alike.
 
@@ -206,7 +205,7 @@ def _predictions(model: Gemma, window: Sequence[int]) -> Iterator[tuple[Sequence
         yield window[first : first + len(logits)], logits
 
 
-def _reporter(cut: Sequence[Sequence[int]], progress: Progress | None) -> Callable[[int], None]:
+def _reporter(cut: Sequence[Sequence[int]], progress: TokenProgress | None) -> Callable[[int], None]:
     """Called with numbers of tokens as they are done, calls `progress` with their sum."""
     total = sum(len(window) - 1 for window in cut)
     done = 0

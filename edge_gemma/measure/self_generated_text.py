@@ -7,19 +7,19 @@ text that the model will see (`docs/quality.md`), and there is always some to be
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count as numbers
 
 import numpy as np
 
-from edge_gemma.engine.runner import Progress, Runner
+from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels.operations import FEW_ROWS
+from edge_gemma.progress import Progress, TokenProgress
 from edge_gemma.text.tokenizer import Tokenizer
 
-WRITERS = FEW_ROWS
+BATCH = FEW_ROWS
 """Texts at a time: with 2B in Q8_0 a step of so many rows takes 1.3 times as long as one of one row."""
 TOKENS = 2048
 """What an importance matrix wants: with eight times as many, the four types tried diverged the same within 4%."""
@@ -31,13 +31,13 @@ VARIED = SamplingParams(temperature=1.0, top_k=64, top_p=1.0, min_p=0.0)
 Text = list[int]
 
 
-def own_texts(
+def self_generated_texts(
     path: str | os.PathLike[str],
     tokens: int = TOKENS,
     *,
     seed: int = 0,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: TokenProgress | None = None,
     kernel_progress: Progress | None = None,
 ) -> list[Text]:
     """Texts of `tokens` tokens together, as ids: BOS and what the model at `path` continues it with.
@@ -47,8 +47,8 @@ def own_texts(
     """
     if tokens < 1:
         raise ValueError(f"tokens: {tokens} is not at least 1")
-    with Writers(path, min(WRITERS, tokens), threads, kernel_progress) as writers:
-        return writers.write(tokens, seed, progress)
+    with BatchGenerator(path, min(BATCH, tokens), threads, kernel_progress) as generator:
+        return generator.generate(tokens, seed, progress)
 
 
 def described(seed: int) -> str:
@@ -56,7 +56,7 @@ def described(seed: int) -> str:
     return f"text of the model itself, seed {seed}"
 
 
-class Writers:
+class BatchGenerator:
     """`count` sequences of one model, each a token longer with every step. Close it, or use `with`."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Writers:
         threads: int | None = None,
         kernel_progress: Progress | None = None,
     ) -> None:
-        """Arguments and errors as for `own_texts`."""
+        """Arguments and errors as for `self_generated_texts`."""
         self._runner = Runner(
             path, threads=threads, chunk=count, sequences=count, default_context=LENGTH, progress=kernel_progress
         )
@@ -77,8 +77,8 @@ class Writers:
             raise
         self._tables = [self._runner.new_table() for _ in range(count)]
 
-    def write(self, tokens: int, seed: int, progress: Callable[[int, int], None] | None = None) -> list[Text]:
-        """See `own_texts`. `progress(done, tokens)` follows every step."""
+    def generate(self, tokens: int, seed: int, progress: TokenProgress | None = None) -> list[Text]:
+        """See `self_generated_texts`. `progress(done, tokens)` follows every step."""
         samplers_to_come = (Sampler(replace(VARIED, seed=seed), choice) for choice in numbers())
         samplers = [next(samplers_to_come) for _ in self._tables]
         texts, ended = [[self._tokenizer.bos_id] for _ in samplers], []
@@ -101,7 +101,7 @@ class Writers:
         """End the threads and let go of the file."""
         self._runner.close()
 
-    def __enter__(self) -> Writers:
+    def __enter__(self) -> BatchGenerator:
         return self
 
     def __exit__(self, *_error: object) -> None:

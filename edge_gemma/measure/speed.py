@@ -22,12 +22,12 @@ import numpy as np
 from edge_gemma import __version__
 from edge_gemma.cores import default_threads
 from edge_gemma.engine.memory_plan import KvType
-from edge_gemma.engine.runner import Progress as KernelProgress
 from edge_gemma.engine.runner import Runner
 from edge_gemma.kernels import isa
 from edge_gemma.measure.info import describe
 from edge_gemma.measure.one_sequence import OneSequence
 from edge_gemma.models.architecture import Config
+from edge_gemma.progress import Progress
 
 SEED = 0
 LIMIT = 2**22
@@ -72,7 +72,7 @@ def bench(
     threads: Sequence[int] = (),
     repeats: int = 5,
     kv_type: KvType = "f16",
-    kernel_progress: KernelProgress | None = None,
+    kernel_progress: Progress | None = None,
     notice: Notice | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run `tests` with each number of threads; one row of llama-bench's fields for each, as soon as it is known.
@@ -179,7 +179,7 @@ def open_engine(
     context: int,
     threads: int,
     kv_type: KvType = "f16",
-    progress: KernelProgress | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[OneSequence]:
     """The model in `path`, ready for steps, with the chunk that `Gemma` takes; closed at the end. Raises as `Gemma`."""
     if not 1 <= threads <= 256:

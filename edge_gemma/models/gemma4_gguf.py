@@ -84,7 +84,7 @@ def _with_single_products(layers: tuple[LayerConfig, ...], keys: GgufKeys) -> tu
 def _final_softcap(keys: GgufKeys) -> float | None:
     """0 says that there is none, as a missing key does."""
     name = "final_logit_softcapping"
-    return None if keys.metadata.get(keys.key(name)) == 0.0 else keys.softcap(name, None, known=True)
+    return None if keys.metadata.f32(keys.key(name), 0.0) == 0 else keys.softcap(name, None, known=True)
 
 
 def _per_layer_input(keys: GgufKeys) -> int:

@@ -138,17 +138,21 @@ def make_scale_fit(count: int, level: Any, starts: tuple[float, ...], turns: int
 
     @inlined
     def attempt(x: Any, w: Any, scale: Any) -> Any:
-        """The best scale for the rounding that `scale` gives, and its error."""
+        """The best scale for the rounding that `scale` gives, and its error.
+
+        With scale * (1 + a) the error is  scale^2 sum w (r - a q)^2, which is least where its derivative in a is 0:
+        a = sum wrq / sum wqq; what is left then is  sum wrr - a sum wrq.
+        """
         inv = inverse(scale)
-        rr = rq = qq = splat(0.0)
+        sum_wrr = sum_wrq = sum_wqq = splat(0.0)
         for i in range(count):
             u = load(x + i * VECTOR) * inv
             q = level(u)
             r = u - q
             wr, wq = load(w + i * VECTOR) * r, load(w + i * VECTOR) * q
-            rr, rq, qq = rr + wr * r, rq + wr * q, qq + wq * q
-        a = ratio(rq, qq)
-        return scale + a * scale, (rr - a * rq) * scale * scale
+            sum_wrr, sum_wrq, sum_wqq = sum_wrr + wr * r, sum_wrq + wr * q, sum_wqq + wq * q
+        a = ratio(sum_wrq, sum_wqq)
+        return scale + a * scale, (sum_wrr - a * sum_wrq) * scale * scale
 
     @inlined
     def fit(x: Any, w: Any) -> Any:
@@ -175,21 +179,33 @@ def make_line_fit(count: int, level: Any, cuts: Cuts, top: int, turns: int, *, b
 
     @inlined
     def attempt(x: Any, w: Any, scale: Any, offset: Any) -> Any:
+        """The best line for the rounding that `scale` and `offset` give, and its error.
+
+        With scale * (1 + a) and offset + b * scale the error is  scale^2 sum w (r - a q - b)^2. It is least where both
+        derivatives are 0, which are the normal equations
+
+            a sum wqq + b sum wq = sum wrq
+            a sum wq  + b sum w  = sum wr
+
+        solved by Cramer's rule. Without a solution (all levels are one) a and b are 0.
+        """
         inv = inverse(scale)
-        rr = rq = qq = r1 = q1 = w1 = splat(0.0)
+        sum_wrr = sum_wrq = sum_wqq = sum_wr = sum_wq = sum_w = splat(0.0)
         for i in range(count):
             u = (load(x + i * VECTOR) - offset) * inv
             q = level(u)
             r, v = u - q, load(w + i * VECTOR)
             wr, wq = v * r, v * q
-            rr, rq, qq = rr + wr * r, rq + wr * q, qq + wq * q
-            r1, q1, w1 = r1 + wr, q1 + wq, w1 + v
-        det = qq * w1 - q1 * q1
-        a, b = ratio(rq * w1 - q1 * r1, det), ratio(qq * r1 - q1 * rq, det)
+            sum_wrr, sum_wrq, sum_wqq = sum_wrr + wr * r, sum_wrq + wr * q, sum_wqq + wq * q
+            sum_wr, sum_wq, sum_w = sum_wr + wr, sum_wq + wq, sum_w + v
+        det = sum_wqq * sum_w - sum_wq * sum_wq
+        a = ratio(sum_wrq * sum_w - sum_wq * sum_wr, det)
+        b = ratio(sum_wqq * sum_wr - sum_wq * sum_wrq, det)
         limit = (splat(ceiling) - offset) * inv  # where the offset would rise above it, the scale is fitted alone
-        a = if_less(limit, b, ratio(rq - limit * q1, qq), a)
+        a = if_less(limit, b, ratio(sum_wrq - limit * sum_wq, sum_wqq), a)
         b = if_less(limit, b, limit, b)
-        e = rr + a * (a * qq + (b + b) * q1 - (rq + rq)) + b * (b * w1 - (r1 + r1))
+        of_scale = a * (a * sum_wqq + (b + b) * sum_wq - (sum_wrq + sum_wrq))
+        e = sum_wrr + of_scale + b * (b * sum_w - (sum_wr + sum_wr))
         return scale + a * scale, offset + b * scale, e * scale * scale
 
     @inlined

@@ -103,13 +103,13 @@ def make_shared_scale(
     def refit(x: Any, w: Any, factor: Any, n: Any) -> Any:
         """The best factor for these integers and the levels they give."""
         scale = factor * n
-        inv, rq, qq = inverse(scale), splat(0.0), splat(0.0)
+        inv, sum_wrq, sum_wqq = inverse(scale), splat(0.0), splat(0.0)
         for i in range(count):
             v = load(x + i * VECTOR)
             q = level(v * inv)
             wq = load(w + i * VECTOR) * q
-            rq, qq = rq + wq * (v - scale * q), qq + wq * q
-        return finite_half(factor + ratio(group_sum(rq * n), group_sum(qq * n * n)))
+            sum_wrq, sum_wqq = sum_wrq + wq * (v - scale * q), sum_wqq + wq * q
+        return finite_half(factor + ratio(group_sum(sum_wrq * n), group_sum(sum_wqq * n * n)))
 
     @inlined
     def shared(x: Any, w: Any, ideal: Any) -> Any:
@@ -135,7 +135,13 @@ def make_shared_scale(
 def make_shared_line(
     count: int, level: Any, error: Any, group: int, size: int, tops: tuple[float, ...], reach: int, turns: int
 ) -> Any:
-    """A function: float16 factors and integers 0..size for y = factor * integer * q - offset factor * integer."""
+    """A function: float16 factors and integers 0..size for y = factor * n * q - low_factor * m, n and m of a lane.
+
+    for each top: factors that put the largest scale and the deepest offset of a group of lanes to it
+        n, m = the best integers within `reach` of the ideal ones
+    for each turn: factors fitted to the best n and m, then n and m again
+    keep what has the least error over the group
+    """
     group_sum, group_larger = make_group_sum(group), make_group_larger(group)
     high, tries = float(size), len(tops)
 
@@ -153,16 +159,27 @@ def make_shared_line(
 
     @inlined
     def refit(x: Any, w: Any, factor: Any, low_factor: Any, n: Any, m: Any) -> Any:
+        """The best factors for these integers and the levels they give.
+
+        With factor + f and low_factor - g, and r = x - y as it is, the error is  sum w (r - f n q - g m)^2  over all
+        values of a group of lanes, least where
+
+            f sum wqq n^2 + g sum wq n m = sum wrq n
+            f sum wq n m  + g sum w m^2  = sum wr m
+
+        Where that has no solution, the levels keep their offsets: f = sum wrq n / sum wqq n^2.
+        """
         scale, offset = factor * n, splat(0.0) - low_factor * m
         inv = inverse(scale)
-        rq = qq = r1 = q1 = w1 = splat(0.0)
+        sum_wrq = sum_wqq = sum_wr = sum_wq = sum_w = splat(0.0)
         for i in range(count):
             v, weight = load(x + i * VECTOR), load(w + i * VECTOR)
             q = level((v - offset) * inv)
             r, wq = v - (scale * q + offset), weight * q
-            rq, qq, r1, q1, w1 = rq + wq * r, qq + wq * q, r1 + weight * r, q1 + wq, w1 + weight
-        a, b, c = group_sum(qq * n * n), group_sum(q1 * n * m), group_sum(w1 * m * m)
-        u, v = group_sum(rq * n), group_sum(r1 * m)
+            sum_wrq, sum_wqq, sum_wq = sum_wrq + wq * r, sum_wqq + wq * q, sum_wq + wq
+            sum_wr, sum_w = sum_wr + weight * r, sum_w + weight
+        a, b, c = group_sum(sum_wqq * n * n), group_sum(sum_wq * n * m), group_sum(sum_w * m * m)
+        u, v = group_sum(sum_wrq * n), group_sum(sum_wr * m)
         det = a * c - b * b
         both = if_less(splat(0.0), det, splat(1.0), splat(0.0))
         more = if_less(splat(0.0), both, ratio(u * c - b * v, det), ratio(u, a))

@@ -82,6 +82,7 @@ def _two_bits(numbers: Any, y: Any) -> Any:
 
 @inlined
 def _pack_q2_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
+    """| 16 scales of 4 bits, minima above them | two bits | factor | minima's factor |."""
     for g in range(16):
         put_byte(y + g, byte(scales + g) | byte(scales + MINIMA + g) << 4)
     _two_bits(numbers, y + 16)
@@ -91,6 +92,10 @@ def _pack_q2_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
 
 @inlined
 def _pack_q3_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
+    """| third bits: of number 32j + l in bit j of byte l | two bits | 16 scales of 6 bits | factor |.
+
+    Scales k and k + 8 have their low halves in byte k; the upper two bits of scale 4j + k are bits 2j of byte 8 + k.
+    """
     for line in range(32):
         bits = 0
         for j in range(8):
@@ -109,7 +114,8 @@ def _pack_q3_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
 
 @inlined
 def _six_bits(scales: Any, y: Any) -> Any:
-    """12 bytes of 8 scales and 8 minima."""
+    """12 bytes of 8 scales and 8 minima: six bits of the first four of each, in whose upper two bits are those of the
+    last four; then low halves of the last four, minima above scales."""
     minima = scales + MINIMA
     for k in range(4):
         put_byte(y + k, byte(scales + k) | (byte(scales + 4 + k) >> 4) << 6)
@@ -128,6 +134,7 @@ def _pairs(numbers: Any, y: Any) -> Any:
 
 @inlined
 def _pack_q4_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
+    """| factor | minima's factor | 8 scales and 8 minima of 6 bits | nibbles |."""
     _copy_half(factors, y)
     _copy_half(factors + 32, y + 2)
     _six_bits(scales, y + 4)
@@ -136,6 +143,7 @@ def _pack_q4_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
 
 @inlined
 def _pack_q5_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
+    """As Q4_K, with the fifth bits before the nibbles: of number 32g + l in bit g of byte l."""
     _copy_half(factors, y)
     _copy_half(factors + 32, y + 2)
     _six_bits(scales, y + 4)
@@ -149,6 +157,11 @@ def _pack_q5_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
 
 @inlined
 def _pack_q6_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
+    """| nibbles | upper two bits | 16 scales, int8 | factor |.
+
+    Of numbers 128h + 32j + l the nibbles j and j + 2 share byte 64h + 32j + l, and all four have their upper bits in
+    bits 2j of byte 32h + l.
+    """
     for h in range(2):
         for line in range(32):
             at = numbers + 16 * (line & 15) + 8 * h + (line >> 4)
@@ -166,6 +179,7 @@ def _pack_q6_k(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
 
 @inlined
 def _pack_iq4_xs(numbers: Any, scales: Any, factors: Any, y: Any) -> Any:
+    """| factor | upper bits of 8 scales | their low halves, two a byte | nibbles: numbers i, i + 16 of a group |."""
     _copy_half(factors, y)
     for k in range(2):
         bits = 0

@@ -7,7 +7,6 @@ Numba's native convention, int32 status f(result*, exception**, int64 ...).
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 import llvmlite.binding as llvm
 from numba import types
@@ -19,6 +18,7 @@ from numba.core.target_extension import target_override
 
 from ..isa import target
 from ..operations import Kernel
+from ..simd.pipeline import IrPipeline, KernelLibrary
 
 EXTERNAL = {"sched_yield", "SwitchToThread"}
 
@@ -26,12 +26,11 @@ EXTERNAL = {"sched_yield", "SwitchToThread"}
 @global_compiler_lock
 def compile_kernel(kernel: Kernel, symbol: str) -> bytes:
     """An object file with the kernel under the name `symbol`."""
-    library, entry = _lower(kernel)
-    return _emit(library, entry, symbol)
+    return _emit(_lower(kernel), symbol)
 
 
-def _lower(kernel: Kernel) -> tuple[Any, str]:
-    """Numba's library of the function, not yet optimized, and the name of its entry.
+def _lower(kernel: Kernel) -> KernelLibrary:
+    """The library of the function, not yet optimized.
 
     No fast-math: contraction in one kernel and not in another would make equal sums differ, and the kernels say `fma`
     where they mean it.
@@ -47,33 +46,23 @@ def _lower(kernel: Kernel) -> tuple[Any, str]:
         typing, context = cpu_target.typing_context, cpu_target.target_context
         typing.refresh()
         context.refresh()
-        compiled = compiler.compile_extra(typing, context, table[kernel.name], (types.intp,) * 3, types.void, flags, {})
-    return compiled.library, compiled.fndesc.llvm_func_name
+        library = KernelLibrary(context.codegen(), kernel.name)
+        function, signature = table[kernel.name], ((types.intp,) * 3, types.void)
+        compiled = compiler.compile_extra(typing, context, function, *signature, flags, {}, library, IrPipeline)
+    library.entry = compiled.fndesc.llvm_func_name
+    return library
 
 
-def _emit(library: Any, entry: str, name: str) -> bytes:
-    """The object file of a finished library: `entry` renamed to `name`, nothing else visible from outside."""
+def _emit(library: KernelLibrary, name: str) -> bytes:
+    """The object file of a library, its entry renamed to `name`, nothing else visible from outside."""
     library.finalize()
-    module = llvm.parse_bitcode(library._final_module.as_bitcode())
+    module = library._final_module
     for function in module.functions:
         if function.is_declaration:
             _check_external(function.name, name)
-        elif function.name == entry:
+        elif function.name == library.entry:
             function.name = name
-        else:
-            function.linkage = llvm.Linkage.internal
-    for variable in module.global_variables:
-        if not variable.is_declaration:
-            variable.linkage = llvm.Linkage.internal
-    _drop_unused(module, library.codegen._tm)
     return bytes(library.codegen._tm.emit_object(module))
-
-
-def _drop_unused(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
-    """Remove what nothing refers to, a variable for each helper above all: a third of an object."""
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
 
 
 def _check_external(symbol: str, name: str) -> None:
@@ -85,6 +74,6 @@ def _check_external(symbol: str, name: str) -> None:
 @global_compiler_lock
 def assembly(kernel: Kernel) -> str:
     """The machine code of a kernel as text, for tests that look for instructions."""
-    library, _ = _lower(kernel)
+    library = _lower(kernel)
     library.finalize()
     return str(library.get_asm_str())

@@ -158,8 +158,9 @@ def _four_sevens(words: NDArray[np.uint32]) -> Bytes:
 
 def _on_grid(name: str, levels: NDArray[np.int64], groups: Ints, signs: Ints) -> Ints:
     """The unsigned weights of groups of the grid of that name."""
-    values = levels[getattr(grids, name)[groups]].reshape(signs.shape) * signs
-    return (values + ZEROS[name]).astype(np.int32)
+    grid: grids.Grid = getattr(grids, name)
+    values = levels[grid[groups]].reshape(signs.shape) * signs + ZEROS[name]
+    return values.astype(np.int32)
 
 
 def _iq3_xxs(b: Bytes) -> Parts:

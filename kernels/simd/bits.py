@@ -13,7 +13,12 @@ from .types import BYTES, I8, ISA, LANES, WORDS, Emit, I, ir_call, ir_const, ir_
 # ---- table lookup --------------------------------------------------------------------------------------------------
 
 
+def _low_nibbles(builder: Any, indices: Any) -> Any:
+    return builder.and_(indices, ir.Constant(BYTES, [0x0F] * (4 * LANES)))
+
+
 def _lookup_plain(builder: Any, table: list[int], indices: Any) -> Any:
+    indices = _low_nibbles(builder, indices)
     result = ir.Constant(BYTES, [table[0]] * (4 * LANES))
     for index, value in enumerate(table[1:], start=1):
         hit = builder.icmp_unsigned("==", indices, ir.Constant(BYTES, [index] * (4 * LANES)))
@@ -29,6 +34,7 @@ def _lookup_shuffle(name: str) -> Emit:
 
 
 def _lookup_tbl(builder: Any, table: list[int], indices: Any) -> Any:
+    indices = _low_nibbles(builder, indices)
     return ir_call(builder, "llvm.aarch64.neon.tbl1.v16i8", BYTES, ir.Constant(BYTES, table), indices)
 
 
@@ -41,7 +47,10 @@ _LOOKUP: Emit = {
 
 
 def byte_table(name: str, table: list[int]) -> Any:
-    """Declare an operation I -> I that replaces each byte, which must be 0..15, by its entry of `table` (0..255)."""
+    """Declare an operation I -> I that replaces each byte by the entry of `table` (0..255) that its lower half says.
+
+    Bit 7 of the bytes must be 0; bits 4..6 may be anything.
+    """
 
     def emit(builder: Any, indices: Any) -> Any:
         return builder.bitcast(_LOOKUP(builder, table, ir_bytes(builder, indices)), WORDS)
@@ -54,10 +63,9 @@ def byte_table(name: str, table: list[int]) -> Any:
 
 
 def _spread_by_product(builder: Any, bits: Any, to: int) -> Any:
-    """The product puts bit i at 8i."""
+    """The product puts bit i at 8i + to."""
     low = builder.and_(bits, ir_const(0xF))
-    at_0 = builder.and_(builder.mul(low, ir_const(0x00204081)), ir_const(0x01010101))
-    return builder.shl(at_0, ir_const(to)) if to else at_0
+    return builder.and_(builder.mul(low, ir_const(0x00204081 << to)), ir_const(0x01010101 << to))
 
 
 def _spread_by_lookup(builder: Any, bits: Any, to: int) -> Any:

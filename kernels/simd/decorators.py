@@ -10,12 +10,22 @@ from typing import Any
 
 from numba import extending
 
+from .pipeline import IrPipeline
+
 Function = Callable[..., Any]
+
+INLINED: dict[str, Any] = {
+    "forceinline": True,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": IrPipeline,
+}
+"""What Numba is told of a function that compiled code calls and LLVM always inlines. Wrappers would go unused."""
 
 
 def inlined(function: Function) -> Any:
-    """A function that compiled code calls and LLVM always inlines. Wrappers for Python or C would go unused."""
-    return extending.register_jitable(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    """A function that compiled code calls and LLVM always inlines."""
+    return extending.register_jitable(**INLINED)(function)
 
 
 def intrinsic(function: Function) -> Any:

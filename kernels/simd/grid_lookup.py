@@ -10,6 +10,7 @@ on Intel's the microcode against Downfall (CVE-2022-40982) made them several tim
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..isa import may_use
 from .dot import in_order
+from .memory import ir_constant, ir_rows
 from .types import (
     BYTES,
     I8,
@@ -32,9 +34,7 @@ from .types import (
     I,
     ir_call,
     ir_const,
-    ir_load,
     ir_shuffle,
-    ir_store,
     operation,
 )
 
@@ -59,7 +59,7 @@ def by_permutations(grid: Grid) -> Emit:
         if size == 8:
             spread = [_spread(builder, half, 8 * j, bits) for j in range(4) for half in halves]
         else:
-            pairs = [_pairs(builder, *halves, j) for j in (0, 2)]
+            pairs = [_pairs(builder, halves[0], halves[1], j) for j in (0, 2)]
             spread = [_spread(builder, pairs[j // 2], 16 * (j % 2), bits) for j in range(4)]
         return cgutils.pack_array(builder, spread)
 
@@ -103,30 +103,35 @@ def _spread(builder: Any, data: Any, first: int, bits: int) -> Any:
 
 def by_loads(grid: Grid) -> Emit:
     """The table as words in memory: number b of a group is in byte b, number 4 + b in the upper half of that byte."""
-    groups, size = grid.shape
-    numbers = grid.astype(np.uint32).reshape(groups, -1, 4) << np.arange(0, 32, 8, dtype=np.uint32)
-    words = (numbers.sum(axis=2, dtype=np.uint32) << np.arange(0, size, 4, dtype=np.uint32)).sum(axis=1)
+    (groups, size), words = grid.shape, _words(grid)
 
     def emit(builder: Any, low: Any, high: Any) -> Any:
-        table = _constant(builder, words.astype(np.uint32).tolist())
         index_of = _bytes(builder, low) if groups == 256 else _shorts(builder, low, high, groups // 256 - 1)
-        found = _settled(builder, [_loaded(builder, table, lambda lane, j=j: index_of(lane, j)) for j in range(4)])
-        if size == 8:
-            found = [part for v in found for part in (v, builder.lshr(v, ir_const(4)))]
-        return cgutils.pack_array(builder, found)
+        return _by_loads(builder, words, size, index_of)
 
     return emit
 
 
-def _constant(builder: Any, words: list[int]) -> Any:
-    """The words in the kernel's own read-only memory."""
-    array = ir.Constant(ir.ArrayType(I32, len(words)), words)
-    return cgutils.global_constant(builder, "grid", array)
+def _words(grid: Grid) -> list[int]:
+    groups, size = grid.shape
+    numbers = grid.astype(np.uint32).reshape(groups, -1, 4) << np.arange(0, 32, 8, dtype=np.uint32)
+    halves = numbers.sum(axis=2, dtype=np.uint32) << np.arange(0, size, 4, dtype=np.uint32)
+    words: list[int] = halves.sum(axis=1).tolist()
+    return words
+
+
+def _by_loads(builder: Any, words: list[int], size: int, index_of: Callable[[int, int], Any]) -> Any:
+    """The groups of index_of(0, lane), .. 3. The words are in the kernel's own read-only memory."""
+    table = cgutils.global_constant(builder, "grid", ir.Constant(ir.ArrayType(I32, len(words)), words))
+    found = _settled(builder, [_loaded(builder, table, partial(index_of, j)) for j in range(4)])
+    if size == 8:
+        found = [part for v in found for part in (v, builder.lshr(v, ir_const(4)))]
+    return cgutils.pack_array(builder, found)
 
 
 def _bytes(builder: Any, low: Any) -> Callable[[int, int], Any]:
-    indices = _on_stack(builder, low, I8)
-    return lambda lane, j: indices(4 * lane + j)
+    indices = builder.bitcast(low, BYTES)
+    return lambda j, lane: builder.extract_element(indices, ir.Constant(I32, 4 * lane + j))
 
 
 def _shorts(builder: Any, low: Any, high: Any, mask: int) -> Callable[[int, int], Any]:
@@ -134,20 +139,11 @@ def _shorts(builder: Any, low: Any, high: Any, mask: int) -> Callable[[int, int]
     low_bytes, upper = ir_const(0x00FF00FF), ir_const(0x01000100 * mask)
     high_words = [builder.and_(builder.shl(high, ir_const(8)), upper), builder.and_(high, upper)]
     low_words = [builder.and_(low, low_bytes), builder.and_(builder.lshr(low, ir_const(8)), low_bytes)]
-    shorts = [_on_stack(builder, builder.or_(a, b), I16) for a, b in zip(low_words, high_words, strict=True)]
-    return lambda lane, j: shorts[j % 2](2 * lane + j // 2)
-
-
-def _on_stack(builder: Any, vector: Any, element: ir.Type) -> Callable[[int], Any]:
-    """Elements of a vector by way of memory: one instruction each, where moving one out of a register takes two.
-
-    LLVM sees what is stored and would not load it. It does not see through an empty line of assembly.
-    """
-    address = builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(I8, 4 * LANES)), I64)
-    ir_store(builder, address, vector)
-    hidden = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0", side_effect=False)
-    base, size = builder.call(hidden, [address]), element.width // 8
-    return lambda k: ir_load(builder, builder.add(base, ir.Constant(I64, size * k)), element)
+    shorts = [
+        builder.bitcast(builder.or_(a, b), ir.VectorType(I16, 2 * LANES))
+        for a, b in zip(low_words, high_words, strict=True)
+    ]
+    return lambda j, lane: builder.extract_element(shorts[j % 2], ir.Constant(I32, 2 * lane + j // 2))
 
 
 def _loaded(builder: Any, table: Any, index_of: Callable[[int], Any]) -> Any:
@@ -163,15 +159,47 @@ def _settled(builder: Any, vectors: list[Any]) -> list[Any]:
     return in_order(builder, vectors) if ISA.machine == "x86" else vectors
 
 
-_LOOKUP = by_permutations if ISA.dot == "vpdpbusd.512" and may_use("avx512vbmi") else by_loads
+_PERMUTES = ISA.dot == "vpdpbusd.512" and may_use("avx512vbmi")
+MOST_PERMUTED = 1024
+"""Groups of the largest table that is looked up by permutations. Of 2048 its registers are 4 KB to be read each time:
+then loads are 25% faster on Zen 4, of 1024 they are 25% slower."""
+FROM_MEMORY = not _PERMUTES
+"""Whether all look-ups are by loads: `grid_lookup_rows` is better then where indices are as they are in a row."""
 
 
-def grid_lookup(name: str, grid: Grid, how: Callable[[Grid], Emit] = _LOOKUP) -> Any:
+def _usual(grid: Grid) -> Emit:
+    return by_permutations(grid) if _PERMUTES and len(grid) <= MOST_PERMUTED else by_loads(grid)
+
+
+def grid_lookup(name: str, grid: Grid, how: Callable[[Grid], Emit] = _usual) -> Any:
     """Declare an operation of two I, whose bytes are the low and the high bytes of indices of `grid`, 4 a lane.
 
     Gives 4 or 8 x I: byte b of vector k has number 4k + b of the lane's four groups, one after another, in its lowest 3
-    or 2 bits. Bits above, and bits of high bytes that no index needs, may be anything.
+    or 2 bits. Bits above, and bits of high bytes that no index needs, may be anything; `by_loads` leaves bits 3 and 7
+    zero.
     """
     emit = how(grid)
     emit.__name__ = name
     return operation(types.UniTuple(I, grid.shape[1]), I, I)(emit)
+
+
+def grid_lookup_rows(name: str, grid: Grid) -> Any:
+    """Declare the same operation for indices that are 4 neighbouring bytes at address + r * stride, for each row r.
+
+    Of more than 256 groups they are 16-bit numbers, whose lowest bits count. By loads: an index takes one instruction,
+    or two, where moving it out of a vector takes three.
+    """
+    words, (groups, size) = _words(grid), grid.shape
+    element = I8 if groups == 256 else I16
+
+    def emit(builder: Any, address: Any, stride: Any) -> Any:
+        rows = ir_rows(builder, address, stride)
+
+        def index_of(j: int, lane: int) -> Any:
+            at = builder.add(rows[lane], ir.Constant(I64, j * element.width // 8))
+            return builder.and_(ir_constant(builder, at, element), ir.Constant(element, groups - 1))
+
+        return _by_loads(builder, words, size, index_of)
+
+    emit.__name__ = name
+    return operation(types.UniTuple(I, size), types.intp, types.intp)(emit)

@@ -136,7 +136,7 @@ prefetch_far = prefetches(0, level=2)
 # Only for what nobody writes while a kernel runs: weights.
 
 
-def _ir_constant(builder: Any, address: Any, pointee: ir.Type) -> Any:
+def ir_constant(builder: Any, address: Any, pointee: ir.Type) -> Any:
     """What lies at an address, and stays the same: read once though a loop stores sums meanwhile."""
     value = ir_load(builder, address, pointee)
     value.set_metadata("invariant.load", builder.module.add_metadata([]))
@@ -147,7 +147,7 @@ _ODD_AND_SHIFT = (0, 0), (1, 0), (1, 1), (3, 0), (1, 2), (5, 0), (3, 1), (7, 0)
 """r = odd << shift, for r = 0..7."""
 
 
-def _rows_at(builder: Any, address: Any, stride: Any) -> list[Any]:
+def ir_rows(builder: Any, address: Any, stride: Any) -> list[Any]:
     """The addresses of LANES rows, such that each is an operand as it stands: base + stride x (1, 3, 5, 7) x (1, 2, 4).
 
     Of plain multiples LLVM makes a chain of `lea`, one a row. It does not see through an empty line of assembly. Where
@@ -169,8 +169,8 @@ def _rows_at(builder: Any, address: Any, stride: Any) -> list[Any]:
 def _rows_scalar(builder: Any, address: Any, stride: Any, element: ir.Type) -> Any:
     """Lane r: the element at address + r * stride, zero-extended to 32 bits."""
     vector = ir.Constant(ir.VectorType(element, LANES), ir.Undefined)
-    for r, at in enumerate(_rows_at(builder, address, stride)):
-        value = _ir_constant(builder, at, element)
+    for r, at in enumerate(ir_rows(builder, address, stride)):
+        value = ir_constant(builder, at, element)
         vector = builder.insert_element(vector, value, ir.Constant(I32, r))
     return vector if element is I32 else builder.zext(vector, WORDS)
 
@@ -194,7 +194,7 @@ def rows_16_bytes(builder: Any, address: Any, stride: Any) -> Any:
     A 4 x 4 transposition of 32-bit words inside each 128-bit part: part p of the loaded vector j is row 4p + j.
     """
     word4 = ir.VectorType(I32, 4)
-    rows = [_ir_constant(builder, at, word4) for at in _rows_at(builder, address, stride)]
+    rows = [ir_constant(builder, at, word4) for at in ir_rows(builder, address, stride)]
     loaded = [ir_concat(builder, rows[j::4]) for j in range(4)]
     low, high = [], []  # words 0 1 and words 2 3 of two rows, interleaved
     for a, b in ((loaded[0], loaded[1]), (loaded[2], loaded[3])):

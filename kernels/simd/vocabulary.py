@@ -50,7 +50,7 @@ from .convert import (
     to_int,
 )
 from .dot import dot4
-from .grid_lookup import grid_lookup
+from .grid_lookup import FROM_MEMORY, grid_lookup, grid_lookup_rows
 from .memory import (
     broadcast,
     broadcast_int,
@@ -89,6 +89,7 @@ from .types import ISA, LANES, F, I
 
 __all__ = [
     "FLOAT_LOADS",
+    "FROM_MEMORY",
     "ISA",
     "LANES",
     "F",
@@ -107,6 +108,7 @@ __all__ = [
     "first_lane_int",
     "fma",
     "grid_lookup",
+    "grid_lookup_rows",
     "half_to_float",
     "halves_fma",
     "high_bytes",

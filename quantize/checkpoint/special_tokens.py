@@ -13,7 +13,7 @@ from typing import Any
 from edge_gemma.errors import CheckpointError
 
 from .folder import CheckpointFolder
-from .vocabulary import BYTE, BYTE_LEVEL, CONTROL, GEMMA_4, UNKNOWN, USER_DEFINED, Vocabulary, added_tokens
+from .vocabulary import BYTE, BYTE_LEVEL, CONTROL, GEMMA_4, UNKNOWN, USER_DEFINED, Vocabulary
 
 ROLES = ("bos", "eos", "unk", "pad")
 GEMMA_IDS = {"bos": 2, "eos": 1, "unk": 3, "pad": 0}
@@ -113,7 +113,7 @@ def _other_ends(folder: CheckpointFolder, vocabulary: Vocabulary, config: dict[s
             yield number
         elif notice not in vocabulary.notices:
             vocabulary.notices.append(notice)
-    for number, text, _ in added_tokens(folder):
+    for number, text, _ in vocabulary.added:
         if text in TURN_ENDS and number < len(vocabulary.tokens):
             yield number
 

@@ -17,7 +17,7 @@ from edge_gemma.errors import CheckpointError
 from edge_gemma.formats import FORMATS
 
 from .stored_tensor import MappedFile, NameTest, StoredTensor, no_name
-from .torch_pickle import DTYPES, TensorRecord, read_records
+from .torch_pickle import DTYPES, TensorEntry, read_entries
 
 MAX_DIRECTORY = 16 << 20  # bytes of the archive's table of contents
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name, length of extra field
@@ -39,10 +39,10 @@ def read_torch(path: Path, unread: NameTest = no_name) -> dict[str, StoredTensor
     order = members.get(root + "byteorder")
     if order is not None and _content(file, order) != b"little":
         raise CheckpointError(f"{path}: written on a big-endian machine, which is not read")
-    records = read_records(_content(file, members[root + LIST]), f"{path}: {LIST}")
+    entries = read_entries(_content(file, members[root + LIST]), f"{path}: {LIST}")
     return {
-        name: _tensor(file, name, record, members.get(f"{root}data/{record.storage.key}"))
-        for name, record in records.items()
+        name: _tensor(file, name, entry, members.get(f"{root}data/{entry.storage.key}"))
+        for name, entry in entries.items()
         if not unread(name)
     }
 
@@ -115,8 +115,8 @@ def _root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
     return roots[0]
 
 
-def _tensor(file: MappedFile, name: str, record: TensorRecord, member: zipfile.ZipInfo | None) -> StoredTensor:
-    where, storage = f"{file.path}: tensor {name!r}", record.storage
+def _tensor(file: MappedFile, name: str, entry: TensorEntry, member: zipfile.ZipInfo | None) -> StoredTensor:
+    where, storage = f"{file.path}: tensor {name!r}", entry.storage
     if storage.dtype not in DTYPES:
         raise CheckpointError(f"{where} has a {storage.dtype}; F32, F16 and BF16 are read")
     form = FORMATS[DTYPES[storage.dtype]]
@@ -126,18 +126,18 @@ def _tensor(file: MappedFile, name: str, record: TensorRecord, member: zipfile.Z
     size = span.stop - span.start
     if size != storage.length * form.nbytes:
         raise CheckpointError(f"{where}: its storage has {size} bytes, not {storage.length} values of {form.name}")
-    _check_layout(record, where)
-    return StoredTensor(name, file, form, record.shape, span.start + record.offset * form.nbytes)
+    _check_layout(entry, where)
+    return StoredTensor(name, file, form, entry.shape, span.start + entry.offset * form.nbytes)
 
 
-def _check_layout(record: TensorRecord, where: str) -> None:
-    if not record.shape:
+def _check_layout(entry: TensorEntry, where: str) -> None:
+    if not entry.shape:
         raise CheckpointError(f"{where}: bad shape ()")
     step = 1
-    for size, stride in zip(reversed(record.shape), reversed(record.strides), strict=True):
+    for size, stride in zip(reversed(entry.shape), reversed(entry.strides), strict=True):
         if size > 1 and stride != step:
             text = "is a view with gaps or transposed; save it with .contiguous()"
-            raise CheckpointError(f"{where} of shape {list(record.shape)} and strides {list(record.strides)} {text}")
+            raise CheckpointError(f"{where} of shape {list(entry.shape)} and strides {list(entry.strides)} {text}")
         step *= size
-    if record.offset + math.prod(record.shape) > record.storage.length:
-        raise CheckpointError(f"{where} ends beyond its storage of {record.storage.length} values")
+    if entry.offset + math.prod(entry.shape) > entry.storage.length:
+        raise CheckpointError(f"{where} ends beyond its storage of {entry.storage.length} values")

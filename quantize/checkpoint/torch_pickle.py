@@ -43,7 +43,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class TensorRecord:
+class TensorEntry:
     """Where a tensor lies in its storage; offset and strides count values."""
 
     storage: Storage
@@ -64,16 +64,16 @@ class _Mark:
 _MARK = _Mark()
 
 
-def read_records(pickle: bytes, where: str) -> dict[str, TensorRecord]:
+def read_entries(pickle: bytes, where: str) -> dict[str, TensorEntry]:
     """The tensors that `pickle` lists, by name. Raises CheckpointError, naming `where`, for anything else in it."""
     if len(pickle) > MAX_BYTES:
         raise CheckpointError(f"{where}: {len(pickle)} bytes; at most {MAX_BYTES} are read")
     value = _Machine(where).run(pickle)
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: holds a {type(value).__name__}, not a dict of tensors")
-    for name, record in value.items():
-        if not isinstance(name, str) or not isinstance(record, TensorRecord):
-            raise CheckpointError(f"{where}: {str(name)[:80]!r} is a {type(record).__name__}, not a tensor")
+    for name, entry in value.items():
+        if not isinstance(name, str) or not isinstance(entry, TensorEntry):
+            raise CheckpointError(f"{where}: {str(name)[:80]!r} is a {type(entry).__name__}, not a tensor")
     return value
 
 
@@ -155,16 +155,16 @@ class _Machine:
                 self.stack.append({})
             case _Name.TENSOR, (Storage() as storage, int(offset), tuple() as shape, tuple() as strides, *_):
                 self.stack.append(self._tensor(storage, offset, shape, strides))
-            case _Name.PARAMETER, (TensorRecord() as record, *_):
-                self.stack.append(record)
+            case _Name.PARAMETER, (TensorEntry() as entry, *_):
+                self.stack.append(entry)
             case _:
                 raise self._error("a call of something other than a tensor's maker, which is not carried out")
 
-    def _tensor(self, storage: Storage, offset: int, shape: Any, strides: Any) -> TensorRecord:
+    def _tensor(self, storage: Storage, offset: int, shape: Any, strides: Any) -> TensorEntry:
         sizes = check_shape(shape, self.where) if shape else ()
         if len(strides) != len(sizes) or not all(type(n) is int for n in (offset, *strides)) or offset < 0:
             raise self._error(f"a tensor of shape {list(sizes)} has a bad offset or bad strides")
-        return TensorRecord(storage, offset, sizes, strides)
+        return TensorEntry(storage, offset, sizes, strides)
 
     def _attributes(self, _: Any) -> None:
         """Versions of modules, which torch hangs on the dict: dropped."""

@@ -35,13 +35,17 @@ MAX_GAP = 2**20  # ids that no token has
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
+AddedToken = tuple[int, str, bool]
+"""Id, text, and whether it is a control token."""
+
+
 @dataclass
 class Vocabulary:
     """Token i is `tokens[i]` (UTF-8 bytes, a space as U+2581) with `scores[i]` (float32) and `types[i]` (int32).
 
     model: the kind. pre: how a BYTE_LEVEL one cuts text, its tokens are spelled as GPT-2's. merges: "left right" of the
     kinds that have them. space_prefix: whether a space is put in front of texts. first: the text of the control token
-    that the tokenizer puts there, where it says so.
+    that the tokenizer puts there, where it says so. added: the tokens that were added to the model's own.
     """
 
     tokens: list[bytes]
@@ -53,6 +57,7 @@ class Vocabulary:
     merges: list[bytes] = field(default_factory=list)
     space_prefix: bool = False
     first: str | None = None
+    added: list[AddedToken] = field(default_factory=list)
 
 
 def read_vocabulary(folder: CheckpointFolder, size: int | None, architecture: str = "gemma") -> Vocabulary:
@@ -66,14 +71,15 @@ def read_vocabulary(folder: CheckpointFolder, size: int | None, architecture: st
     found = None if with_merges else _read_sentencepiece(folder)
     if found is not None:
         name = "tokenizer.model"
+        found.added = _added_tokens(folder)
     else:
         found = _read_tokenizer_json(folder, architecture)
     where = f"{folder.path / name}"
     vocabulary = _sized(found, size, where)
     if vocabulary.model == GEMMA_4:
-        _mark_special_tokens(vocabulary, folder)
+        _mark_special_tokens(vocabulary)
     else:
-        _overlay_added_tokens(vocabulary, folder)
+        _overlay_added_tokens(vocabulary)
     if "gemma" in architecture:
         vocabulary.space_prefix = False
     _check(vocabulary, where)
@@ -110,10 +116,13 @@ def _read_tokenizer_json(folder: CheckpointFolder, architecture: str) -> Vocabul
         raise CheckpointError(f"{folder.path}: neither tokenizer.model nor tokenizer.json")
     if "gemma" in architecture and not found.byte_fallback:
         raise CheckpointError(f"{found.where}: only BPE with byte_fallback, as Gemma has, is converted")
-    pieces = _pieces_in_order(found, folder)
+    added = _added_tokens(folder, found.document)
+    pieces = _pieces_in_order(found, added)
     if found.byte_fallback:
-        return _with_byte_fallback(found, pieces, merges=architecture in WITH_MERGES)
-    return _byte_level(found, pieces)
+        vocabulary = _with_byte_fallback(found, pieces, merges=architecture in WITH_MERGES)
+    else:
+        vocabulary = _byte_level(found, pieces)
+    return replace(vocabulary, added=added)
 
 
 def _with_byte_fallback(found: TokenizerJson, pieces: list[str | None], *, merges: bool) -> Vocabulary:
@@ -147,11 +156,11 @@ def _byte_level(found: TokenizerJson, pieces: list[str | None]) -> Vocabulary:
     return vocabulary
 
 
-def _pieces_in_order(found: TokenizerJson, folder: CheckpointFolder) -> list[str | None]:
+def _pieces_in_order(found: TokenizerJson, added: list[AddedToken]) -> list[str | None]:
     """Text by id, of the model's tokens and of those added behind them; None for an id between that no token has."""
     pieces = found.pieces()
     if not found.byte_fallback:
-        pieces |= {number: text for number, text, _ in added_tokens(folder) if number not in pieces}
+        pieces |= {number: text for number, text, _ in added if number not in pieces}
     count = max(pieces) + 1
     if count > len(pieces) + (0 if found.byte_fallback else MAX_GAP):
         raise CheckpointError(f"{found.where}: vocab has {len(pieces)} ids up to {count - 1}; they must be each once")
@@ -191,18 +200,18 @@ def _sized(pieces: Vocabulary, size: int | None, where: str) -> Vocabulary:
     )
 
 
-def _mark_special_tokens(vocabulary: Vocabulary, folder: CheckpointFolder) -> None:
+def _mark_special_tokens(vocabulary: Vocabulary) -> None:
     """Types of Gemma 4's control tokens. Other added tokens are made by merges, as runs of newlines are, or unused."""
-    for number, text, special in added_tokens(folder):
+    for number, text, special in vocabulary.added:
         if number >= len(vocabulary.tokens):
             vocabulary.notices.append(f"added token {text!r} left out: its id {number} is beyond the vocabulary")
         elif special or text in VISIBLE:
             vocabulary.types[number] = USER_DEFINED if text in VISIBLE else CONTROL
 
 
-def _overlay_added_tokens(vocabulary: Vocabulary, folder: CheckpointFolder) -> None:
+def _overlay_added_tokens(vocabulary: Vocabulary) -> None:
     """Give added tokens their text, their type and llama.cpp's score; ids beyond the vocabulary are left out."""
-    for number, text, special in added_tokens(folder):
+    for number, text, special in vocabulary.added:
         if number >= len(vocabulary.tokens):
             vocabulary.notices.append(f"added token {text!r} left out: its id {number} is beyond the vocabulary")
             continue
@@ -212,13 +221,13 @@ def _overlay_added_tokens(vocabulary: Vocabulary, folder: CheckpointFolder) -> N
         vocabulary.tokens[number] = _utf8(text if control else text.replace(SPACE, " "), f"added token {number}")
 
 
-def added_tokens(folder: CheckpointFolder) -> list[tuple[int, str, bool]]:
-    """(id, text, special) of the tokens added to the model's own, from whichever file of the folder lists them."""
+def _added_tokens(folder: CheckpointFolder, document: dict[str, Any] | None = None) -> list[AddedToken]:
+    """Those of whichever file of the folder lists them. document: tokenizer.json, where it was read already."""
     config = folder.json("tokenizer_config.json") or {}
     decoder = config.get("added_tokens_decoder")
     if isinstance(decoder, dict) and decoder:
         return [_added(key, entry, "tokenizer_config.json") for key, entry in decoder.items()]
-    listed = (folder.json("tokenizer.json") or {}).get("added_tokens")
+    listed = (document or folder.json("tokenizer.json") or {}).get("added_tokens")
     if isinstance(listed, list) and listed:
         where = "tokenizer.json"
         return [_added(entry.get("id") if isinstance(entry, dict) else None, entry, where) for entry in listed]
@@ -226,7 +235,7 @@ def added_tokens(folder: CheckpointFolder) -> list[tuple[int, str, bool]]:
     return [_added(number, {"content": text}, "added_tokens.json") for text, number in old.items()]
 
 
-def _added(number: Any, entry: Any, where: str) -> tuple[int, str, bool]:
+def _added(number: Any, entry: Any, where: str) -> AddedToken:
     if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 10:
         number = int(number)
     content = entry.get("content") if isinstance(entry, dict) else None

@@ -7,7 +7,7 @@
 | edge_gemma.names.sha256 | SHA-256 of the tensors' names, each behind a line end but the first |
 | edge_gemma.sha256 | SHA-256 of each tensor's bytes, in the order of the file, as 8 little-endian numbers each |
 | edge_gemma.error | RMS(tensor - source) / RMS(source) of each, over the rows of `sampled` |
-| edge_gemma.certified.* | with `--certify`: the fields of `Quality` |
+| edge_gemma.quality.* | with `--compare`: the fields of `Quality` |
 
 Every value has its size before it is known, so the header is written once with zeros and at last over itself.
 """
@@ -34,7 +34,7 @@ VERSION = "edge_gemma.version"
 SOURCE = "edge_gemma.source.sha256"
 NAMES, HASHES, ERRORS = "edge_gemma.names.sha256", "edge_gemma.sha256", "edge_gemma.error"
 HASH_WORDS = 8
-CERTIFIED = "edge_gemma.certified."
+QUALITY = "edge_gemma.quality."
 
 SAMPLE_VALUES = 2**18
 """About so many values of a tensor are decoded again: they give its error to 0.3%."""
@@ -54,8 +54,8 @@ class Quality:
     perplexity_ratio: float
 
 
-Certify = Callable[[Path, Path], Quality]
-"""certify(written file, its source as a file that runs)"""
+Compare = Callable[[Path, Path], Quality]
+"""compare(written file, its source as a file that runs)"""
 
 UNKNOWN = Quality(NO_HASH, 0, 0, 0.0, 0.0, 0.0, 0.0)
 
@@ -96,16 +96,16 @@ def measure(values: NDArray[np.float32], data: NDArray[np.uint8], info: TensorIn
     return ErrorSum(float(((decoded - exact) ** 2).sum()), float((exact**2).sum()))
 
 
-class Certificate:
+class Provenance:
     """Gathers what is known of a file while it is written: all its rows, a stretch at a time, in the file's order."""
 
-    def __init__(self, names: Sequence[str], *, certified: bool = False) -> None:
-        """`names` of the tensors, in the file's order; `certified`: leave room for a `Quality`."""
+    def __init__(self, names: Sequence[str], *, with_quality: bool = False) -> None:
+        """`names` of the tensors, in the file's order; `with_quality`: leave room for a `Quality`."""
         self._names = list(names)
         self._hashes = {name: hashlib.sha256() for name in self._names}
         self._errors = {name: ErrorSum() for name in self._names}
         self._source = hashlib.sha256()
-        self.quality = UNKNOWN if certified else None
+        self.quality = UNKNOWN if with_quality else None
 
     def add_source(self, raw: NDArray[np.uint8]) -> None:
         """The next rows as they are in the source. May be called in another thread than `add`."""
@@ -128,7 +128,7 @@ class Certificate:
             ERRORS: Value("ARRAY[FLOAT32]", errors),
         }
         if self.quality is not None:
-            result |= {CERTIFIED + field: _typed(value) for field, value in asdict(self.quality).items()}
+            result |= {QUALITY + field: _typed(value) for field, value in asdict(self.quality).items()}
         return result
 
 
@@ -144,5 +144,5 @@ def _typed(value: str | float) -> Value:
 
 
 def source_copy(target: Path) -> Path:
-    """Where the source of `target` is put to be run, by `--calibrate` or `--certify`; removed afterwards."""
+    """Where the source of `target` is put to be run, by `--calibrate` or `--compare`; removed afterwards."""
     return temporary(target, "source")

@@ -15,7 +15,7 @@ from bench.cases import Case, matrix, only, quick
 from bench.models import MODELS, Facts
 from bench.processes import WorkerError
 from bench.profile_tables import profiles
-from bench.results import Measurement, Result, seconds_a_round
+from bench.results import Result, measurement, seconds_a_round
 from bench.rounds import Setup, Skipped
 from bench.side_by_side import header
 from bench.synthetic import SHAPES, Shape, plan, write
@@ -143,15 +143,16 @@ def test_a_round_goes_by_turns(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(rounds, "Worker", lambda script, *_: Recorder(scripts[script], log))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB))
     case = Case("2b-Q4_0", kind, 2, rounds=1)
-    measured, note = rounds.measure(case, PEER, FACTS, lambda _: None)
+    lines = rounds.measure(case, PEER, FACTS, lambda _: None)
     names = {"short": ("pp512", "tg64"), "long": ("pp4096", "tg64@4096")}[kind]
     figures = [
         (side, name, float(value))
         for name, value in zip(names, (case.prompt, 32.0), strict=True)
         for side in ("ours", "peer")
     ]
-    assert [(m.side, m.measure, m.value) for m in measured if m.side in ("ours", "peer")] == figures
-    assert [m.side for m in measured].count("limits") == 3 and not note
+    timed = [m for m in lines if m["side"] in ("ours", "peer")]
+    assert [(m["side"], m["measure"], m["value"]) for m in timed] == figures
+    assert [m["side"] for m in lines].count("limits") == 3
     work = [entry for entry in log[log.index("machine measure") :] if not entry.endswith(("clear", "closed"))]
     turns = ["ours generate", "peer generate"] * 4
     assert work == ["machine measure", "ours prompt", "peer prompt", "machine measure", *turns, "machine measure"]
@@ -168,13 +169,13 @@ def test_every_kind_of_work_is_done_by_real_processes_and_shown(
     monkeypatch.setattr(cases, "PROFILE_REPEATS", 1)
     kinds = {"short": rounds._speed, "rows": rounds._rows, "busy": rounds._busy, "profile": rounds._profile}
     setup, facts = Setup(tmp_path, {}), Facts.of(tmp_path / "2b-Q4_0.gguf")
-    measured, _ = rounds.measure(Case("2b-Q4_0", "overhead", 2, rounds=1), setup, facts, lambda _: None)
-    result = Result([header(setup), *(one._asdict() for one in measured)])
+    lines = rounds.measure(Case("2b-Q4_0", "overhead", 2, rounds=1), setup, facts, lambda _: None)
+    result = Result([header(setup), *lines])
     with ExitStack() as stack:
         bench = rounds._open(stack, Case("2b-Q4_0", "busy", 2), setup, facts, True)
         for kind, work in kinds.items():
             figures = [*rounds._limits(bench), *work(bench), *(("model", *fact) for fact in FACTS_NEEDED)]
-            result.lines += [Measurement(f"2b-Q4_0/{kind}/t2", side, n, 0, v)._asdict() for side, n, v in figures]
+            result.lines += [measurement(Case("2b-Q4_0", kind, 2), side, n, 0, v) for side, n, v in figures]
     assert all(
         value >= 0 for of in result.cases().values() for series in of.series.values() for value in series.values()
     )
@@ -195,9 +196,9 @@ def test_a_start_is_measured_warm_and_cold(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("EDGE_GEMMA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(rounds, "first_token", first_token)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB))
-    measured, _ = rounds.measure(Case("2b-Q4_0", "start", 2, rounds=2), PEER, FACTS, lambda _: None)
+    lines = rounds.measure(Case("2b-Q4_0", "start", 2, rounds=2), PEER, FACTS, lambda _: None)
     assert asked == ["ours", "peer", "ours", "peer", "ours cold", "ours", "peer"]
-    assert [(m.side, m.measure, m.round, m.value) for m in measured[1:]] == [
+    assert [(m["side"], m["measure"], m["round"], m["value"]) for m in lines[1:]] == [
         ("ours", "first_token", 0, 3.0), ("peer", "first_token", 0, 4.0), ("ours", "cold", 0, 5.0),
         ("ours", "first_token", 1, 6.0), ("peer", "first_token", 1, 7.0),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from bench import processes, rounds, side_by_side
 from bench.cases import Case
 from bench.models import Facts
 from bench.processes import Worker, WorkerError, first_token, resident
-from bench.results import Measurement, Result
+from bench.results import Line, Result, measurement
 from bench.rounds import Setup, Skipped
 from bench.side_by_side import header, opened, run
 from bench.synthetic import SHAPES, Shape
@@ -37,14 +37,15 @@ def measured(setup: Setup, *cases: Case, resume: bool = False) -> tuple[Result, 
     return Result.load(output), failed
 
 
-def as_measured(case: Case, *_: Any) -> tuple[list[Measurement], str]:
-    return [Measurement(case.name, "ours", "tg64", 0, 1.0)], "a note" if case.kind == "rows" else ""
+def as_measured(case: Case, *_: Any) -> list[Line]:
+    note: list[Line] = [{"case": case.name, "note": "a note"}] if case.kind == "rows" else []
+    return [measurement(case, "ours", "tg64", 0, 1.0), *note]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def interrupted(case: Case, *_: Any) -> tuple[list[Measurement], str]:
+    def interrupted(case: Case, *_: Any) -> list[Line]:
         asked.append(case.kind)
         if asked == ["short", "rows"]:
             raise KeyboardInterrupt
@@ -81,7 +82,7 @@ def test_results_of_two_machines_are_not_mixed(setup: Setup) -> None:
 def test_what_cannot_be_measured_is_skipped_with_a_reason(
     error: Exception, reason: str, failed: int, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(case: Case, *_: Any) -> tuple[list[Measurement], str]:
+    def fails(case: Case, *_: Any) -> list[Line]:
         if case.kind == "short":
             raise error
         return as_measured(case)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ import pytest
 from edge_gemma.engine.channel import Channel
 from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.sampler import SamplingParams
-from edge_gemma.engine.sequence import AllLogits, Extension, Generation, Held, Progress
+from edge_gemma.engine.sequence import AllLogits, Extension, Generation, Held, PromptRead
 from edge_gemma.engine.speculation import Speculation
 from edge_gemma.errors import EdgeGemmaError, MemoryBudgetError
 from edge_gemma.graph.step import Rows
+from tests.engine.fake_requests import alone, deltas, generation, prompts, submitted, tokens_of
 from tests.engine.fake_runner import VOCABULARY, FakeRunner, logits_after, slow
-from tests.engine.test_loop import alone, deltas, generation, prompts, submitted, tokens_of
 
 
 def lasting(prompt: list[int], count: int) -> SamplingParams:
@@ -29,19 +28,6 @@ def lasting(prompt: list[int], count: int) -> SamplingParams:
 
 
 ENDLESS = lasting([2, 3], 100)
-
-
-@pytest.fixture
-def runner() -> FakeRunner:
-    return FakeRunner()
-
-
-@pytest.fixture
-def engine(runner: FakeRunner) -> Iterator[Engine]:
-    made = Engine(runner, slots=4, prefix_cache=10_000)
-    yield made
-    made.close()
-    assert runner.closed and runner.pool.tables == 0
 
 
 def limited(limit: int, **options: Any) -> tuple[FakeRunner, Engine]:
@@ -83,7 +69,7 @@ def test_two_that_do_not_fit_together_take_turns_by_their_readers() -> None:
     _, engine = limited(70)
     params = [lasting([2 + n] * 20, 30) for n in range(2)]
     made = [submitted(engine, [2 + n] * 20, 30, params=p, backlog=2) for n, p in enumerate(params)]
-    readers = [(item for item in each.channel if not isinstance(item, Progress)) for each in made]
+    readers = [(item for item in each.channel if not isinstance(item, PromptRead)) for each in made]
     got: list[list[int]] = [[], []]
     for _ in range(30):
         for reader, tokens in zip(readers, got, strict=True):
@@ -126,9 +112,9 @@ def test_progress_goes_forward_and_what_was_cached_is_of_the_prompt() -> None:
     made = [submitted(engine, [n] * 30, 25, params=lasting([n] * 30, 25)) for n in range(2, 8)]
     for each in made:
         items = list(each.channel)
-        done = [item.done for item in items if isinstance(item, Progress)]
+        done = [item.done for item in items if isinstance(item, PromptRead)]
         assert done == sorted(set(done)) and done[-1] == 30, done
-        assert all(item.cached_tokens == 0 for item in items if not isinstance(item, Progress))
+        assert all(item.cached_tokens == 0 for item in items if not isinstance(item, PromptRead))
     engine.close()
 
 
@@ -317,7 +303,7 @@ def test_choices_of_an_answer_that_was_cancelled_are_cancelled(engine: Engine, r
 def test_a_held_text_that_is_closed_ends_no_step_of_others(engine: Engine, runner: FakeRunner) -> None:
     runner.on_step = slow(0.002)
     other = submitted(engine, [2, 3], 60, params=ENDLESS)
-    next(d for d in other.channel if not isinstance(d, Progress))
+    next(d for d in other.channel if not isinstance(d, PromptRead))
     held, channel = Held(), Channel[Any](1, engine.wake)
     engine.submit(Extension([4] * 400, 0, held, channel))
     time.sleep(0.02)

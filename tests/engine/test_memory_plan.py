@@ -1,8 +1,11 @@
-"""The memory plan is what the engine takes."""
+"""The memory plan is what the engine takes, and the process with it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,25 @@ from edge_gemma.graph.step import Rows
 from edge_gemma.kernels.layout import expert_scratch, matmul_scratch
 from edge_gemma.models.layers import Experts
 from tests.conftest import TinyGguf
+
+ROOT = Path(__file__).parents[2]
+WHOLE_CONTEXTS = """
+import sys
+from pathlib import Path
+from edge_gemma import Gemma, plan_memory
+
+def anonymous():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return 1024 * int(line.split()[1])
+
+path, context, sequences, kv_type = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+planned, before = plan_memory(path, context, sequences, kv_type=kv_type).own, anonymous()
+with Gemma(path, context=context, slots=sequences, kv_type=kv_type, prefix_cache=0) as model:
+    held = [model.sequence() for _ in range(sequences)]
+    for number, sequence in enumerate(held):
+        sequence.append([2, *(100 + (i + number) % 1000 for i in range(context - 1))])
+    print(planned, anonymous() - before)
+"""
 
 
 @pytest.mark.parametrize(
@@ -45,6 +67,18 @@ def test_buffers_and_cache_are_as_planned(
     two = memory_plan(runner.config, runner.weights, context, sequences=2, **sizes)
     assert two.kv_cache == 2 * most and two.buffers == allocated + 4 * runner.config.vocab_size
     runner.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what no file backs")
+@pytest.mark.parametrize(("context", "sequences", "kv_type"), [(2048, 3, "f16"), (4096, 1, "q8_0")])
+def test_a_process_takes_what_is_planned(real_model: Path, context: int, sequences: int, kv_type: KvType) -> None:
+    """To 2% and 20 MB; pages of the file are left out on both sides, and a compiler, which a first start has."""
+    Runner(real_model, context=context, kv_type=kv_type).close()
+    command = [sys.executable, "-c", WHOLE_CONTEXTS, real_model, str(context), str(sequences), kv_type]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    planned, taken = map(int, done.stdout.split())
+    assert abs(taken - planned) < 0.02 * planned + 20e6, (planned, taken)
 
 
 def test_experts_take_scratch_memory_and_buffers(tiny_gguf: TinyGguf) -> None:

@@ -327,6 +327,28 @@ def test_an_exception_inside_a_step_cancels_no_other(runner: Runner, monkeypatch
     table.release()
 
 
+def test_weights_are_touched_in_the_first_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again after one that was cancelled; those of the logits when there are some."""
+    runner, lengths = Runner(path, context=300, chunk=300, threads=2), []
+    table, execute = runner.new_table(), runner._threads.run
+
+    def noting(rows: NDArray[np.int64], step: NDArray[np.int64]) -> bool:
+        lengths.append(len(rows))
+        return execute(rows, step)
+
+    monkeypatch.setattr(runner._threads, "run", noting)
+    runner.cancel()
+    with pytest.raises(Cancelled):
+        runner.run([Rows(table, ids(2))])
+    for wanted in (0, 0, 1, 1, 2):
+        runner.run([Rows(table, ids(2), wanted)])
+    body, head = len(runner.recording(2).body), len(runner.recording(1).head)
+    touched = body + 7 * len(runner.weights.layers)
+    assert lengths == [touched, touched, body, body, head + 1, body, head, body + head]
+    runner.close()
+    table.release()
+
+
 def test_observing(path: Path) -> None:
     runner = Runner(path, context=300, chunk=300, threads=2, kv_type="f32", observe=True)
     table = runner.new_table()

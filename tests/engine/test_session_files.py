@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,24 +22,6 @@ from tests.engine.saving import CONTEXT, LONG, SHORT, content_of, read, write
 from tests.gguf_builder import STRING, runnable_gemma, typed
 
 POSIX = os.name == "posix"
-
-
-@pytest.fixture(scope="module")
-def path(tiny_gguf: TinyGguf) -> Path:
-    return tiny_gguf("gemma2-27b", "F16")
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[Gemma]:
-    with Gemma(path, context=CONTEXT, threads=2) as opened:
-        yield opened
-
-
-@pytest.fixture
-def saved(model: Gemma, tmp_path: Path) -> Path:
-    """A short one."""
-    read(model, SHORT).save(tmp_path / "saved")
-    return tmp_path / "saved"
 
 
 def refusal(model: Gemma, file: Path, kind: type[Exception] = SessionError) -> str:

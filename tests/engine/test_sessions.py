@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +33,6 @@ POSIX = os.name == "posix"
 def case(request: pytest.FixtureRequest, tiny_gguf: TinyGguf) -> tuple[Path, Kind]:
     name, format, kind = request.param
     return tiny_gguf(name, format), kind
-
-
-@pytest.fixture(scope="module")
-def path(tiny_gguf: TinyGguf) -> Path:
-    return tiny_gguf("gemma2-27b", "F16")
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[Gemma]:
-    with Gemma(path, context=CONTEXT, threads=2) as opened:
-        yield opened
-
-
-@pytest.fixture
-def saved(model: Gemma, tmp_path: Path) -> Path:
-    """A short one."""
-    read(model, SHORT).save(tmp_path / "saved")
-    return tmp_path / "saved"
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------
@@ -316,7 +298,7 @@ def test_a_disk_without_room(model: Gemma, tmp_path: Path, monkeypatch: pytest.M
 
 def in_the_midst(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
     """Have `action` called between two pieces of a sequence that is saved, each a page."""
-    monkeypatch.setattr(sessions, "PIECE", 1)
+    monkeypatch.setattr(sessions, "BATCH_BYTES", 1)
     count, write_part = 0, Target.write
 
     def write(self: Target, data: bytes | memoryview) -> None:

@@ -9,8 +9,8 @@ import pytest
 from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.speculation import MOST, DraftModel, PromptLookup, Speculation, StepTimes
+from tests.engine.fake_requests import alone, generation, tokens_of
 from tests.engine.fake_runner import FakeRunner
-from tests.engine.test_loop import alone, generation, tokens_of
 
 
 class Oracle:

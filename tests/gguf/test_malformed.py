@@ -5,67 +5,31 @@ Each is refused within a second and without using memory, whatever sizes the fil
 
 from __future__ import annotations
 
-import errno
 import math
-import mmap
-import os
-import re
 import struct
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from edge_gemma.errors import MemoryBudgetError, ModelFormatError
+from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile, Metadata
+from tests.gguf.small_files import header, nested, one, plain, refused
 from tests.gguf_builder import (
     ARRAY,
     BOOL,
-    F32,
     I32,
     STRING,
     TYPE_Q4_K,
     U8,
     U32,
     U64,
-    Builder,
     TensorRecord,
     array,
-    f32,
     string,
-    tiny_gemma,
     typed,
     u32,
 )
-
-MAX_GROWTH = 64 * 2**20
-
-
-def plain(*keys: tuple[str | bytes, bytes], tensors: list[TensorRecord] | None = None, **fields: object) -> bytes:
-    """A file of one good tensor (or `tensors`), with the given keys."""
-    default = [TensorRecord("a", (32,)), TensorRecord("b", (32, 2))]
-    return Builder(keys=list(keys), tensors=default if tensors is None else tensors, **fields).build()
-
-
-def one(dims: tuple[int, ...] = (32,), name: str | bytes = "a", **fields: object) -> bytes:
-    return plain(tensors=[TensorRecord(name, dims, **fields)])
-
-
-def header(n_tensors: int, n_keys: int) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_keys)
-
-
-def nested(*arrays: bytes) -> bytes:
-    """An array of `arrays`, given with the type that an array inside another does not have."""
-    return struct.pack("<IIQ", ARRAY, ARRAY, len(arrays)) + b"".join(a[4:] for a in arrays)
-
 
 HUGE = 2**63
 NEST = struct.pack("<I", ARRAY) + struct.pack("<IQ", ARRAY, 1) * 19_999 + struct.pack("<IQ", U8, 0)
@@ -174,21 +138,6 @@ MALFORMED: list[tuple[str, bytes, str, int]] = [
     ("tensor larger than the file", one((32, 2**30), data=bytes(64)), "a", 96),
     ("table cut off", header(1, 0) + string("abc") + struct.pack("<IQ", 1, 32) + bytes(10), "abc", 51),
 ]
-
-
-def memory() -> int:
-    return int(psutil.Process().memory_info().rss)
-
-
-def refused(path: Path, **options: object) -> ModelFormatError:
-    """Open `path`, which must fail in the one allowed manner, fast and without memory."""
-    before, start = memory(), time.perf_counter()
-    with pytest.raises(ModelFormatError) as caught:
-        GgufFile.open(path, **options)
-    assert time.perf_counter() - start < 1
-    assert memory() - before < MAX_GROWTH
-    assert type(caught.value) is ModelFormatError
-    return caught.value
 
 
 @pytest.mark.parametrize(("content", "field", "offset"), [pytest.param(*row[1:], id=row[0]) for row in MALFORMED])
@@ -303,224 +252,3 @@ def test_scalars_and_empty_tensors(tmp_path: Path, dims: tuple[int, ...], shape:
     with GgufFile.open(path, strict=True) as file:
         assert file.tensors["a"].shape == shape
         assert file.data(file.tensors["a"]).size == 4 * math.prod(shape)
-
-
-# What people have under the name of a model, and what they are to do.
-OTHER_FILES: list[tuple[bytes, str]] = [
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 253113024\n", "git lfs pull"),
-    (b"/annex/objects/SHA256E-s253113024--a5fd.gguf\n", "git annex get"),
-    (b"<!DOCTYPE html>\n<html><title>Sign in</title>", "web page"),
-    (b"\n\n<HTML lang=en><head><title>404</title>", "web page"),
-    (b"PK\x03\x04\0\0\x08\x08" + bytes(40), "zip archive or a PyTorch file; .*edge-gemma quantize FOLDER"),
-    (struct.pack("<Q", 62) + b'{"model.embed_tokens.weight":{"dtype":"BF16"', "safetensors file.*edge-gemma quantize"),
-    (b"tjgg\x03\0\0\0" + bytes(40), "GGML file of before GGUF"),
-    (b"\x1f\x8b\x08\0" + bytes(40), "compressed"),
-    (bytes(64), "did not finish"),
-    (b"Once upon a time there was a file", "b'Once' where a GGUF file has b'GGUF'"),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), OTHER_FILES)
-def test_what_else_a_file_is(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(content)
-    error = refused(path)
-    assert (error.field, error.offset) == ("magic", 0)
-    assert re.search(message, str(error))
-
-
-def test_bytes_after_the_last_tensor(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(plain(tail=b"PK\3\4 and more"))
-    with pytest.warns(UserWarning, match="13 bytes after the last tensor"):
-        GgufFile.open(path).close()
-    error = refused(path, strict=True)
-    assert (error.field, error.offset) == ("end of data", path.stat().st_size - 13)
-
-
-@pytest.mark.parametrize("load", ["map", "copy"])
-def test_not_a_regular_file(tmp_path: Path, load: str) -> None:
-    assert "a folder" in str(refused(tmp_path, load=load))
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        assert "pipe" in str(refused(tmp_path / "pipe", load=load))
-    if Path("/dev/zero").exists():
-        assert "a device" in str(refused(Path("/dev/zero"), load=load))
-
-
-# The files of a folder that somebody named where a model's file is wanted, and what the error says.
-FOLDERS: list[tuple[list[str], str]] = [
-    ([], "a folder without a model file"),
-    (["config.json", "model.safetensors"], "quantize it first: edge-gemma quantize {folder} gemma.gguf"),
-    (["pytorch_model.bin"], "quantize it first"),
-    (["model-00001-of-00002.safetensors"], "quantize it first"),
-    (["adapter_config.json", "adapter_model.safetensors"], "quantize BASE gemma.gguf --lora {folder}"),
-    (["b.gguf", "a.GGUF", "config.json"], "name a file in it: a.GGUF, b.gguf"),
-    (["a.gguf", "b.gguf", "c.gguf", "d.gguf"], "a.gguf, b.gguf, c.gguf and 1 more"),
-]
-
-
-@pytest.mark.parametrize(("names", "message"), FOLDERS)
-def test_a_folder_in_place_of_a_file(tmp_path: Path, names: list[str], message: str) -> None:
-    folder = tmp_path / "gemma"
-    folder.mkdir()
-    for name in names:
-        (folder / name).touch()
-    assert message.format(folder=folder) in str(refused(folder))
-
-
-# What somebody typed that is no file, and what the error says.
-MISSING: list[tuple[str, str]] = [
-    ("google/gemma-2-2b", "nothing is downloaded here"),
-    ("gemma3:270m", "nothing is downloaded here"),
-    ("https://huggingface.co/google/gemma-2-2b/resolve/main/model.gguf", "nothing is downloaded here"),
-    ("hf.co/unsloth/gemma-3-270m-it-GGUF:Q4_K_M", "nothing is downloaded here"),
-    ("gemma-q4_O.gguf", "did you mean gemma-q4_0.gguf?"),
-    ("gemma-q4_0", "did you mean gemma-q4_0.gguf?"),
-    ("nowhere/gemma.gguf", "there is no folder nowhere"),
-    ("~/gemma-none.gguf", "No such file"),
-    ("~nobody-of-this-name/x.gguf", "there is no folder ~nobody-of-this-name"),
-    ("*.gguf", "a pattern"),
-    ("other.gguf", "No such file"),
-    ("", "the name is empty"),
-]
-
-
-@pytest.mark.parametrize(("name", "message"), MISSING)
-def test_a_name_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "gemma-q4_0.gguf").touch()
-    with pytest.raises(FileNotFoundError) as caught:
-        GgufFile.open(name)
-    assert message in caught.value.strerror
-    assert caught.value.filename == name
-
-
-def test_a_tilde_is_the_home_folder_unless_a_file_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home, here = tmp_path / "home", tmp_path / "here"
-    home.mkdir()
-    (here / "~").mkdir(parents=True)
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("USERPROFILE", str(home))
-    (home / "a.gguf").write_bytes(plain())
-    with GgufFile.open("~/a.gguf") as file:
-        assert file.path == home / "a.gguf"
-    (here / "~" / "a.gguf").write_bytes(plain())
-    with GgufFile.open(Path("~/a.gguf")) as file:
-        assert file.path == Path("~/a.gguf")
-
-
-@pytest.mark.parametrize("load", ["map", "copy"])
-def test_no_room_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Literal["map", "copy"]) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(plain())
-
-    def refuse(*_arguments: object, **_named: object) -> None:
-        raise OSError(errno.ENOMEM, "Cannot allocate memory") if load == "map" else MemoryError
-
-    monkeypatch.setattr(*((mmap, "mmap") if load == "map" else (np, "empty")), refuse)
-    with pytest.raises(MemoryBudgetError, match=rf"model\.gguf, {path.stat().st_size} bytes; "):
-        GgufFile.open(path, load=load)
-
-
-def test_missing_file_and_symlink_loop_are_os_errors_with_the_path(tmp_path: Path) -> None:
-    missing = tmp_path / "absent.gguf"
-    with pytest.raises(FileNotFoundError, match=r"absent\.gguf"):
-        GgufFile.open(missing)
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(OSError, match="loop"):
-        GgufFile.open(tmp_path / "loop")
-
-
-def survive(path: Path, content: bytes) -> None:
-    """Open `content` and read every value: success or ModelFormatError, nothing else."""
-    path.write_bytes(content)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with GgufFile.open(path) as file:
-                for key in file.metadata:
-                    value = file.metadata[key]
-                    if not isinstance(value, str) and hasattr(value, "__iter__"):
-                        list(value)
-                for tensor in file.tensors.values():
-                    file.data(tensor)
-    except ModelFormatError as error:
-        assert error.field
-        assert error.offset is not None and error.offset >= 0
-        assert error.offset <= len(content) or "the file is cut off" in str(error)
-
-
-RICH = Builder(
-    keys=[
-        ("general.alignment", u32(32)),
-        ("t.text", typed(STRING, "grüße")),
-        ("t.flag", typed(BOOL, 1)),
-        ("t.real", f32(0.5)),
-        ("t.strings", array(STRING, ["a", "", "bcd"])),
-        ("t.ints", array(I32, [1, -2, 3])),
-        ("t.flags", array(BOOL, [0, 1])),
-        ("t.floats", array(F32, [0.0, 1.5])),
-        ("t.nested", nested(array(STRING, ["a"]), nested(array(U8, [1, 2])))),
-    ],
-    tensors=[TensorRecord("norm", (32,)), TensorRecord("matrix", (32, 4), 8), TensorRecord("more", (64, 2), 2)],
-)
-
-
-def test_every_prefix_of_the_header(tmp_path: Path) -> None:
-    whole, path = RICH.build(), tmp_path / "model.gguf"
-    for length in range(len(RICH.header())):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ModelFormatError):
-            GgufFile.open(path)
-
-
-def test_every_byte_of_the_header_at_its_extremes(tmp_path: Path) -> None:
-    whole, path = RICH.build(), tmp_path / "model.gguf"
-    for position in range(len(RICH.header())):
-        for value in (0, 0x7F, 0xFF, whole[position] ^ 1):
-            survive(path, whole[:position] + bytes([value]) + whole[position + 1 :])
-
-
-INTERESTING = [0, 1, 2, 7, 8, 31, 32, 255, 256, 4096, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 32]
-Mutation = Callable[[bytearray], None]
-
-
-@st.composite
-def mutation(draw: st.DrawFn) -> Mutation:
-    """One edit: a byte, an aligned-looking integer, a removed or repeated stretch, or the end cut off."""
-    position = draw(st.integers(0, len(RICH.header())))
-    kind = draw(st.sampled_from(["byte", "u32", "u64", "remove", "repeat", "cut"]))
-    size = draw(st.integers(1, 24))
-    number = draw(st.one_of(st.sampled_from(INTERESTING), st.integers(0, 2**64 - 1)))
-
-    def apply(content: bytearray) -> None:
-        if kind == "cut":
-            del content[position:]
-        elif kind == "remove":
-            del content[position : position + size]
-        elif kind == "repeat":
-            content[position:position] = content[position : position + size]
-        else:
-            width = {"byte": 1, "u32": 4, "u64": 8}[kind]
-            content[position : position + width] = (number % 256**width).to_bytes(width, "little")
-
-    return apply
-
-
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(mutation(), min_size=1, max_size=4))
-def test_fuzz(tmp_path: Path, mutations: list[Mutation]) -> None:
-    content = bytearray(RICH.build())
-    for apply in mutations:
-        apply(content)
-    survive(tmp_path / "fuzz.gguf", bytes(content))
-
-
-def test_tiny_model_is_sound(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(tiny_gemma().build())
-    with GgufFile.open(path, strict=True) as file:
-        assert len(file.tensors) == 2 + 4 * 11

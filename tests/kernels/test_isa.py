@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DEPENDENT = ("simd", "ops", "threads", "tuning")
 """The folders of tests whose outcome depends on the instruction set."""
-PART = {"avxvnni": ("simd/test_vocabulary.py", "ops/test_matvec_matmul.py", "ops/test_assembly.py")}
+PART = {"avxvnni": ("simd/test_dots_and_tiles.py", "ops/test_matvec_matmul.py", "ops/test_assembly.py")}
 """It is as avx2 but for the dot product."""
 
 Run = tuple["subprocess.Popen[bytes]", Path]

@@ -10,8 +10,8 @@ import pytest
 from edge_gemma.commands import cli
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.measure.activation_stats import Observer, Sums
-from edge_gemma.measure.self_generated_text import LENGTH, own_texts
+from edge_gemma.measure.activation_stats import ActivationStats, Sums
+from edge_gemma.measure.self_generated_text import LENGTH, self_generated_texts
 from edge_gemma.quantize import imatrix
 from tests.conftest import TinyGguf
 from tests.goldens.real import DATA, WINDOW
@@ -22,10 +22,10 @@ PER_LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 
 
 def collect(path: Path, threads: int = 2) -> tuple[Sums, int]:
-    with Observer(path, 64, threads) as observer:
+    with ActivationStats(path, 64, threads) as stats:
         for window in WINDOWS:
-            observer.add(window)
-        return observer.sums, observer.rows
+            stats.add(window)
+        return stats.sums, stats.rows
 
 
 @pytest.mark.parametrize("case", ["gemma1-mqa", "gemma2-2b", "gemma2-untied", "gemma3-4b"])
@@ -49,12 +49,12 @@ def test_experts_are_observed_each_by_what_it_was_given(tiny_gguf: TinyGguf) -> 
         used = file.metadata.u32("gemma4.expert_used_count")
     found = {}
     for threads in (1, 2):
-        with Observer(path, 64, threads) as observer:
+        with ActivationStats(path, 64, threads) as stats:
             for window in WINDOWS:
-                observer.add(window)
-            assert not observer.sums.keys() & tensors.keys() and {"blk.0.ffn_gate_inp.weight"} <= observer.sums.keys()
-            found[threads] = observer.expert_sums, observer.expert_rows
-            assert all(rows.sum() == used * observer.rows for rows in observer.expert_rows.values())
+                stats.add(window)
+            assert not stats.sums.keys() & tensors.keys() and {"blk.0.ffn_gate_inp.weight"} <= stats.sums.keys()
+            found[threads] = stats.expert_sums, stats.expert_rows
+            assert all(rows.sum() == used * stats.rows for rows in stats.expert_rows.values())
     sums, rows = found[1]
     assert {name: values.shape for name, values in sums.items()} == {n: (s[0], s[2]) for n, s in tensors.items()}
     assert all(((values > 0).all(axis=1) == (rows[name] > 0)).all() for name, values in sums.items())
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + bytes(20))
     with pytest.raises(ModelFormatError):
-        Observer(path, 64)
+        ActivationStats(path, 64)
 
 
 def test_the_command_writes_what_is_read(
@@ -125,12 +125,12 @@ def test_without_a_text_the_model_writes_one(
     model, out = tiny_gguf("gemma2-2b"), tmp_path / "i.gguf"
     assert cli.main(["imatrix", str(model), "-o", str(out), "--tokens", "320", "--seed", "3"]) == 0
     assert f"i.gguf: {1 + 4 * len(PER_LAYER)} matrices" in capsys.readouterr().err
-    found, texts = imatrix.load(out), own_texts(model, 320, seed=3)
+    found, texts = imatrix.load(out), self_generated_texts(model, 320, seed=3)
     assert (found.datasets, found.chunks) == (("text of the model itself, seed 3",), len(texts))
-    with Observer(model, LENGTH) as observer:
+    with ActivationStats(model, LENGTH) as stats:
         for text in texts:
-            observer.add(text)
-    made = imatrix.of_sums(observer.sums, observer.rows, datasets=found.datasets, chunks=len(texts)).means
+            stats.add(text)
+    made = imatrix.of_sums(stats.sums, stats.rows, datasets=found.datasets, chunks=len(texts)).means
     assert all(np.array_equal(made[name], found.means[name]) for name in found.means | made)
 
 
@@ -162,10 +162,10 @@ def test_the_real_models_statistics_are_llama_cpps(real_model: Path) -> None:
     """Over a window of the recorded text. Both round activations to 8 bits, not alike: measured, 1.7% and 0.9988."""
     with np.load(DATA / "imatrix_270m.npz") as file, np.load(DATA / "text_ids.npz") as ids:
         theirs, window = dict(file), real_windows(ids["ids"])[0].tolist()
-    with Observer(real_model, WINDOW, 2) as observer:
-        observer.add(window)
+    with ActivationStats(real_model, WINDOW, 2) as stats:
+        stats.add(window)
     assert len(theirs) == 12
     for name, expected in theirs.items():
-        ours = observer.sums[name]
+        ours = stats.sums[name]
         assert ours.sum() == pytest.approx(expected.sum(), rel=0.03), name
         assert np.corrcoef(ours, expected)[0, 1] > 0.995, name

@@ -73,7 +73,8 @@ def test_memory_plan(model: Model) -> None:
     assert memory_plan(config, weights, 1000, kv_type="f32").kv_cache == 2 * plan.kv_cache
     assert 64 * memory_plan(config, weights, 1000, kv_type="q8_0").kv_cache == 34 * plan.kv_cache
     assert plan.weights == sum(t.nbytes for t in weights.tensors())
-    assert plan.total == plan.weights + plan.kv_cache + plan.buffers
+    assert plan.tokenizer == 200 * config.vocab_size
+    assert plan.total == plan.weights + plan.kv_cache + plan.buffers + plan.tokenizer
     for context in (0, -1, 8193):
         with pytest.raises(ContextOverflowError, match=r"outside 1\.\.8192"):
             memory_plan(config, weights, context)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from edge_gemma import Gemma
 from edge_gemma.commands.cli import parser
-from edge_gemma.gguf.file import GgufFile
+from edge_gemma.formats import FORMATS
+from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.recorder import Recorded
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels import operations as ops
@@ -160,6 +161,15 @@ def test_attention_reads_each_key_once_and_multiplies_it_for_each_query_that_see
     seen = [(q, k) for q in range(position, position + rows) for k in range(q + 1) if q - k < window]
     assert one.kv_bytes == 2 * len({k for _, k in seen}) * kv_heads * head_dim * 2
     assert one.macs == 2 * len(seen) * kv_heads * group * head_dim
+
+
+@pytest.mark.parametrize(("rows", "read"), [(1, 8), (3, 24), (40, 128)])
+def test_of_experts_the_chosen_ones_are_read(rows: int, read: int) -> None:
+    weight = Tensor("blk.3.ffn_down_exps.weight", FORMATS["Q4_0"], (128, 2816, 704), 0, 0)
+    recorded = Recorded(ops.EXPERTS, Kernel("ops.experts", "Q4_0", "l1"), (weight,), "y")
+    found = part(recorded, {"choices": 8}, 1.0, 1.0, rows, 0)
+    assert found.label == "experts ffn_down_exps"
+    assert found.weight_bytes == read * 2816 * 704 // 32 * 18 and found.macs == rows * 8 * 2816 * 704
 
 
 def test_an_operation_that_is_not_known_has_its_own_name() -> None:

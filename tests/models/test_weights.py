@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from edge_gemma.errors import ModelFormatError
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.models.registry import ARCHITECTURES, read_config
+from edge_gemma.models.tensor_table import TensorSpec
 from edge_gemma.models.weights import Weights
-from tests.gguf_builder import TYPE_F16, TYPE_F32, TYPE_Q8_0, Builder, TensorRecord, tiny_gemma, u32
+from tests.gguf_builder import TYPE_F16, TYPE_F32, TYPE_Q4_0, TYPE_Q8_0, Builder, TensorRecord, tiny_gemma, u32
 
 
 def bind(builder: Builder, folder: Path) -> Weights:
@@ -233,3 +235,54 @@ def test_real_model(real_model: Path) -> None:
     assert weights.token_embd.shape == (262144, 640)
     assert weights.layers[17].ffn_down.format.name in ("Q4_K", "Q6_K")
     assert sum(1 for _ in weights.tensors()) == 236
+
+
+# ---- tensors of several matrices -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OneTensor:
+    """A model of an embedding, a norm, and a tensor of this shape."""
+
+    shape: tuple[int, ...]
+    architecture: str = "x"
+    layers: tuple[object, ...] = ()
+
+    def tensors(self) -> list[TensorSpec]:
+        usual = [TensorSpec("token_embd", (16, 32), ""), TensorSpec("output_norm", (32,), "")]
+        return [*usual, TensorSpec("tensor", self.shape, "")]
+
+    def unused_tensors(self) -> list[TensorSpec]:
+        return []
+
+
+def bind_one(model: OneTensor, folder: Path, type_id: int = TYPE_Q4_0) -> Weights:
+    builder = Builder()
+    builder.tensors = [TensorRecord("token_embd.weight", (32, 16)), TensorRecord("output_norm.weight", (32,))]
+    builder.tensors.append(TensorRecord("tensor.weight", model.shape[::-1], type_id))
+    (folder / "model.gguf").write_bytes(builder.build())
+    with GgufFile.open(folder / "model.gguf") as file:
+        return Weights.bind(file, model)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 32), (1, 48, 64), (8, 32, 96)])
+def test_each_matrix_of_several_is_one(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    assert bind_one(OneTensor(shape), tmp_path).outside.tensor.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 8, 32), "8 x 32: rows must be at least 16"),
+        ((3, 17, 32), "its matrices of 306 bytes are not aligned to 32"),
+    ],
+)
+def test_matrices_that_no_kernel_reads_are_refused(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ModelFormatError, match=message):
+        bind_one(OneTensor(shape), tmp_path)
+
+
+def test_a_float_matrix_may_have_few_rows(tmp_path: Path) -> None:
+    assert bind_one(OneTensor((8, 32)), tmp_path, TYPE_F32).outside.tensor.shape == (8, 32)
+    with pytest.raises(ModelFormatError, match="rows must be at least 16"):
+        bind_one(OneTensor((8, 32)), tmp_path)

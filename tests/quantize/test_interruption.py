@@ -113,10 +113,10 @@ def test_a_limit_on_the_size_of_files(run: Run, folder: Path, tmp_path: Path) ->
     assert run([Case("limit", size)])[0]["status"] == EXIT_WRITTEN
 
 
-def test_killed_while_it_certifies(folder: Path, tmp_path: Path) -> None:
+def test_killed_while_it_compares(folder: Path, tmp_path: Path) -> None:
     """The copy of the source that it makes is removed by the next run, in whatever state it was left."""
     (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog. " * 8)
-    options = ["--type", "Q8_0", "--certify", str(tmp_path / "text"), "--certify-windows", "1"]
+    options = ["--type", "Q8_0", "--compare", str(tmp_path / "text"), "--compare-windows", "1"]
     work = tmp_path / "work"
     work.mkdir()
     calls: list[str] = fork(folder, work, [], *options)["calls"]

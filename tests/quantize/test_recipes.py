@@ -23,7 +23,7 @@ from edge_gemma.models.registry import ARCHITECTURES
 from edge_gemma.quantize import blocks, presets, quantize
 from edge_gemma.quantize.checkpoint.source import Source, SourceTensor
 from edge_gemma.quantize.convert import plan
-from edge_gemma.quantize.output.provenance import Certificate
+from edge_gemma.quantize.output.provenance import Provenance
 from edge_gemma.quantize.plan import make_plan
 from edge_gemma.quantize.recipe import MIXES, WRITTEN, Model, Overrides, choose
 from tests.goldens.gemma4_cases import Gemma4Case, gguf_name
@@ -220,7 +220,7 @@ MODELS = {
 }
 
 
-SPARE = 10_000  # bytes: as many as a certificate takes
+SPARE = 10_000  # bytes: as many as the provenance takes
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
@@ -240,7 +240,7 @@ def test_presets_fit_into_the_bytes_of_the_type_they_are_like(name: str, preset:
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
-def test_the_file_of_a_preset_with_its_certificate_is_no_larger_than_one_without(preset: str) -> None:
+def test_the_file_of_a_preset_with_its_provenance_is_no_larger_than_one_without(preset: str) -> None:
     model = MODELS["gemma3-270m"]
     own = {"edge_gemma.version": string("0.0.0"), "edge_gemma.attention.scale": f32(1.0)}
     sizes = {"num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1}
@@ -248,8 +248,8 @@ def test_the_file_of_a_preset_with_its_certificate_is_no_larger_than_one_without
     source = Source(config, own | {"general.name": string("x")}, model, [], [])
     made = make_plan(source, preset, Overrides(), None)
     like = make_plan(replace(source, metadata={}), presets.PRESETS[preset].like, Overrides(), None)
-    certificate = Certificate([t.name for t in model], certified=True).metadata()
-    assert made.nbytes + len(made.header(certificate)) <= like.nbytes + len(like.header({}))
+    provenance = Provenance([t.name for t in model], with_quality=True).metadata()
+    assert made.nbytes + len(made.header(provenance)) <= like.nbytes + len(like.header({}))
 
 
 def test_a_preset_keeps_what_the_user_says() -> None:

@@ -75,7 +75,7 @@ REFUSED = {
     "int64.bin": "tensor 'a' has a LongStorage; F32, F16 and BF16 are read",
     "float64.bin": "tensor 'a' has a DoubleStorage",
     "nested.bin": "'model' is a dict, not a tensor",
-    "tensor.bin": "holds a TensorRecord, not a dict",
+    "tensor.bin": "holds a TensorEntry, not a dict",
     "whole-module.bin": r"asks for torch\.nn\.modules\.linear\.Linear.*not imported",
     "program.bin": "a TorchScript program",
     "legacy.bin": r"PyTorch before 1\.6.*torch\.save\(torch\.load\(path, weights_only=True\), path\)",

@@ -105,15 +105,15 @@ def test_a_second_thread_is_told(folder: Path, tmp_path: Path) -> None:
     quantize(folder, out)
 
 
-def test_the_copy_to_certify_with_stays_too(folder: Path, tmp_path: Path) -> None:
-    def certify(written: Path, source: Path) -> Quality:
+def test_the_copy_to_compare_with_stays_too(folder: Path, tmp_path: Path) -> None:
+    def compare(written: Path, source: Path) -> Quality:
         code = "import sys; from edge_gemma.quantize import quantize; quantize(*sys.argv[1:], force=True)"
         command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out.gguf")]
         subprocess.run(command, cwd=ROOT, check=True, timeout=60)
         with GgufFile.open(written), GgufFile.open(source):
             return UNKNOWN
 
-    quantize(folder, tmp_path / "out.gguf", certify=certify, force=True)
+    quantize(folder, tmp_path / "out.gguf", compare=compare, force=True)
     assert names(tmp_path) == ["hf", "out.gguf"]
 
 

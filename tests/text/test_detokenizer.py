@@ -12,7 +12,7 @@ from edge_gemma.gguf.file import GgufFile
 from edge_gemma.text.detokenizer import Detokenizer
 from edge_gemma.text.tokenizer import Tokenizer
 from tests.gguf_builder import BOOL, typed
-from tests.text.test_tokenizer import small_gguf
+from tests.text.small_vocabulary import small_gguf
 
 FIRST_BYTE = 238  # the id of <0x00> in Gemma 3
 BYTES = st.integers(FIRST_BYTE, FIRST_BYTE + 255)

@@ -47,15 +47,15 @@ def _windows(ids: npt.ArrayLike, count: int) -> Ids:
 
 def calibrate(source: Path, out: Path) -> None:
     """An importance matrix of windows that are not measured."""
-    from edge_gemma.measure.activation_stats import Observer
+    from edge_gemma.measure.activation_stats import ActivationStats
     from edge_gemma.quantize import imatrix
 
     cut = np.concatenate([windows[CALIBRATION[name]] for name, windows in texts(source).items()])
-    with Observer(source, WINDOW) as observer:
+    with ActivationStats(source, WINDOW) as stats:
         for window in cut:
-            observer.add(window.tolist())
+            stats.add(window.tolist())
         sizes = {"chunks": len(cut), "chunk_size": WINDOW}
-        imatrix.write(out, observer.sums, observer.rows, datasets=list(CALIBRATION), force=True, **sizes)
+        imatrix.write(out, stats.sums, stats.rows, datasets=list(CALIBRATION), force=True, **sizes)
 
 
 # ---- divergence ------------------------------------------------------------------------------------------------------

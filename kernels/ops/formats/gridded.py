@@ -26,9 +26,11 @@ from ... import grids
 from ...layout import ZEROS
 from ...simd.decorators import inlined
 from ...simd.vocabulary import (
+    FROM_MEMORY,
     bits_to_bytes,
     byte_table,
     grid_lookup,
+    grid_lookup_rows,
     half_to_float,
     high_bytes,
     low_bytes,
@@ -47,15 +49,26 @@ _sign = bits_to_bytes(3)
 _ninth = bits_to_bytes(0)
 
 
+def _lookups(name: str, grid: grids.Grid) -> tuple[Any, Any]:
+    """Of indices in two vectors, and in the memory of rows."""
+    return grid_lookup(f"{name}_grid", grid), grid_lookup_rows(f"{name}_rows", grid)
+
+
+@inlined
+def _number(found: Any, mask: Any) -> Any:
+    """What was looked up, its bits 3 and 7 being 0: as it came from memory, or under a mask."""
+    return found if FROM_MEMORY else found & splat_int(mask)
+
+
 def _make_signed(name: str, levels: Sequence[int]) -> Any:
     """A function of 8 vectors that have numbers of levels in the lowest bits, and of 32 sign bits a lane: weights."""
     zero, numbers = ZEROS[name], [*levels, *[0] * (8 - len(levels))]
     level = byte_table(f"{name}_level", [zero + v for v in numbers] + [zero - v for v in numbers])
-    MASK = 0x07070707 if len(levels) == 8 else 0x03030303
+    mask = 0x07070707 if len(levels) == 8 else 0x03030303
 
     @inlined
     def one(number: Any, signs: Any) -> Any:
-        return level((number & splat_int(MASK)) | _sign(signs))
+        return level(_number(number, mask) | _sign(signs))
 
     @inlined
     def signed(v: Any, signs: Any) -> Any:
@@ -96,15 +109,18 @@ def _odd(number: Any) -> Any:
 
 # ---- IQ3: 4 weights a group --------------------------------------------------------------------------------------
 
-_iq3_xxs_grid = grid_lookup("iq3_xxs_grid", grids.IQ3_XXS)
+_iq3_xxs_grid, _iq3_xxs_rows = _lookups("iq3_xxs", grids.IQ3_XXS)
 _iq3_xxs_signed = _make_signed("IQ3_XXS", (4, 12, 20, 28, 36, 44, 52, 62))
 _iq3_s_grid = grid_lookup("iq3_s_grid", grids.IQ3_S)
 _iq3_s_signed = _make_signed("IQ3_S", (1, 3, 5, 7, 9, 11, 13, 15))
 
 
 def _iq3_xxs_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    first, second = _eight_bytes(at + 2, stride, i)
-    groups = _iq3_xxs_grid(first, first) + _iq3_xxs_grid(second, second)
+    if FROM_MEMORY:
+        groups = _iq3_xxs_rows(at + 2 + 8 * i, stride) + _iq3_xxs_rows(at + 6 + 8 * i, stride)
+    else:
+        first, second = _eight_bytes(at + 2, stride, i)
+        groups = _iq3_xxs_grid(first, first) + _iq3_xxs_grid(second, second)
     return _iq3_xxs_signed(groups, _even_signs(_four_bytes(at + 66, stride, i)))
 
 
@@ -128,15 +144,16 @@ def _iq3_s_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 # ---- IQ2: 8 weights a group --------------------------------------------------------------------------------------
 
 _IQ2_LEVELS = 8, 25, 43
-_iq2_xxs_grid = grid_lookup("iq2_xxs_grid", grids.IQ2_XXS)
-_iq2_xs_grid = grid_lookup("iq2_xs_grid", grids.IQ2_XS)
+_iq2_xxs_grid, _iq2_xxs_rows = _lookups("iq2_xxs", grids.IQ2_XXS)
+_iq2_xs_grid, _iq2_xs_rows = _lookups("iq2_xs", grids.IQ2_XS)
 _iq2_s_grid = grid_lookup("iq2_s_grid", grids.IQ2_S)
 _iq2_signed = _make_signed("IQ2_XXS", _IQ2_LEVELS)
 
 
 def _iq2_xxs_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
-    groups, signs = _eight_bytes(at + 2, stride, i)
-    return _iq2_signed(_iq2_xxs_grid(groups, groups), _even_signs(signs))
+    indices, signs = _eight_bytes(at + 2, stride, i)
+    groups = _iq2_xxs_rows(at + 2 + 8 * i, stride) if FROM_MEMORY else _iq2_xxs_grid(indices, indices)
+    return _iq2_signed(groups, _even_signs(signs))
 
 
 def _iq2_xxs_scale(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
@@ -148,8 +165,8 @@ def _iq2_xs_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
     """The lowest 9 bits of two bytes are the group's."""
     first, second = _eight_bytes(at + 2, stride, i)
     high = high_bytes(first, second)
-    signs = with_parity((high >> 1) & splat_int(0x7F7F7F7F))
-    return _iq2_signed(_iq2_xs_grid(low_bytes(first, second), high), signs)
+    groups = _iq2_xs_rows(at + 2 + 8 * i, stride) if FROM_MEMORY else _iq2_xs_grid(low_bytes(first, second), high)
+    return _iq2_signed(groups, with_parity((high >> 1) & splat_int(0x7F7F7F7F)))
 
 
 def _iq2_s_weights(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
@@ -196,8 +213,8 @@ def _delta(words: Any, bit: Any) -> Any:
 
 @inlined
 def _iq1_pair(first: Any, second: Any, delta: Any) -> Any:
-    m = splat_int(0x03030303)
-    return _iq1_level((first & m) | delta), _iq1_level((second & m) | delta)
+    m = 0x03030303
+    return _iq1_level(_number(first, m) | delta), _iq1_level(_number(second, m) | delta)
 
 
 @inlined

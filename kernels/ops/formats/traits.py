@@ -20,6 +20,7 @@ from numba.extending import (
 from edge_gemma.formats import BlockFormat
 
 from ...layout import ZEROS
+from ...simd.decorators import INLINED
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ def minimum(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
 
 
 def _dispatch(operation: Callable[..., Any], trait: str) -> None:
-    @overload(operation, inline="never", jit_options={"forceinline": True})
+    @overload(operation, inline="never", jit_options=INLINED)
     def _resolve(fmt: Any, at: Any, stride: Any, i: Any) -> Any:
         return getattr(fmt.format, trait)
 

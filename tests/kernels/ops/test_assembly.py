@@ -15,14 +15,14 @@ DOT = {"vpdpbusd.512": "vpdpbusd", "vpdpbusd.256": "vpdpbusd", "vpmaddubsw": "vp
 REGISTER = {"vpdpbusd.512": "%zmm", "vpdpbusd.256": "%ymm", "vpmaddubsw": "%ymm", "sdot": "v"}
 
 
-ANY_STRATEGY = {"matvec": "l2x3"}
+ANY_STRATEGY = dict.fromkeys(("matvec", "experts", "experts_gated"), "l2x3")
 
 
 def instructions(text: str, name: str) -> list[str]:
     return [line for line in text.splitlines() if re.match(rf"\s+(?:{{vex}}\s)?[us]{{0,2}}{name}\s", line)]
 
 
-@pytest.mark.parametrize("module", ["matvec", "matmul"])
+@pytest.mark.parametrize("module", ["matvec", "matmul", "experts", "experts_gated"])
 def test_products_use_the_dot_instruction(module: str) -> None:
     isa, text = current(), assembly(Kernel(f"ops.{module}", "Q4_0", ANY_STRATEGY.get(module, "")))
     for way, name in DOT.items():
@@ -64,30 +64,37 @@ def spills(loop: list[str]) -> int:
     return sum(bool(ON_STACK.search(line) and VECTOR.search(line)) for line in loop)
 
 
-X86 = [("matmul", f) for f in ("Q4_0", "Q8_0", "Q4_K", "Q6_K")]
-X86 += [("matvec", f"{f}{few}") for f in ("Q4_0", "Q8_0", "Q4_K", "Q6_K") for few in ("", "_few")]
+FORMATS_LOOKED_AT = "Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ3_XXS", "IQ1_M"
+X86 = [("matmul", f) for f in FORMATS_LOOKED_AT]
+X86 += [("matvec", f"{f}{few}") for f in FORMATS_LOOKED_AT for few in ("", "_few")]
+X86 += [("experts", "Q4_0"), ("experts", "Q4_0_few"), ("experts_gated", "Q4_0")]
 LOOKED_AT = {"avx512vnni": X86, "avxvnni": X86, "avx2": X86, "neon": [("matmul", "Q4_0")], "generic": []}
 
 MOST_SPILLS: dict[str, dict[str, int]] = {
-    "avx512vnni": {"matvec.Q6_K": 110},
+    "avx512vnni": {"matvec.Q6_K": 110, "matvec.IQ3_XXS": 180, "matvec.IQ1_M": 90},
     "avxvnni": {
         **{"matvec.Q4_K": 130, "matvec.Q6_K": 200},
         **{"matvec.Q4_K_few": 20, "matvec.Q6_K_few": 25},
+        **{"matvec.IQ3_XXS": 190, "matvec.IQ1_M": 150, "matvec.IQ3_XXS_few": 10, "matvec.IQ1_M_few": 15},
     },
     "avx2": {
         **{"matmul.Q4_0": 10, "matmul.Q4_K": 10, "matmul.Q6_K": 35, "matmul.Q8_0": 10},
+        **{"experts.Q4_0": 12, "experts_gated.Q4_0": 12},
         **{"matvec.Q4_K": 85, "matvec.Q6_K": 250, "matvec.Q8_0_few": 5, "matvec.Q4_K_few": 10, "matvec.Q6_K_few": 30},
+        **{"matmul.IQ3_XXS": 20, "matmul.IQ1_M": 30},
+        **{"matvec.IQ3_XXS": 210, "matvec.IQ1_M": 180, "matvec.IQ3_XXS_few": 10, "matvec.IQ1_M_few": 15},
     },
 }
 """Where not all fits the registers; everything else that is looked at does not spill at all.
 
 The loops of `matvec` over K-quants are whole super-blocks of 700 to 1,200 instructions; with 16 registers the bits that
-8 blocks share are put aside between them. Memory, not these, limits decoding. The tile of `matmul` on AVX2 has 12
-accumulators in 16 registers: some rest on the stack while a block of 180 to 330 instructions is multiplied.
+8 blocks share are put aside between them; with 32 it is tables of grids, which are as near there as where they were.
+Memory, not these, limits decoding. The tile of `matmul` on AVX2 has 12 accumulators in 16 registers: some rest on the
+stack while a block of 180 to 330 instructions is multiplied.
 """
 
 
-@pytest.mark.parametrize("module", ["matmul", "matvec"])
+@pytest.mark.parametrize("module", ["matmul", "matvec", "experts", "experts_gated"])
 def test_loops_of_products_stay_in_registers(module: str) -> None:
     most = MOST_SPILLS.get(current().name, {})
     found = {}

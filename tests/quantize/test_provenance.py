@@ -1,4 +1,4 @@
-"""The certificate in a written file, and `verify`: what is sound passes, what was touched is named."""
+"""The provenance in a written file, and `verify`: what is sound passes, what was touched is named."""
 
 import hashlib
 import json
@@ -51,10 +51,10 @@ def overwrite(path: Path, tensor: str, at: int, data: bytes) -> None:
     path.write_bytes(raw)
 
 
-# ---- certificate -----------------------------------------------------------------------------------------------------
+# ---- provenance ------------------------------------------------------------------------------------------------------
 
 
-def test_the_certificate_is_true(made: Made) -> None:
+def test_the_provenance_is_true(made: Made) -> None:
     """Recomputed from its definition, with gguf's dequantizer and the source's own values."""
     source, path = made
     with GgufFile.open(path) as file:
@@ -101,7 +101,7 @@ def test_two_runs_and_any_threads_write_the_same(tmp_path: Path, q4: Path) -> No
         assert (tmp_path / f"{threads}.gguf").read_bytes() == q4.read_bytes()
 
 
-def test_a_file_made_of_a_certified_one_has_its_own_certificate(tmp_path: Path, made: Made) -> None:
+def test_a_file_made_of_a_written_one_has_its_own_provenance(tmp_path: Path, made: Made) -> None:
     quantize(made[1], tmp_path / "again.gguf", "Q8_0", requantize=True)
     assert verify(tmp_path / "again.gguf", open_source(made[1])).ok
     assert not verify(tmp_path / "again.gguf", open_source(made[0])).ok or made[1].stem == "F32"
@@ -131,28 +131,28 @@ def test_zeros_kept_as_zeros_have_no_error() -> None:
     assert provenance.ErrorSum(1.0, 0.0).relative == np.inf
 
 
-# ---- --certify -------------------------------------------------------------------------------------------------------
+# ---- --compare -------------------------------------------------------------------------------------------------------
 
 
-def certify(tmp_path: Path, *more: str) -> int:
+def compared(tmp_path: Path, *more: str) -> int:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 30)
     arguments = ["quantize", str(tmp_path / "hf"), str(tmp_path / "out.gguf"), "--quiet", "--force"]
-    return cli.main([*arguments, "--certify", str(text), "--certify-windows", "1", *more])
+    return cli.main([*arguments, "--compare", str(text), "--compare-windows", "1", *more])
 
 
-def certified(path: Path) -> dict[str, Any]:
+def quality_in(path: Path) -> dict[str, Any]:
     with GgufFile.open(path, strict=True) as file:
-        found = {key: value for key, value in file.metadata.items() if key.startswith(provenance.CERTIFIED)}
-    return {key.removeprefix(provenance.CERTIFIED): value for key, value in found.items()}
+        found = {key: value for key, value in file.metadata.items() if key.startswith(provenance.QUALITY)}
+    return {key.removeprefix(provenance.QUALITY): value for key, value in found.items()}
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_certify_measures_beside_the_source(tmp_path: Path, dtype: str) -> None:
+def test_the_file_is_compared_with_its_source(tmp_path: Path, dtype: str) -> None:
     tiny.write_checkpoint(tmp_path / "hf", "gemma2", dtype=dtype)
-    assert certify(tmp_path, "--type", "Q8_0") == 0
+    assert compared(tmp_path, "--type", "Q8_0") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out.gguf", "text.txt"]
-    found = certified(tmp_path / "out.gguf")
+    found = quality_in(tmp_path / "out.gguf")
     quantize(tmp_path / "hf", tmp_path / "source.gguf", dtype)
     text = (tmp_path / "text.txt").read_text()
     with Gemma(tmp_path / "out.gguf") as model, Gemma(tmp_path / "source.gguf") as source:
@@ -170,16 +170,26 @@ def test_certify_measures_beside_the_source(tmp_path: Path, dtype: str) -> None:
     assert verify(tmp_path / "out.gguf", open_source(tmp_path / "hf")).ok
 
 
-def test_certify_reads_a_gguf_source_where_it_lies(tmp_path: Path) -> None:
+def test_a_gguf_source_is_compared_with_where_it_lies(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path / "model", "gemma2")
     quantize(tmp_path / "model", tmp_path / "hf", "F32")  # a file of this name, where the others have a folder
-    assert certify(tmp_path, "--type", "F32") == 0
+    assert compared(tmp_path, "--type", "F32") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "model", "out.gguf", "text.txt"]
-    found = certified(tmp_path / "out.gguf")
+    found = quality_in(tmp_path / "out.gguf")
     assert (found["kl_mean"], found["top_1"], found["perplexity_ratio"]) == (0.0, 1.0, 1.0)
 
 
-def test_a_failed_certification_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_calls_it_certified_is_verified_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files of before have it."""
+    monkeypatch.setattr(provenance, "QUALITY", "edge_gemma.certified.")
+    tiny.write_checkpoint(tmp_path / "hf")
+    quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0", compare=lambda *_: provenance.UNKNOWN)
+    monkeypatch.undo()
+    assert quality_in(tmp_path / "out.gguf") == {}
+    assert verify(tmp_path / "out.gguf", open_source(tmp_path / "hf")).problems == []
+
+
+def test_a_failed_comparison_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write_checkpoint(tmp_path / "hf", "gemma2")
 
     def fail(written: Path, source: Path) -> provenance.Quality:
@@ -187,11 +197,11 @@ def test_a_failed_certification_leaves_nothing(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0", certify=fail)
+        quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0", compare=fail)
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
-def test_what_a_killed_certification_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+def test_what_a_killed_comparison_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path / "hf", "gemma2")
     provenance.source_copy(tmp_path / "out.gguf").write_bytes(b"left")
     quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0")
@@ -200,16 +210,16 @@ def test_what_a_killed_certification_left_is_removed_by_the_next_run(tmp_path: P
 
 def test_a_missing_text_is_seen_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_checkpoint(tmp_path / "hf", "gemma2")
-    arguments = ["quantize", str(tmp_path / "hf"), str(tmp_path / "out.gguf"), "--certify", str(tmp_path / "none")]
+    arguments = ["quantize", str(tmp_path / "hf"), str(tmp_path / "out.gguf"), "--compare", str(tmp_path / "none")]
     assert cli.main(arguments) == 2
     assert "none: No such file" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
-@pytest.mark.parametrize("more", [["--certify", "text", "--certify-windows", "0"], ["--certify-windows", "2"]])
+@pytest.mark.parametrize("more", [["--compare", "text", "--compare-windows", "0"], ["--compare-windows", "2"]])
 def test_windows_are_of_the_text(tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["quantize", str(tmp_path / "hf"), str(tmp_path / "out.gguf"), *more]) == 2
-    assert "--certify-windows is for --certify, and at least 1" in capsys.readouterr().err
+    assert "--compare-windows is for --compare, and at least 1" in capsys.readouterr().err
 
 
 # ---- verify ----------------------------------------------------------------------------------------------------------
@@ -220,7 +230,7 @@ def test_what_was_written_is_sound(made: Made) -> None:
     alone, beside = verify(path), verify(path, open_source(source))
     for result in (alone, beside):
         assert result.problems == []
-        assert result.certified
+        assert result.has_provenance
     assert alone.errors == {}
     assert len(beside.errors) == beside.tensors == alone.tensors
 
@@ -231,7 +241,7 @@ def test_every_tensor_is_guarded(q4: Path) -> None:
     whole = q4.read_bytes()
     for name, at in last_bytes.items():
         overwrite(q4, name, at, b"\x3b")
-        assert verify(q4).problems == [f"{name}: was changed after it was written (SHA-256 is not the certificate's)"]
+        assert verify(q4).problems == [f"{name}: was changed after it was written (SHA-256 is another)"]
         q4.write_bytes(whole)
 
 
@@ -295,17 +305,17 @@ def strip(path: Path) -> Path:
     return path.with_name("plain.gguf")
 
 
-def test_a_certificate_of_other_tensors_is_told(q4: Path) -> None:
+def test_the_provenance_of_other_tensors_is_told(q4: Path) -> None:
     raw = q4.read_bytes()
     a, b = b"blk.0.ffn_up.weight", b"blk.1.ffn_up.weight"
     q4.write_bytes(raw.replace(a, b"?" * len(a), 1).replace(b, a, 1).replace(b"?" * len(a), b, 1))
-    assert verify(q4).problems == ["the certificate is for a file of other tensors, or in another order"]
+    assert verify(q4).problems == ["the provenance is that of a file of other tensors, or in another order"]
 
 
-def test_a_file_without_a_certificate_is_checked_for_the_rest(tmp_path: Path, q4: Path) -> None:
+def test_a_file_without_provenance_is_checked_for_the_rest(tmp_path: Path, q4: Path) -> None:
     plain = strip(q4)
     result = verify(plain, open_source(tmp_path / "hf"))
-    assert (result.problems, result.certified, len(result.errors)) == ([], False, result.tensors)
+    assert (result.problems, result.has_provenance, len(result.errors)) == ([], False, result.tensors)
     overwrite(plain, "blk.1.ffn_up.weight", 0, np.float16(np.nan).tobytes())
     assert verify(plain).problems == ["blk.1.ffn_up.weight: 1 scales are NaN or infinite"]
 
@@ -323,7 +333,7 @@ def test_command(tmp_path: Path, q4: Path, capsys: pytest.CaptureFixture[str]) -
     assert output(capsys, q4) == (0, f"{q4}: sound, {35} tensors\n", "")
     status, out, _ = output(capsys, q4, "--against", tmp_path / "hf", "--json")
     found = json.loads(out)
-    assert (status, found["ok"], found["certified"], found["problems"]) == (0, True, True, [])
+    assert (status, found["ok"], found["provenance"], found["problems"]) == (0, True, True, [])
     assert len(found["errors"]) == found["tensors"] == 35
     overwrite(q4, "blk.2.ffn_down.weight", 30, b"\xaa\xbb")
     status, out, _ = output(capsys, q4)

@@ -1,4 +1,4 @@
-"""Files of a checkpoint with an adapter merged into it: certified beside that sum, and verified against it."""
+"""Files of a checkpoint with an adapter merged into it: compared with that sum, and verified against it."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from edge_gemma.quantize.convert import open_source
 from edge_gemma.quantize.output import provenance
 from edge_gemma.quantize.verification import verify
 from tests.quantize import tiny_checkpoint as tiny
-from tests.quantize.test_certificate import certified, certify
 from tests.quantize.test_lora import adapter_tensors, write_adapter
+from tests.quantize.test_provenance import compared, quality_in
 
 
 @pytest.fixture
@@ -21,14 +21,14 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "lora"
 
 
-def test_certify_compares_with_the_merged_model(tmp_path: Path, adapter: Path) -> None:
-    assert certify(tmp_path, "--type", "F32", "--lora", str(adapter)) == 0
+def test_the_file_is_compared_with_the_merged_model(tmp_path: Path, adapter: Path) -> None:
+    assert compared(tmp_path, "--type", "F32", "--lora", str(adapter)) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "lora", "out.gguf", "text.txt"]
-    found = certified(tmp_path / "out.gguf")
+    found = quality_in(tmp_path / "out.gguf")
     assert (found["kl_mean"], found["top_1"], found["perplexity_ratio"]) == (0.0, 1.0, 1.0)
-    assert certify(tmp_path, "--type", "Q8_0", "--lora", str(adapter)) == 0
-    assert 0 < certified(tmp_path / "out.gguf")["kl_mean"] < 1
-    assert certified(tmp_path / "out.gguf").keys() == provenance.UNKNOWN.__dict__.keys()
+    assert compared(tmp_path, "--type", "Q8_0", "--lora", str(adapter)) == 0
+    assert 0 < quality_in(tmp_path / "out.gguf")["kl_mean"] < 1
+    assert quality_in(tmp_path / "out.gguf").keys() == provenance.UNKNOWN.__dict__.keys()
 
 
 def test_verify_against_a_source_and_its_adapter(

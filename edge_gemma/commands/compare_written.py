@@ -1,4 +1,4 @@
-"""`quantize --certify TEXT`: measures a file that was just written beside its source. Knows no conversion."""
+"""`quantize --compare TEXT`: measures a file that was just written beside its source. Knows no conversion."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 from edge_gemma.commands import options, terminal
 
 if TYPE_CHECKING:
-    from edge_gemma.quantize.output.provenance import Certify, Quality
+    from edge_gemma.quantize.output.provenance import Compare, Quality
 
 
-def certifier(text_file: str, windows: int | None, *, quiet: bool) -> Certify:
-    """A `certify` for `quantize`: the first `windows` windows of a text, read with both files. Reads the text now."""
+def comparer(text_file: str, windows: int | None, *, quiet: bool) -> Compare:
+    """A `compare` for `quantize`: the first `windows` windows of a text, read with both files. Reads the text now."""
     text = options.read_text(text_file)
 
-    def certify(written: Path, source: Path) -> Quality:
+    def compare(written: Path, source: Path) -> Quality:
         from edge_gemma.gemma import Gemma
-        from edge_gemma.measure.quality import DEFAULT_CONTEXT, compare, text_windows
+        from edge_gemma.measure import quality
         from edge_gemma.quantize.output.provenance import Quality
 
         kernel_progress = None if quiet else terminal.kernel_progress()
         with Gemma(written, progress=kernel_progress) as model, Gemma(source, progress=kernel_progress) as reference:
-            context = min(DEFAULT_CONTEXT, model.context)
-            cut = text_windows(model, text, context, windows)
+            context = min(quality.DEFAULT_CONTEXT, model.context)
+            cut = quality.text_windows(model, text, context, windows)
             progress = None if quiet else terminal.token_progress("reading the text with the file and its source")
-            found = compare(model, reference, cut, progress)
+            found = quality.compare(model, reference, cut, progress)
         return Quality(
             text_sha256=hashlib.sha256(text.encode()).hexdigest(),
             context=context,
@@ -37,4 +37,4 @@ def certifier(text_file: str, windows: int | None, *, quiet: bool) -> Certify:
             perplexity_ratio=found.perplexity_ratio,
         )
 
-    return certify
+    return compare

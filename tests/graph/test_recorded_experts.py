@@ -170,3 +170,10 @@ def test_products_of_experts_know_the_matrices_of_the_next() -> None:
     down = m.matrices("down")
     assert first[list(ops.NEXT)].tolist() == [down.ctypes.data, down.shape[2], D]
     assert first[ops.NEXT_EXPERT_BYTES] == down.strides[0]
+
+
+def test_every_operation_waits_for_what_it_reads() -> None:
+    run = recorded(Mixture(("F16",), "F32"), Regime.FEW)
+    names = [r.operation.name for r in run.program.recorded]
+    assert names == ["matmul", "route", "dispatch", "experts", "expert_gate", "experts", "combine"]
+    assert run.table[:, ops.BARRIER].tolist() == [0, 1, 1, 1, 1, 1, 1]
