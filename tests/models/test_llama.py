@@ -55,7 +55,7 @@ def test_float32_file_gives_the_logits_of_transformers(
 ) -> None:
     expected = goldens[f"{name}/{length}"]
     found = logits(tiny_gguf(name), token_ids(CASES[name], length), "f32")
-    assert error(found, expected) <= 1e-4
+    assert error(found, expected) <= 1e-5
     assert np.array_equal(found.argmax(axis=1), expected.argmax(axis=1))
 
 
