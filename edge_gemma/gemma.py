@@ -49,7 +49,7 @@ Prompt = str | Sequence[int]
 
 
 class Gemma:
-    """A Gemma model in a GGUF file.
+    """A model in a GGUF file: a Gemma, or one of the Llama family.
 
     Any thread may call anything at any time: answers are made side by side, each the same, token for token, as if it
     were alone. The weights stay in the mapped file, which must not be changed while it is open.

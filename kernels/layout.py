@@ -146,6 +146,11 @@ CACHE_BLOCK_BYTES = {"f16": 64, "f32": 128, "q8_0": 34}
 """Their bytes, with the scale, by the type of the cache."""
 
 
+def whole_head(head_dim: int) -> int:
+    """Dimensions of a head as it is rotated, kept and attended to: behind its own, zeros up to whole CACHE_BLOCKs."""
+    return -(-head_dim // CACHE_BLOCK) * CACHE_BLOCK
+
+
 def head_bytes(head_dim: int, kv_type: str) -> int:
     """Keys, or values, of SPAN positions of one head."""
     return SPAN * head_dim * CACHE_BLOCK_BYTES[kv_type] // CACHE_BLOCK

@@ -127,6 +127,8 @@ it has no more of its own. 0 rows: none follows."""
 NEXT_EXPERT_BYTES = 20
 """Beside NEXT: bytes from an expert's matrix to the next one's if the next product is one of the same experts, or 0."""
 ROTATE = _operation("rotate", "x x_stride heads head_dim norm epsilon scale angles")
+RESIZE_HEADS = _operation("resize_heads", "x x_stride heads head_dim y y_stride y_head_dim")
+"""y = the heads of x, cut off or with zeros behind them."""
 # layer: the number of the layer's row in a sequence's table of pages; head_bytes: of the keys of a head in a page
 APPEND = _operation("append", "k v stride heads head_dim layer head_bytes")
 # window, ahead: a row sees keys fewer than `window` positions before it, and up to `ahead` behind it in the same step
@@ -139,9 +141,12 @@ ATTEND = _operation(
 NO_WINDOW = 2**40
 """The window of attention over all keys."""
 MERGE = _operation("merge", "y heads head_dim window partial spans q zero")
-GATED = _operation("gated", " ".join(MATMUL.arguments) + " up q q_stride zero")
-"""y = gelu(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there."""
-GATE = _operation("gate", "gate gate_stride up up_stride columns y y_stride q q_stride zero")
+GELU, SILU = 0, 1
+"""What `activation` may be."""
+GATED = _operation("gated", " ".join(MATMUL.arguments) + " up activation q q_stride zero")
+"""y = activation(x weights^T) * (x up^T) in one pass, for many rows. `up`: a matrix like `weights`; MATMUL has 0 there.
+"""
+GATE = _operation("gate", "gate gate_stride up up_stride activation columns y y_stride q q_stride zero")
 ADD = _operation("add", "x x_stride y y_stride columns")
 SOFTCAP = _operation("softcap", "x x_stride columns cap")
 SQUARES = _operation("squares", "x x_stride columns sums")

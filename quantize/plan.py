@@ -140,6 +140,7 @@ def _model(source: Source, importance: bool) -> Model:
         len(config.layers),
         config.n_heads // config.layers[0].n_kv_heads,
         importance,
+        architecture=config.architecture,
         experts=config.experts.count if config.experts else 0,
         values=tuple(place[0] for place in places if place is not None and place[1] == "attn_v"),
     )

@@ -1,6 +1,7 @@
 """Which tensor gets which block format. Knows no bytes and no checkpoint.
 
-The named mixes choose as llama-quantize does for gemma to gemma4 (`tests/quantize/data/recipes.json` is its record).
+The named mixes choose as llama-quantize does for gemma to gemma4 and llama (`tests/quantize/data/recipes.json` is its
+record).
 `MIXES` has the formats that hold everywhere, `_exceptions` those that depend on the layer, `_FALLBACK` what replaces a
 format whose block does not divide the rows, `kept` what never becomes blocks. `presets.py` has EG4 and EG8.
 """
@@ -85,8 +86,14 @@ class Model:
     layers: int
     queries: int
     importance: bool = False
+    architecture: str = ""
     experts: int = 0
     values: tuple[int, ...] | None = None
+
+    @property
+    def is_70b(self) -> bool:
+        """What llama.cpp takes for Llama 2 or 3 of 70B."""
+        return self.architecture == "llama" and self.layers == 80 and self.queries > 1
 
     def place(self, layer: int, role: str) -> tuple[int, int]:
         """Where the matrix of a layer stands among how many of its role."""
@@ -199,10 +206,10 @@ def _of_layer(mix: Mix, model: Model, name: str) -> str:
     layer, role = place
     if model.experts == 8 and (chosen := _beside_eight_experts(mix, role)) is not None:
         return chosen
-    for condition, chosen in _exceptions(mix.file_type, model, layer, role):
-        if condition:
-            return chosen
-    return mix.roles.get(role.removesuffix("_exps"), mix.matrix)
+    usual = (True, mix.roles.get(role.removesuffix("_exps"), mix.matrix))
+    cases = (*_exceptions(mix.file_type, model, layer, role), usual)
+    chosen = next(chosen for condition, chosen in cases if condition)
+    return "Q5_K" if model.is_70b and role == "attn_v" and chosen in ("Q3_K", "Q4_K") else chosen
 
 
 def _beside_eight_experts(mix: Mix, role: str) -> str | None:

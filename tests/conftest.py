@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.goldens import cases, gemma4_cases
+from tests.goldens.every_case import CASES, write_gguf
 
 TinyGguf = Callable[..., Path]
 
@@ -53,18 +53,12 @@ def _demo_package() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> TinyGguf:
-    """`tiny_gguf(case, format="F32", dequantized=False)`: path of that case's file, written once per session.
-
-    The case is one of `CASES` or of `GEMMA4_CASES`.
-    """
+    """`tiny_gguf(case, format="F32", dequantized=False)`: path of that case's file, written once per session."""
 
     @cache
     def path(case: str, format: str = "F32", dequantized: bool = False) -> Path:
         out = tmp_path_factory.mktemp("tiny") / f"{case}-{format}{'-dequantized' if dequantized else ''}.gguf"
-        if case in gemma4_cases.GEMMA4_CASES:
-            gemma4_cases.write_gguf(gemma4_cases.GEMMA4_CASES[case], out, format, dequantized=dequantized)
-        else:
-            cases.write_gguf(cases.CASES[case], out, format, dequantized=dequantized)
+        write_gguf(CASES[case], out, format, dequantized=dequantized)
         return out
 
     return path

@@ -171,7 +171,7 @@ def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | 
         "attention.key_length": u32(s["head_dim"]),
         "attention.value_length": u32(s["head_dim"]),
     }
-    if architecture != "gemma":
+    if architecture not in ("gemma", "llama"):
         keys["attention.sliding_window"] = u32(64)
     if architecture == "gemma4":
         keys |= {

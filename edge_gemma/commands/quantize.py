@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from edge_gemma.quantize.plan import Plan
 
 DESCRIPTION = """\
-Convert a Gemma checkpoint to a GGUF file that this program and llama.cpp run. SRC is a Hugging Face folder
-(safetensors or PyTorch files, config.json, tokenizer) or a GGUF file. OUT appears under its name when it is complete,
-or not at all; what a killed run left beside it is removed by the next. Exit status: 0 written, 2 wrong input or
-arguments, 3 OUT could not be written (disk full), 130 interrupted (Ctrl-C, SIGTERM)."""
+Convert a checkpoint of Gemma or of the Llama family to a GGUF file that this program and llama.cpp run. SRC is a
+Hugging Face folder (safetensors or PyTorch files, config.json, tokenizer) or a GGUF file. OUT appears under its name
+when it is complete, or not at all; what a killed run left beside it is removed by the next. Exit status: 0 written, 2
+wrong input or arguments, 3 OUT could not be written (disk full), 130 interrupted (Ctrl-C, SIGTERM)."""
 EXIT_INPUT, EXIT_OUTPUT, EXIT_INTERRUPTED = 2, 3, 130
 TYPE_HELP = (
     "default: Q4_0. The names are llama-quantize's, and so is the choice of each tensor's format; EG4 and EG8 are the "

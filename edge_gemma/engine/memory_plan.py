@@ -122,7 +122,7 @@ def buffer_bytes(config: Config, weights: Weights, context: int, chunk: int, kv_
 
 def scratch_bytes(config: Config, chunk: int) -> int:
     """What each thread works in, by the operation that needs the most, in whole pages."""
-    shapes = {(layer.head_dim, config.n_heads // layer.n_kv_heads) for layer in config.layers}
+    shapes = {(state.head_dim, config.n_heads // state.kv_heads) for state in config.states}
     attention = max(attention_scratch(head_dim, group) for head_dim, group in shapes)
     products = matmul_scratch(chunk) if config.experts is None else expert_scratch(chunk)
     need = max(products, attention, row_scratch(config.d_model))
@@ -146,8 +146,8 @@ def default_chunk(config: Config, context: int | None = None) -> int:
     """
     if config.embedding is not None:
         return context or usual_context(config)
-    q_width = config.n_heads * max(layer.head_dim for layer in config.layers)
-    kv_width = max(layer.n_kv_heads * layer.head_dim for layer in config.layers)
+    q_width = config.n_heads * max(state.head_dim for state in config.states)
+    kv_width = max(state.kv_heads * state.head_dim for state in config.states)
     d_ff = max(layer.d_ff for layer in config.layers)
     floats = 3 * config.d_model + 2 * q_width + 2 * kv_width
     row_bytes = 4 * floats + 2 * (config.d_model + q_width + d_ff)  # 2 for a value that is also quantized

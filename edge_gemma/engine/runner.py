@@ -52,10 +52,10 @@ Logits = NDArray[np.float32]
 
 def require_head_step(file: GgufFile, config: Config) -> None:
     """Raise ModelFormatError for heads that the kernels do not take."""
-    for layer in config.layers:
-        if layer.head_dim % HEAD_STEP:
+    for state in config.states:
+        if state.head_dim % HEAD_STEP:
             key = f"{config.architecture}.attention.key_length"
-            raise ModelFormatError(f"{layer.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
+            raise ModelFormatError(f"{state.head_dim} is no multiple of {HEAD_STEP}", field=key, path=str(file.path))
 
 
 def warn_of_missing_layers(file: GgufFile, config: Config) -> None:

@@ -169,7 +169,8 @@ class ExpertRecorder(Recorder, ABC):
             Kernel("ops.elementwise", "expert_gate"),
             tuple({g.name, u.name}),
             y.names,
-            *(g.address, g.stride, u.address, u.stride, g.columns, y.y.address, y.y.stride, *y.int8, routed.choices),
+            *(g.address, g.stride, u.address, u.stride, ops.GELU, g.columns),
+            *(y.y.address, y.y.stride, *y.int8, routed.choices),
         )
 
     def _gated_of_experts(self, x: Rows, routed: Routed, gate: Matrices, up: Matrices, y: Forms) -> None:

@@ -18,7 +18,7 @@ from edge_gemma.graph.experts import ExpertRecorder
 from edge_gemma.graph.recorder import Forms, Rows, Takers, real, zero_of
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.layout import partial_bytes
+from edge_gemma.kernels.layout import partial_bytes, whole_head
 from edge_gemma.kernels.operations import Kernel, Regime
 from edge_gemma.kernels.tuning.strategies import DEFAULTS, Choices
 
@@ -111,7 +111,7 @@ class Program(ExpertRecorder):
         y = self._buffer(out, x.columns)
         self._emit(
             ops.HEAD_NORM,
-            Kernel("ops.elementwise", "head_norm"),
+            Kernel("ops.heads", "head_norm"),
             (x.name, base.name) if base else (x.name,),
             (y.name,),
             *(x.address, x.stride, x.columns // head_dim, head_dim, self._address_of(weight) if weight else 0),
@@ -121,12 +121,20 @@ class Program(ExpertRecorder):
 
     def add(self, base: Rows, x: Rows) -> Rows:
         """base = base + x."""
+        return self._add(base, x.address, x.stride, (x.name,), ())
+
+    def add_bias(self, base: Rows, bias: Tensor) -> Rows:
+        """base = base + bias, in each row."""
+        return self._add(base, self._address_of(bias), 0, (), (bias,))
+
+    def _add(self, base: Rows, x: int, x_stride: int, reads: tuple[str, ...], weights: tuple[Tensor, ...]) -> Rows:
         self._emit(
             ops.ADD,
             Kernel("ops.elementwise", "add"),
-            (x.name, base.name),
+            (*reads, base.name),
             (base.name,),
-            *(x.address, x.stride, base.address, base.stride, x.columns),
+            *(x, x_stride, base.address, base.stride, base.columns),
+            weights=weights,
         )
         return base
 
@@ -188,20 +196,43 @@ class Program(ExpertRecorder):
         self.squares[weight.name] = self._observed[x.name]
 
     def rotate(self, x: Rows, rope: Rope, *, norm: Tensor | None, epsilon: float, scale: float) -> Rows:
-        """Heads of x, of `rope.dims` dimensions, in place: RMS norm if there is one, rotary embedding, scale."""
+        """Heads of x in place: RMS norm if there is one, rotary embedding, scale.
+
+        Heads have `rope.dims` dimensions, or, where neighbours are pairs, `whole_head` of it, of which the last are 0.
+        """
+        size = whole_head(rope.dims) if rope.neighbours else rope.dims
+        assert norm is None or size == rope.dims
         if rope not in self.ropes:
             self.ropes.append(rope)
             assert len(self.ropes) <= ops.MOST_ROPES
         self._emit(
             ops.ROTATE,
-            Kernel("ops.elementwise", "rotate"),
+            Kernel("ops.heads", "rotate_neighbours" if rope.neighbours else "rotate"),
             (x.name,),
             (x.name,),
-            *(x.address, x.stride, x.columns // rope.dims, rope.dims),
+            *(x.address, x.stride, x.columns // size, size),
             *(self._address_of(norm) if norm else 0, real(epsilon), real(scale)),
             ops.STEP_ANGLES + self.ropes.index(rope),
         )
         return x
+
+    def whole_heads(self, x: Rows, head_dim: int) -> Rows:
+        """The heads of x, of `head_dim` dimensions, as they are rotated, kept and attended to: see `whole_head`."""
+        size = whole_head(head_dim)
+        return x if size == head_dim else self._resize_heads(x, head_dim, size, out=f"whole heads of {x.name}")
+
+    def _resize_heads(self, x: Rows, head_dim: int, size: int, *, out: str) -> Rows:
+        """out = the heads of x, of `head_dim` dimensions, with so many as `size`: cut off, or zeros behind."""
+        heads = x.columns // head_dim
+        y = self._buffer(out, heads * size)
+        self._emit(
+            ops.RESIZE_HEADS,
+            Kernel("ops.heads", "resize_heads"),
+            (x.name,),
+            (y.name,),
+            *(x.address, x.stride, heads, head_dim, y.address, y.stride, size),
+        )
+        return y
 
     def append(self, cache: LayerCache, k: Rows, v: Rows) -> None:
         """Keys and values of the step's rows into the cache, at their positions."""
@@ -223,11 +254,17 @@ class Program(ExpertRecorder):
         out: str,
         takers: Takers,
         ahead: int = 0,
+        head_dim: int | None = None,
     ) -> Rows:
         """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want.
 
         ahead: so many keys behind its own a row sees, too, of those that its sequence has in this step.
+        head_dim: the dimensions of a head that are the model's own, where there are zeros behind them.
         """
+        if head_dim is not None and head_dim != cache.head_dim:
+            name = f"whole heads of {out}"
+            whole = self.attend(cache, q, window=window, softcap=softcap, out=name, takers=(), ahead=ahead)
+            return self._resize_heads(whole, cache.head_dim, head_dim, out=out)
         a, window = self._forms(out, q.columns, takers), window or ops.NO_WINDOW
         if self.regime is Regime.ONE:
             self._attend_one(cache, q, a, window, softcap)
@@ -273,34 +310,42 @@ class Program(ExpertRecorder):
         )
 
     def gelu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:
-        """out = gelu(x gate^T) * (x up^T), in the form that `takers` want.
+        """out = gelu(x gate^T) * (x up^T), in the form that `takers` want."""
+        return self._gate_of(x, gate, up, ops.GELU, out, takers)
+
+    def silu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:
+        """out = silu(x gate^T) * (x up^T), in the form that `takers` want."""
+        return self._gate_of(x, gate, up, ops.SILU, out, takers)
+
+    def _gate_of(self, x: Rows, gate: Tensor, up: Tensor, activation: int, out: str, takers: Takers) -> Rows:
+        """Either of the two.
 
         Many rows take one pass where both matrices have one quantized format and so has what the result meets: then
         the products themselves never exist.
         """
         y = self._forms(out, gate.shape[0], takers)
         if self.regime is Regime.MANY and gate.format == up.format and not gate.format.is_float and y.q is not None:
-            self._gated(x, gate, up, y)
+            self._gated(x, gate, up, activation, y)
         else:
-            self._gate(self.matmul(x, gate, out="gate"), self.matmul(x, up, out="up"), y)
+            self._gate(self.matmul(x, gate, out="gate"), self.matmul(x, up, out="up"), activation, y)
         return self._keep(y)
 
     def gelu_times(self, gate: Rows, up: Rows, *, out: str, takers: Takers) -> Rows:
         """out = gelu(gate) * up, in the form that `takers` want."""
         y = self._forms(out, gate.columns, takers)
-        self._gate(gate, up, y)
+        self._gate(gate, up, ops.GELU, y)
         return self._keep(y)
 
-    def _gate(self, g: Rows, u: Rows, y: Forms) -> None:
+    def _gate(self, g: Rows, u: Rows, activation: int, y: Forms) -> None:
         self._emit(
             ops.GATE,
             Kernel("ops.elementwise", "gate"),
             (g.name, u.name),
             y.names,
-            *(g.address, g.stride, u.address, u.stride, g.columns, y.y.address, y.y.stride, *y.int8),
+            *(g.address, g.stride, u.address, u.stride, activation, g.columns, y.y.address, y.y.stride, *y.int8),
         )
 
-    def _gated(self, x: Rows, gate: Tensor, up: Tensor, y: Forms) -> None:
+    def _gated(self, x: Rows, gate: Tensor, up: Tensor, activation: int, y: Forms) -> None:
         """Both products and the gate in one pass."""
         if self._observe_products:
             self.observe(x, gate)
@@ -312,7 +357,7 @@ class Program(ExpertRecorder):
             (q.name,),
             y.names,
             *(self._address_of(gate), gate.row_bytes, *gate.shape, q.address, q.stride, y.y.address, y.y.stride),
-            *(self._address_of(up), *y.int8),
+            *(self._address_of(up), activation, *y.int8),
             weights=(gate, up),
         )
 

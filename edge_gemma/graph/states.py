@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (arXiv:2104.09864), by halves: dimensions j and j + dims / 2 of a head are a pair.
+    """Rotary position embedding (arXiv:2104.09864).
 
-    Pair j turns by the angle position * base**(-2j / dims) / (scale * factors[j]). factors: of each pair; None: all 1.
+    Dimensions j and j + dims / 2 of a head are a pair, or neighbours are: dimensions 2j and 2j + 1. Pair j turns by the
+    angle position * base**(-2j / dims) / (scale * factors[j]). factors: of each pair; None: all 1.
     """
 
     dims: int
     base: float
     scale: float = 1.0
     factors: tuple[float, ...] | None = None
+    neighbours: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from edge_gemma.graph.buffers import aligned_bytes
 from edge_gemma.graph.cache import PageTable
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
-from edge_gemma.kernels.layout import QUERY_ROWS
+from edge_gemma.kernels.layout import QUERY_ROWS, whole_head
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,27 @@ class Step:
 
 
 class Angles:
-    """Cosines and sines of the rotary embedding, float32 (rows, dims): | cos of each pair | sin of each pair |."""
+    """Cosines and sines of the rotary embedding, float32 (rows, dims): | cos of each pair | sin of each pair |.
+
+    Where neighbours are pairs, (rows, 2 * whole_head(dims)): | cos of each dimension's pair | sin, of even dimensions
+    negated |, and 0 for those behind a head's own.
+    """
 
     def __init__(self, rope: Rope, max_rows: int) -> None:
         exponents = np.arange(0, rope.dims, 2) / rope.dims
         divisors = rope.scale * np.array(rope.factors or 1.0)
         self._frequencies = rope.base**-exponents / divisors  # (dims / 2,)
-        self.table = np.zeros((max_rows, rope.dims), np.float32)
+        self._neighbours = rope.neighbours
+        self.table = np.zeros((max_rows, 2 * whole_head(rope.dims) if rope.neighbours else rope.dims), np.float32)
 
     def fill(self, positions: NDArray[np.int64]) -> None:
         """Rows of the table for `positions`, computed in float64."""
         angles = positions[:, None] * self._frequencies
-        half = angles.shape[1]
-        self.table[: len(positions), :half] = np.cos(angles)
-        self.table[: len(positions), half:] = np.sin(angles)
+        rows, half = self.table[: len(positions)], self.table.shape[1] // 2
+        cosines, sines, pairs = rows[:, :half], rows[:, half:], angles.shape[1]
+        if self._neighbours:
+            cosines[:, 0 : 2 * pairs : 2] = cosines[:, 1 : 2 * pairs : 2] = np.cos(angles)
+            sines[:, 1 : 2 * pairs : 2] = np.sin(angles)
+            sines[:, 0 : 2 * pairs : 2] = -sines[:, 1 : 2 * pairs : 2]
+        else:
+            cosines[:], sines[:] = np.cos(angles), np.sin(angles)

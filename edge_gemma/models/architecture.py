@@ -102,6 +102,8 @@ class Architecture(ABC):
     """llama.cpp loads it."""
     own_output_in_llama_cpp: bool
     """llama.cpp loads it with an output matrix that is not the embedding."""
+    hf_tied: bool = True
+    """Whether the embedding is the output matrix, too, where a config.json does not say."""
 
     def __repr__(self) -> str:
         return self.name

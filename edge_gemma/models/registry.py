@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.models import embedding_gemma, embedding_gemma2, gemma, gemma4
+from edge_gemma.models import embedding_gemma, embedding_gemma2, gemma, gemma4, llama
 from edge_gemma.models.architecture import Architecture, Config
 from edge_gemma.models.gguf_keys import GgufKeys
 
@@ -12,6 +12,7 @@ _MODELS: tuple[Architecture, ...] = (
     gemma4.Gemma4(),
     *embedding_gemma.FAMILIES,
     embedding_gemma2.EmbeddingGemma2(),
+    llama.Llama(),
 )
 ARCHITECTURES: dict[str, Architecture] = {model.name: model for model in _MODELS}
 

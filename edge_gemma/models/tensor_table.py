@@ -24,6 +24,8 @@ class TensorSpec:
     optional: a file without it runs.
     part: "weight", "bias", or "scale".
     values: what a converter writes where no checkpoint holds the tensor (`hf_name` is empty), its configuration does.
+    paired_heads: the rows are those of so many heads, and what rotates as a pair is neighbours: rows 2i and 2i + 1 of a
+        head of d rows are rows i and i + d / 2 of the checkpoint's.
     """
 
     role: str
@@ -34,6 +36,7 @@ class TensorSpec:
     optional: bool = False
     part: str = "weight"
     values: tuple[float, ...] | None = None
+    paired_heads: int = 0
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ COLUMN_STEP = 32
 ADDRESS_STEP = 32
 # Ollama keeps the towers for images and sound in the same file; the text model is the same without them.
 TOWER_PREFIXES = ("v.", "mm.", "a.")
-# How llama.cpp names what a text model computes with. One that no Gemma has would be left out of its results.
+# How llama.cpp names what a text model computes with. One that the architecture lacks would be left out of its results.
 TEXT_PREFIXES = ("blk.", "output", "token_", "rope_", "position_embd", "per_layer_", "altup_", "dense_")
 NAMES_SHOWN = 5
 
@@ -123,7 +123,9 @@ def _check_names(file: GgufFile, config: Described, expected: Iterable[str]) -> 
     if wrong:
         raise _error(file, file.tensors[wrong[0]], f"{config.architecture} has no such tensors: {_listed(wrong)}")
     if extra:
-        warnings.warn(f"{file.path}: tensors that no Gemma has are ignored: {_listed(extra)}", stacklevel=4)
+        warnings.warn(
+            f"{file.path}: tensors that {config.architecture} does not have are ignored: {_listed(extra)}", stacklevel=4
+        )
 
 
 def _check_tensor(file: GgufFile, tensor: Tensor, spec: TensorSpec) -> None:

@@ -1,4 +1,4 @@
-"""The operations on rows that are no products: embedding, norms, rotation, gates, sums, caps.
+"""The operations on rows that are no products: embedding, norms, gates, sums, caps. Those on heads: `heads`.
 
 Know no model. Rows are float32; each operation hands out rows, or pieces of rows, to the threads.
 """
@@ -15,9 +15,7 @@ from ..operations import (
     EMBED,
     EXPERT_GATE,
     GATE,
-    HEAD_NORM,
     NORM,
-    ROTATE,
     SOFTCAP,
     STEP_ROWS,
     STEP_SCRATCH,
@@ -26,7 +24,7 @@ from ..operations import (
 )
 from ..simd.atomics import real, word
 from ..simd.decorators import inlined
-from ..simd.transcendental import gelu, softcap
+from ..simd.transcendental import activated, softcap
 from ..simd.vocabulary import (
     FLOAT_LOADS,
     LANES,
@@ -51,8 +49,7 @@ from .formats import INT_FORMATS, IntFormat
 from .work_sharing import in_pieces
 
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
-_EMBED, _NORM, _ROTATE, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, ROTATE, GATE, ADD, SOFTCAP))
-_HEAD_NORM = HEAD_NORM.slots
+_EMBED, _NORM, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, GATE, ADD, SOFTCAP))
 _CHOICES = EXPERT_GATE.slots[-1]
 _VECTOR = 4 * LANES
 
@@ -163,68 +160,6 @@ def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
         quantize_row(y, columns, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE))
 
 
-@inlined
-def _heads_to_norm(op: Any, step: Any) -> Any:
-    return word(step, STEP_ROWS) * word(op, _HEAD_NORM.heads)
-
-
-@inlined
-def head_norm(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-    """y = (rms_norm(x) * weight + base) * scale of a head, `head_dim` neighbours; all heads have the same weight."""
-    size, row, head = (
-        word(op, _HEAD_NORM.head_dim),
-        piece // word(op, _HEAD_NORM.heads),
-        piece % word(op, _HEAD_NORM.heads),
-    )
-    weight, base, at = word(op, _HEAD_NORM.weight), word(op, _HEAD_NORM.base), 4 * size * head
-    x = word(op, _HEAD_NORM.x) + row * word(op, _HEAD_NORM.x_stride) + at
-    y = word(op, _HEAD_NORM.y) + row * word(op, _HEAD_NORM.y_stride) + at
-    inverse, scale = splat(inverse_rms(x, size, real(op, _HEAD_NORM.epsilon))), splat(real(op, _HEAD_NORM.scale))
-    base_row = base + row * word(op, _HEAD_NORM.base_stride) + at
-    for c in range(0, 4 * size, _VECTOR):
-        v = load(x + c) * inverse
-        if weight != 0:
-            v = v * load(weight + c)
-        if base != 0:
-            v = v + load(base_row + c)
-        store(y + c, v * scale)
-
-
-# ---- rotation ----------------------------------------------------------------------------------------------------
-
-
-@inlined
-def _rotate_head(x: Any, size: Any, cosines: Any, scale: Any, norm: Any, epsilon: Any) -> None:
-    """One head in place: norm (unless null), rotation of the pairs (i, i + size/2), scale. arXiv:2104.09864."""
-    half = 2 * size  # bytes
-    if norm != 0:
-        inverse = splat(inverse_rms(x, size, epsilon))
-        for c in range(0, 4 * size, _VECTOR):
-            store(x + c, load(x + c) * inverse * load(norm + c))
-    for c in range(0, half, _VECTOR):
-        a, b = load(x + c), load(x + half + c)
-        cosine, sine = load(cosines + c), load(cosines + half + c)
-        store(x + c, (a * cosine - b * sine) * scale)
-        store(x + half + c, (b * cosine + a * sine) * scale)
-
-
-@inlined
-def _heads(op: Any, step: Any) -> Any:
-    """Pieces of `rotate`."""
-    _, _, HEADS, _, _, _, _, _ = _ROTATE
-    return word(step, STEP_ROWS) * word(op, HEADS)
-
-
-@inlined
-def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-    """A head of queries or keys in place. `angles` names the step's word, one of its STEP_ANGLES."""
-    X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
-    size, row, head = word(op, HEAD_DIM), piece // word(op, HEADS), piece % word(op, HEADS)
-    x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
-    angles = word(step, word(op, ANGLES)) + row * 4 * size
-    _rotate_head(x, size, angles, splat(real(op, SCALE)), word(op, NORM_WEIGHT), real(op, EPSILON))
-
-
 # ---- gates, sums, caps -------------------------------------------------------------------------------------------
 
 
@@ -249,12 +184,12 @@ def in_parts(columns: int, each: Any, rows: Any = _rows) -> Any:
 
 @inlined
 def gate(op: Any, step: Any, thread: Any, row: Any, first: Any, end: Any) -> None:
-    """y = gelu(gate) * up. arXiv:2002.05202 (GeGLU)."""
-    GATE_, GATE_STRIDE, UP, UP_STRIDE, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
+    """y = activation(gate) * up. arXiv:2002.05202 (GeGLU, SwiGLU)."""
+    GATE_, GATE_STRIDE, UP, UP_STRIDE, ACTIVATION, _, Y, Y_STRIDE, Q, Q_STRIDE, ZERO = _GATE
     g, u = word(op, GATE_) + row * word(op, GATE_STRIDE), word(op, UP) + row * word(op, UP_STRIDE)
     y = _output(op, step, thread, Y, Y_STRIDE, row, first)
     for c in range(4 * first, 4 * end, _VECTOR):
-        store(y + c - 4 * first, gelu(load(g + c)) * load(u + c))
+        store(y + c - 4 * first, activated(load(g + c), word(op, ACTIVATION)) * load(u + c))
     if word(op, Q) != 0:
         quantize_row(y, end - first, word(op, ZERO), word(op, Q) + row * word(op, Q_STRIDE) + first // 32 * LINE)
 
@@ -288,11 +223,13 @@ def cap(op: Any, _step: Any, _thread: Any, row: Any, first: Any, end: Any) -> No
         c += 1
 
 
+_PARTS = {"gate": (_GATE.columns, gate), "add": (_ADD.columns, add), "softcap": (_SOFTCAP.columns, cap)}
+
+
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    table = {"norm": in_pieces(_rows, norm), "rotate": in_pieces(_heads, rotate)}
-    table |= {"gate": in_parts(_GATE.columns, gate), "add": in_parts(_ADD.columns, add)}
-    table |= {"softcap": in_parts(_SOFTCAP.columns, cap), "head_norm": in_pieces(_heads_to_norm, head_norm)}
+    table = {"norm": in_pieces(_rows, norm)}
+    table |= {name: in_parts(*parts) for name, parts in _PARTS.items()}
     table["expert_gate"] = in_parts(_GATE.columns, gate, _pairs)
     for name, fmt in INT_FORMATS.items():
         table[f"embed_{name}"] = make_embed_blocks(fmt)

@@ -3,7 +3,7 @@
 A thread takes PANEL tiles of LANES rows of W, unpacks a stretch of their columns into a panel in its cache, and uses
 the panel for all rows of X, in register tiles of TOKENS x PANEL vectors. The unpacking is paid once per panel, the
 sums are added block after block in `matvec`'s order, and partial sums rest in scratch memory between stretches.
-Of two matrices whose products become gelu(x W^T) * (x U^T), panels alternate, and only the result leaves the thread.
+Of two matrices whose products become act(x W^T) * (x U^T), panels alternate, and only the result leaves the thread.
 
 The panel's entry of one 32-block and one tile of rows (V = LANES x 4 bytes):
 
@@ -18,7 +18,7 @@ from ..layout import GATED_TILES, LINE, PANEL, PANELS, S0, S1, STRETCH, VECTOR, 
 from ..operations import GATED, STEP_ROWS, STEP_SCRATCH, STEP_SCRATCH_BYTES
 from ..simd.atomics import claim, word
 from ..simd.decorators import inlined
-from ..simd.transcendental import gelu
+from ..simd.transcendental import activated
 from ..simd.vocabulary import (
     ISA,
     LANES,
@@ -42,7 +42,7 @@ from . import formats
 from .activations import quantize_row
 from .formats import INT_FORMATS, IntFormat
 
-_W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _UP, _Q, _Q_STRIDE, _ZERO = GATED.slots
+_W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _UP, _ACTIVATION, _Q, _Q_STRIDE, _ZERO = GATED.slots
 
 TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 3, "sdot": 4}.get(ISA.dot, 2)
 """Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
@@ -169,14 +169,14 @@ def write_panel(op: Any, y: Any, sums: Any, tokens: Any, tile: Any) -> None:
 
 @inlined
 def _write_gated(op: Any, sums: Any, sums_bytes: Any, tokens: Any, tile: Any, rest: Any) -> None:
-    """gelu(gate) * up of the claimed tiles as int8 blocks, and as floats: to `rest` if nobody wants them."""
+    """activation(gate) * up of the claimed tiles as int8 blocks, and as floats: to `rest` if nobody wants them."""
     for t in range(tokens):
         y = rest
         if word(op, _Y) != 0:
             y = word(op, _Y) + t * word(op, _Y_STRIDE) + VECTOR * tile
         for i in range(GATED_TILES):
             gate = sums + i // PANEL * 2 * sums_bytes + (t * PANEL + i % PANEL) * VECTOR
-            store(y + i * VECTOR, gelu(load(gate)) * load(gate + sums_bytes))
+            store(y + i * VECTOR, activated(load(gate), word(op, _ACTIVATION)) * load(gate + sums_bytes))
         line = word(op, _Q) + t * word(op, _Q_STRIDE) + LANES * tile // 32 * LINE
         quantize_row(y, GATED_TILES * LANES, word(op, _ZERO), line)
 

@@ -18,6 +18,7 @@ from edge_gemma.formats import FORMATS
 
 from ..isa import current
 from ..layout import LANES, LINE, LOGIT_GROUP, SPAN, logit_groups
+from ..operations import GELU, SILU
 from .cache_types import Pages, Part, read, write
 from .formats import Bytes, Floats, f32, factors, unpack, unpack_floats
 
@@ -90,6 +91,12 @@ def gelu(x: ArrayLike) -> Floats:
     x = np.asarray(x, f32)
     u = f32(-2 * 0.7978845608028654) * fma(x * x * x, f32(0.044715), x)
     return np.asarray(x / (f32(1) + exp(u)))
+
+
+def silu(x: ArrayLike) -> Floats:
+    """x / (1 + e^-x)."""
+    x = np.asarray(x, f32)
+    return np.asarray(x / (f32(1) + exp(-x)))
 
 
 # ---- products ----------------------------------------------------------------------------------------------------
@@ -172,6 +179,19 @@ def head_norm(
     return np.asarray((y if base is None else y + base) * f32(scale))
 
 
+def rotate_neighbours(x: Floats, angles: Floats, scale: float) -> Floats:
+    """`rotate`, but dimensions 2i and 2i + 1 are a pair, and angles are (T, 2 D): for each dimension the cosine of its
+    pair, then the sine, of even dimensions negated."""
+    cosine, sine = np.split(angles[:, None], 2, axis=-1)
+    other = x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
+    return np.asarray((x * cosine + other * sine) * f32(scale))
+
+
+def resize_heads(x: Floats, size: int) -> Floats:
+    """(T, H, D) to (T, H, size): cut off, or zeros behind."""
+    return np.pad(x[..., :size], ((0, 0), (0, 0), (0, max(0, size - x.shape[-1]))))
+
+
 def rotate(x: Floats, angles: Floats, scale: float, weight: Floats | None = None, epsilon: float = 0.0) -> Floats:
     """(T, H, D), with angles (T, D): the cosines of D/2 pairs, then the sines. Norm first, if there is a weight."""
     if weight is not None:
@@ -181,9 +201,9 @@ def rotate(x: Floats, angles: Floats, scale: float, weight: Floats | None = None
     return np.concatenate([(a * cosine - b * sine) * f32(scale), (b * cosine + a * sine) * f32(scale)], axis=-1)
 
 
-def gate(g: Floats, up: Floats) -> Floats:
-    """gelu(g) * up."""
-    return gelu(g) * up
+def gate(g: Floats, up: Floats, activation: int = GELU) -> Floats:
+    """gelu(g) * up, or with SiLU."""
+    return (silu if activation == SILU else gelu)(g) * up
 
 
 def add(x: Floats, y: Floats) -> Floats:

@@ -54,6 +54,12 @@ _declare_shift(operator.lshift, "shl")
 _declare_shift(operator.rshift, "lshr")
 
 
+@operation(F, F)
+def swap_pairs(builder: Any, a: Any) -> Any:
+    """Lanes 2i and 2i + 1 in each other's place."""
+    return ir_shuffle(builder, a, a, [lane ^ 1 for lane in range(LANES)])
+
+
 @operation(I, I, types.int32)
 def shift_right_signed(builder: Any, a: Any, count: Any) -> Any:
     """Arithmetic shift of every lane."""

@@ -1,4 +1,4 @@
-"""exp, tanh and GELU on vectors. Straight float32 polynomials, the same bits wherever they are called from.
+"""exp, tanh, GELU and SiLU on vectors. Straight float32 polynomials, the same bits wherever they are called from.
 
 NaN stays NaN: the clamps keep their second operand then. Bounds (checked over the whole range by the tests): exp 2 ulp,
 tanh 3 ulp, on results that are normal numbers.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..operations import SILU
 from .decorators import inlined
 from .vocabulary import bits_as_float, bits_as_int, fma, maximum, minimum, splat, splat_int
 
@@ -69,3 +70,15 @@ def gelu(x: Any) -> Any:
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which is x / (1 + e^-2u)."""
     u = splat(-2.0 * SQRT_2_OVER_PI) * fma(x * x * x, splat(0.044715), x)
     return x / (splat(1.0) + exp(u))
+
+
+@inlined
+def silu(x: Any) -> Any:
+    """x / (1 + e^-x)."""
+    return x / (splat(1.0) + exp(splat(-1.0) * x))
+
+
+@inlined
+def activated(x: Any, activation: Any) -> Any:
+    """The function that `operations` calls `activation`, of x."""
+    return silu(x) if activation == SILU else gelu(x)

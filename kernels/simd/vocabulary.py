@@ -27,6 +27,7 @@ from .arithmetic import (
     square_root,
     sum_lanes_int,
     sum_of_16,
+    swap_pairs,
     where_less,
 )
 from .bits import bits_to_bytes, byte_table, high_bytes, high_nibbles, low_bytes, with_parity
@@ -155,6 +156,7 @@ __all__ = [
     "store_tile",
     "sum_lanes_int",
     "sum_of_16",
+    "swap_pairs",
     "tile_fma",
     "tile_mul_add",
     "tile_scale",

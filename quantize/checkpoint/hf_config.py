@@ -35,7 +35,7 @@ def read_model(config: dict[str, Any], where: str = "config.json") -> HfModel:
     if not isinstance(text, dict):
         raise CheckpointError(f"{where} must be an object, got {text!r}")
     read = CLASSES[name].from_hf(HfFields(text, {}, where))
-    return HfModel(read, text.get("vocab_size") is not None, _tied(config, text, where))
+    return HfModel(read, text.get("vocab_size") is not None, _tied(config, text, where, CLASSES[name].hf_tied))
 
 
 def quantization(config: dict[str, Any]) -> str:
@@ -57,9 +57,9 @@ def _class(config: dict[str, Any], where: str) -> str:
     return str(names[0])
 
 
-def _tied(config: dict[str, Any], text: dict[str, Any], where: str) -> bool:
+def _tied(config: dict[str, Any], text: dict[str, Any], where: str, default: bool) -> bool:
     given = [source.get("tie_word_embeddings") for source in (config, text)]
-    tied = next((value for value in given if value is not None), True)
+    tied = next((value for value in given if value is not None), default)
     if not isinstance(tied, bool):
         raise CheckpointError(f"{where}: tie_word_embeddings must be true or false, got {tied!r}")
     return tied

@@ -19,6 +19,7 @@ from edge_gemma.models.tensor_table import HF_OUTPUT, OUTPUT, TABLES, TensorSpec
 
 from .folder import CheckpointFolder
 from .general import count_parameters, general_metadata
+from .head_order import Read, in_pairs, vector_in_pairs
 from .hf_config import HfModel, quantization, read_model
 from .meant import no_checkpoint
 from .metadata import tokenizer_metadata
@@ -51,6 +52,7 @@ def open_folder(path: Path) -> Source:
     stored, model, notices = settle_output(stored, model, rows)
     with _quantized_if_so(folder, config):
         tensors = _place(stored, model, rows, folder.path)
+    _check_biases(config, tensors, folder.path)
     notices += _unused(stored, model.config)
     architecture = model.config.model
     special = read_special_tokens(folder, vocabulary, config, model.config.architecture)
@@ -66,6 +68,13 @@ def open_folder(path: Path) -> Source:
         notices.append("no dense layers behind the pooling: embeddings will not be those of the published model")
     notices = [*_left_out(folder.left_out), *folder.notices, *notices, *_compatibility(model), *vocabulary.notices]
     return Source(replace(model.config, vocab_size=rows), metadata, tensors, files, notices)
+
+
+def _check_biases(config: dict[str, Any], tensors: list[SourceTensor], folder: Path) -> None:
+    """No file but config.json says that there are any."""
+    if config.get("attention_bias") and not any(tensor.name.endswith(".bias") for tensor in tensors):
+        where = folder / "config.json"
+        raise CheckpointError(f"{where}: attention_bias is true, but the weights hold none; is the download complete?")
 
 
 @contextmanager
@@ -110,18 +119,24 @@ def _unused(stored: dict[str, StoredTensor], config: Config) -> list[str]:
 def _place(stored: dict[str, StoredTensor], model: HfModel, vocab_rows: int, folder: Path) -> list[SourceTensor]:
     specs = [spec for spec in model.config.tensors() if not (model.tied and spec.name == OUTPUT)]
     demanded = [spec.hf_name for spec in specs if spec.hf_name and (spec.name == OUTPUT or not spec.optional)]
-    if missing := [name for name in demanded if name not in stored]:
+    if missing := [name for name in (*demanded, *_in_other_layers(specs, stored)) if name not in stored]:
         raise CheckpointError(f"{folder}: {_missing(missing, stored)}")
     known = {spec.hf_name for spec in [*specs, *model.config.unused_tensors()]}
     if extra := [tensor.where for name, tensor in stored.items() if name not in known]:
         text = f"{len(extra)} tensors are extra, config.json has no place for {', '.join(extra[:SHOWN])}"
-        raise CheckpointError(f"{text}; is it the config.json of this model, and the model a Gemma?")
+        raise CheckpointError(f"{text}; is it the config.json of this model, and the model one that is converted?")
     tensors = [_made(spec.values, spec) for spec in specs if spec.values is not None]
     tensors += [_tensor(stored[spec.hf_name], spec) for spec in specs if spec.hf_name in stored]
     return [
         replace(tensor, shape=(vocab_rows, tensor.columns)) if tensor.name in (*TABLES, OUTPUT) else tensor
         for tensor in tensors
     ]
+
+
+def _in_other_layers(specs: list[TensorSpec], stored: dict[str, StoredTensor]) -> list[str]:
+    """Optional tensors of which a layer has one: so have all."""
+    there = {spec.key for spec in specs if spec.layer is not None and spec.hf_name in stored}
+    return [spec.hf_name for spec in specs if spec.layer is not None and spec.key in there]
 
 
 def _missing(missing: list[str], stored: dict[str, StoredTensor]) -> str:
@@ -136,7 +151,17 @@ def _missing(missing: list[str], stored: dict[str, StoredTensor]) -> str:
 def _tensor(stored: StoredTensor, spec: TensorSpec) -> SourceTensor:
     if stored.shape != spec.shape:
         raise CheckpointError(f"{stored.where} has shape {stored.shape}; config.json asks for {spec.shape}")
-    return SourceTensor(spec.name, stored.where, spec.shape, stored.format, stored.raw_rows, spec.shift)
+    return SourceTensor(spec.name, stored.where, spec.shape, stored.format, _in_order(stored, spec), spec.shift)
+
+
+def _in_order(stored: StoredTensor, spec: TensorSpec) -> Read:
+    """Reads the stored bytes of rows in the order that they have in a GGUF file."""
+    if not spec.paired_heads:
+        return stored.raw_rows
+    head_dim = spec.shape[0] // spec.paired_heads
+    if len(spec.shape) == 1:
+        return vector_in_pairs(stored.raw_rows, head_dim, stored.format.nbytes)
+    return in_pairs(stored.raw_rows, head_dim)
 
 
 def _made(values: Sequence[float], spec: TensorSpec) -> SourceTensor:
@@ -168,6 +193,8 @@ def _compatibility(model: HfModel) -> list[str]:
         notices += own_output_notices(architecture)
     if [layer.shared_with for layer in config.layers] != [layer.shared_with for layer in guessed.layers]:
         notices.append("keys and values are shared otherwise than llama.cpp takes for granted: it does not run that")
-    if config.local_layers != guessed.local_layers:
+    if config.local_layers != guessed.local_layers and not any(guessed.local_layers):
+        notices.append(f"attention has a window: llama.cpp has none for {architecture.name}, and attends to all")
+    elif config.local_layers != guessed.local_layers:
         notices.append("unusual pattern of local layers: old versions of llama.cpp do not read it")
     return notices

@@ -19,6 +19,7 @@ from edge_gemma.models.tensor_table import EMBEDDING, OUTPUT
 
 from .. import blocks
 from .folder import ADAPTERS, CheckpointFolder
+from .head_order import in_pairs
 from .lora_config import AdapterConfig, read_adapter_config
 from .lora_names import Pair, pair_up
 from .meant import no_such_source
@@ -117,13 +118,14 @@ def merge(source: Source, adapters: Sequence[Adapter]) -> Source:
     a matrix the model lacks, or one of another shape.
     """
     tensors = {tensor.name: tensor for tensor in source.tensors}
+    heads = {spec.name: spec.paired_heads for spec in source.config.tensors()}
     notices = list(source.notices)
     for adapter in adapters:
         if OUTPUT in adapter.deltas and OUTPUT not in tensors:
             notices += _untie(tensors, adapter, source)
         for name, delta in adapter.deltas.items():
             _check_fits(adapter, delta, tensors.get(name), name)
-            tensors[name] = _merged(tensors[name], delta)
+            tensors[name] = _merged(tensors[name], delta, heads[name])
         notices += [f"merged {adapter.path.name} into {len(adapter.deltas)} matrices", *adapter.notices]
     files = source.files + [file for adapter in adapters for file in adapter.files]
     return replace(source, tensors=list(tensors.values()), files=files, notices=notices)
@@ -148,9 +150,12 @@ def _check_fits(adapter: Adapter, delta: Delta, tensor: SourceTensor | None, nam
         raise CheckpointError(f"{delta.a.where}: {has}{made_for}")
 
 
-def _merged(tensor: SourceTensor, delta: Delta) -> SourceTensor:
+def _merged(tensor: SourceTensor, delta: Delta, paired_heads: int) -> SourceTensor:
+    """With `delta`, whose rows come in a checkpoint's order, added; paired_heads: see `TensorSpec`."""
+    added = in_pairs(delta.rows, tensor.rows // paired_heads) if paired_heads else delta.rows
+
     def raw(start: int, stop: int) -> NDArray[np.uint8]:
-        values = blocks.decode(tensor.raw(start, stop), tensor.format.name) + delta.rows(start, stop)
+        values = blocks.decode(tensor.raw(start, stop), tensor.format.name) + added(start, stop)
         return values.astype("<f4", copy=False).view(np.uint8)
 
     origin = f"{tensor.origin} + {delta.a.file.path.parent.name}"

@@ -14,8 +14,8 @@ from .folder import CheckpointFolder
 NAME = "adapter_config.json"
 REFUSED = {
     "use_dora": "DoRA is not merged",
-    "lora_bias": "Gemma has no biases to merge it into",
-    "fan_in_fan_out": "Gemma's matrices are not stored that way",
+    "lora_bias": "trained biases are not merged",
+    "fan_in_fan_out": "matrices are not stored that way",
     "modules_to_save": "whole modules are not merged",
     "layer_replication": "repeated layers are not converted",
     "target_parameters": "only the matrices of modules are merged",

@@ -19,7 +19,7 @@ _ROLES = {module: role for model in ARCHITECTURES.values() for module, role in m
 _UNSUPPORTED = {
     "lora_magnitude_vector": "DoRA is not merged",
     "lora_embedding_": "the token embedding is also the output matrix, for which this adapter was not trained",
-    "bias": "Gemma has no biases to merge it into",
+    "bias": "trained biases are not merged",
 }
 
 
@@ -83,5 +83,5 @@ def _target(module: str, where: str) -> str:
         return OUTPUT
     match = _LAYER.fullmatch(short)
     if match is None or match["matrix"] not in _ROLES:
-        raise CheckpointError(f"{where}: module {module!r} is no matrix of a Gemma that is merged")
+        raise CheckpointError(f"{where}: module {module!r} is no matrix that is merged")
     return f"blk.{match['layer']}.{_ROLES[match['matrix']]}.weight"

@@ -44,6 +44,17 @@ def test_factors_divide_the_frequency_of_each_pair() -> None:
     assert np.array_equal(plain.table, same.table)
 
 
+def test_neighbours_have_the_angles_of_their_pair() -> None:
+    """Behind the dimensions of a head there is nothing to turn."""
+    angles, pairs = Angles(Rope(8, 100.0, 2.0, neighbours=True), 2), Angles(Rope(8, 100.0, 2.0), 2)
+    for table in (angles, pairs):
+        table.fill(np.array([0, 7]))
+    cosines, sines = angles.table[:, :32], angles.table[:, 32:]
+    assert np.array_equal(cosines[:, :8], pairs.table[:, :4].repeat(2, axis=1))
+    assert np.array_equal(sines[:, :8], pairs.table[:, 4:].repeat(2, axis=1) * np.float32([-1, 1] * 4))
+    assert not cosines[:, 8:].any() and not sines[:, 8:].any()
+
+
 @given(
     st.lists(
         st.tuples(st.integers(1, 70), st.integers(0, 70), st.integers(0, 500)).map(lambda t: (t[0], min(t[:2]), t[2])),

@@ -197,3 +197,19 @@ def assert_same_bits(got: Array, want: Array) -> None:
     if not same.all():
         at = tuple(int(i[0]) for i in np.nonzero(~same))
         raise AssertionError(f"{np.sum(~same)} of {same.size} differ, first {at}: {got[at]!r}, expected {want[at]!r}")
+
+
+def rows_of(tokens: int, columns: int, gap: int = 16) -> Array:
+    """Random rows `gap` values further apart than they are long, 9 in between."""
+    memory = np.full((tokens, columns + gap), np.float32(9))
+    view = memory[:, :columns]
+    view[:] = np.random.default_rng(tokens + columns).standard_normal(view.shape) * 3
+    return view
+
+
+def run_checked(operation: Row, step: Step, threads: int, *outputs: Array) -> None:
+    """Run, and see that nothing between the rows was touched."""
+    run([operation], step, threads)
+    for y in outputs:
+        if y.base is not None and y.base.ndim == 2:
+            assert (y.base[:, y.shape[1] :] == 9).all()

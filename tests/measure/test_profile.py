@@ -35,7 +35,7 @@ ALWAYS = PRODUCTS | {
     "norm + quantize",
     "rope + append",
     "attention, global layers",
-    "gelu gate + quantize",
+    "gate + quantize",
     "maxima of logits",
 }
 POST_NORMS = {"norm + add", "attention, local layers"}

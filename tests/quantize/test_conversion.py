@@ -13,9 +13,11 @@ from edge_gemma.gguf.file import GgufFile
 from edge_gemma.models import gemma
 from edge_gemma.models.registry import ARCHITECTURES
 from edge_gemma.quantize import quantize
+from tests.goldens.llama_cases import in_pairs
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import TYPES, convert, values
 
+HEADS = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}
 NAMES = {
     "gemma": {"post_attention_layernorm": "ffn_norm"},
@@ -26,6 +28,7 @@ NAMES = {
     },
 }
 NAMES["gemma3"] = NAMES["gemma4"] = NAMES["gemma2"]
+NAMES["llama"] = NAMES["gemma"]
 NAMES["vaultgemma"] = {"pre_feedforward_layernorm": "ffn_norm"}
 
 
@@ -49,14 +52,15 @@ def test_every_tensor_has_its_name_and_values(tmp_path: Path, architecture: str,
     }
     with GgufFile.open(tmp_path / "out.gguf", strict=True) as file:
         assert len(file.tensors) == len(tensors) + (architecture == "gemma4")  # rope_freqs
-        shift_of_norms = np.float32(architecture != "gemma4")
+        shift_of_norms = np.float32(architecture not in ("gemma4", "llama"))
         assert np.array_equal(values(file, "token_embd.weight"), tensors["model.embed_tokens.weight"])
         assert np.array_equal(values(file, "output_norm.weight"), tensors["model.norm.weight"] + shift_of_norms)
         for name, expected in tensors.items():
             if name.startswith("model.layers."):
                 _, _, layer, block = name.removesuffix(".weight").split(".", 3)
+                stored = in_pairs(expected, HEADS[block]) if architecture == "llama" and block in HEADS else expected
                 shift = shift_of_norms if expected.ndim == 1 else np.float32(0)
-                assert np.array_equal(values(file, f"blk.{layer}.{blocks[block]}.weight"), expected + shift), name
+                assert np.array_equal(values(file, f"blk.{layer}.{blocks[block]}.weight"), stored + shift), name
 
 
 @pytest.mark.parametrize("type", TYPES)

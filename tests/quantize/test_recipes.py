@@ -71,7 +71,8 @@ def record_recipes_case(layers: int, single: bool, heads: int, kv_heads: int, he
 def model_of(sizes: dict[str, Any], names: Collection[str]) -> Model:
     values = [layer for layer in range(sizes["layers"]) if f"blk.{layer}.attn_v.weight" in names]
     queries = sizes["heads"] // sizes["kv_heads"]
-    return Model(sizes["layers"], queries, experts=sizes.get("experts", 0), values=tuple(values))
+    experts, architecture = sizes.get("experts", 0), sizes["architecture"]
+    return Model(sizes["layers"], queries, architecture=architecture, experts=experts, values=tuple(values))
 
 
 def recorded(tensors: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ CLASSES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
     "vaultgemma": "VaultGemmaForCausalLM",
+    "llama": "LlamaForCausalLM",
     "gemma4": "Gemma4ForCausalLM",
 }
 VOCAB = 384
@@ -57,6 +58,7 @@ EXTRA: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
     },
+    "llama": {"hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": True},
     "gemma3": {
         "num_hidden_layers": 7,
         "sliding_window": 16,
@@ -162,7 +164,7 @@ def hf_tensors(config: Mapping[str, Any], architecture: str, seed: int = 0) -> d
     }
     if architecture != "vaultgemma":
         block |= {"post_attention_layernorm": (width,)}
-    if architecture != "gemma":
+    if architecture not in ("gemma", "llama"):
         block |= {"pre_feedforward_layernorm": (width,)}
     if architecture in ("gemma2", "gemma3", "gemma4"):
         block |= {"post_feedforward_layernorm": (width,)}

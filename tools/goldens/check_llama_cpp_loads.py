@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parents[2])
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 NAMES = ["gemma", "gemma2", "gemma3", "gemma3-multimodal", "gemma4", "gemma4-experts"]
+NAMES += ["llama3", "llama-biased", "danube", "danube3"]
 IDS = [2, 300, 310, 320, 280, 290, 301, 305, 333, 350, 277, 288, 299, 311, 322, 344, 355, 366, 370, 375, 281, 282]
 SMALL = {
     "vocab_size": 384,
@@ -48,6 +49,8 @@ def models() -> dict[str, object]:
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
     both = t.Gemma3Config(text_config={**text, "rope_parameters": scaled}, vision_config=vision, mm_tokens_per_image=1)
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 64}
     made = (
         t.GemmaForCausalLM(t.GemmaConfig(**SMALL)),
         t.Gemma2ForCausalLM(t.Gemma2Config(**text)),
@@ -55,6 +58,10 @@ def models() -> dict[str, object]:
         t.Gemma3ForConditionalGeneration(both),
         t.Gemma4ForCausalLM(t.Gemma4TextConfig(**GEMMA4, **SHARING)),
         t.Gemma4ForCausalLM(t.Gemma4TextConfig(**GEMMA4, **EXPERTS)),
+        t.LlamaForCausalLM(t.LlamaConfig(**SMALL, rope_parameters=rope, tie_word_embeddings=True)),
+        t.LlamaForCausalLM(t.LlamaConfig(**SMALL, attention_bias=True)),
+        t.MistralForCausalLM(t.MistralConfig(**SMALL | {"head_dim": 80}, sliding_window=None)),
+        t.LlamaForCausalLM(t.LlamaConfig(**SMALL | {"head_dim": 120})),
     )
     return dict(zip(NAMES, made, strict=True))
 

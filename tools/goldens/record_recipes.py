@@ -19,9 +19,10 @@ from pathlib import Path
 import gguf
 import llama_cpp
 
-from tests.goldens.cases import Case, write_gguf
+from tests.goldens.cases import Case
+from tests.goldens.every_case import AnyCase, write_gguf
 from tests.goldens.gemma4_cases import Gemma4Case
-from tests.goldens.gemma4_cases import write_gguf as write_gemma4
+from tests.goldens.llama_cases import LlamaCase
 
 OUT = Path(__file__).parents[2] / "tests/quantize/data/recipes.json"
 FILE_TYPES = {
@@ -60,7 +61,12 @@ class Sizes:
         )  # fmt: skip
 
     @property
-    def case(self) -> Case:
+    def case(self) -> AnyCase:
+        if self.architecture == "gemma4":
+            return self.gemma4
+        if self.architecture == "llama":
+            sizes = self.layers, self.width, self.hidden, self.heads, self.kv_heads, self.head_dim
+            return LlamaCase("x", *sizes, tied=self.tied)
         caps = {"attention_cap": 50.0, "final_cap": 30.0} if self.architecture == "gemma2" else {}
         scalar, local = self.head_dim, "L" * (self.layers - 1) + "G"
         if self.architecture == "gemma2":
@@ -88,6 +94,10 @@ MODELS = {
     "gemma3-48": Sizes("gemma3", 48, 256, 256, 8, 4, 32),
     "gemma3-62": Sizes("gemma3", 62, 256, 256, 8, 4, 32),
     "gemma3-6-odd": Sizes("gemma3", 6, 80, 144, 4, 1, 32),
+    "llama-30-narrow": Sizes("llama", 30, 96, 256, 9, 3, 32),
+    "llama-24-head-80": Sizes("llama", 24, 256, 256, 16, 4, 80, tied=False),
+    "llama-32-mha": Sizes("llama", 32, 256, 256, 4, 4, 64, tied=False),
+    "llama-80": Sizes("llama", 80, 256, 256, 8, 1, 32, tied=False),
     "gemma3-26-narrow-pure": Sizes("gemma3", 26, 96, 256, 4, 1, 64, pure=True),
     "gemma2-26-pure": Sizes("gemma2", 26, 256, 256, 8, 4, 32, pure=True),
     "gemma4-35-shared": Sizes("gemma4", 35, 256, 256, 8, 1, 32, per_layer=64, shared=17),
@@ -106,10 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in MODELS.items():
             source = Path(folder) / f"{name}.gguf"
-            if sizes.architecture == "gemma4":
-                write_gemma4(sizes.gemma4, source)
-            else:
-                write_gguf(sizes.case, source)
+            write_gguf(sizes.case, source)
             record[name] = {"sizes": asdict(sizes)} | {mix: _chosen(source, mix, sizes.pure) for mix in FILE_TYPES}
             source.unlink()
     OUT.parent.mkdir(exist_ok=True)

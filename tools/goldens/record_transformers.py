@@ -44,7 +44,8 @@ def main() -> None:
     )
 
 
-def _load(folder: str, **changes: Any) -> Any:
+def load(folder: str, **changes: Any) -> Any:
+    """The model in `folder`, with other values in its configuration."""
     config = transformers.AutoConfig.from_pretrained(folder)
     for key, value in changes.items():
         setattr(config, key, value)
@@ -53,27 +54,33 @@ def _load(folder: str, **changes: Any) -> Any:
     ).eval()
 
 
-def _logits(model: Any, ids: list[int]) -> Floats:
+def logits_of(model: Any, ids: list[int]) -> Floats:
+    """Float32 (ids, vocab)."""
     with torch.no_grad():
         result: Floats = model(torch.tensor([ids]), use_cache=False).logits[0].numpy()
     return result
 
 
 def _record(case: Case, folder: str) -> dict[str, Floats]:
-    model = _load(folder)
+    model = load(folder)
     _check_config(case, model)
-    out = {f"{case.name}/{n}": _logits(model, token_ids(case, n)) for n in case.lengths}
+    out = {f"{case.name}/{n}": logits_of(model, token_ids(case, n)) for n in case.lengths}
     ids = token_ids(case, case.lengths[0])
     logits = out[f"{case.name}/{len(ids)}"]
-    best = np.sort(logits, axis=-1)
-    margin = float((best[:, -1] - best[:, -2]).min() / np.ptp(logits))
-    print(f"{case.name}: range {np.ptp(logits):.1f}, smallest margin {margin:.1e}", end="")
-    assert np.isfinite(logits).all()
-    assert margin > MINIMUM_MARGIN, f"{case.name}: change the seed"
+    check_margin(case.name, logits)
     _check_caps_bite(case, folder, ids, logits)
     _check_window_bites(case, folder, ids, logits)
     print()
     return out
+
+
+def check_margin(name: str, logits: Floats) -> None:
+    """Stop where an argmax would hang on float rounding."""
+    best = np.sort(logits, axis=-1)
+    margin = float((best[:, -1] - best[:, -2]).min() / np.ptp(logits))
+    print(f"{name}: range {np.ptp(logits):.1f}, smallest margin {margin:.1e}", end="")
+    assert np.isfinite(logits).all()
+    assert margin > MINIMUM_MARGIN, f"{name}: change the seed"
 
 
 def _check_config(case: Case, model: Any) -> None:
@@ -103,7 +110,7 @@ def _check_caps_bite(case: Case, folder: str, ids: list[int], logits: Floats) ->
     for key, cap in (("attn_logit_softcapping", case.attention_cap), ("final_logit_softcapping", case.final_cap)):
         if cap is None:
             continue
-        change = np.abs(_logits(_load(folder, **{key: None}), ids) - logits).max() / np.ptp(logits)
+        change = np.abs(logits_of(load(folder, **{key: None}), ids) - logits).max() / np.ptp(logits)
         print(f", without {key} {change:.1e}", end="")
         if case.name in ("gemma2-caps-bite", "gemma3-final-cap"):
             assert change > 0.05, f"{case.name}: {key} makes no material difference"
@@ -113,14 +120,14 @@ def _check_window_bites(case: Case, folder: str, ids: list[int], logits: Floats)
     if "L" not in case.local or len(ids) <= case.window:
         return
     for window in (case.window - 1, case.window + 1):
-        change = np.abs(_logits(_load(folder, sliding_window=window), ids) - logits).max() / np.ptp(logits)
+        change = np.abs(logits_of(load(folder, sliding_window=window), ids) - logits).max() / np.ptp(logits)
         print(f", window {window} {change:.1e}", end="")
         assert change > 0.005, f"{case.name}: a window of {window} makes no material difference"
 
 
 def _check_dialects_agree(case: Case, folder: str, goldens: dict[str, Floats]) -> None:
     n = case.lengths[0]
-    assert np.array_equal(_logits(_load(folder), token_ids(case, n)), goldens[f"{case.name}/{n}"]), case.name
+    assert np.array_equal(logits_of(load(folder), token_ids(case, n)), goldens[f"{case.name}/{n}"]), case.name
 
 
 if __name__ == "__main__":

@@ -1,31 +1,25 @@
-"""Embedding, norms, rotation, gates, sums and caps, against the definition bit for bit."""
+"""Embedding, norms, gates, sums and caps, against the definition bit for bit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from edge_gemma.kernels.operations import ADD, EMBED, GATE, HEAD_NORM, NORM, ROTATE, SOFTCAP, STEP_ANGLES
+from edge_gemma.kernels.operations import ADD, EMBED, GATE, GELU, NORM, SILU, SOFTCAP
 from edge_gemma.kernels.reference import operations as reference
-from tests.kernels.harness import FLOAT_NAMES, PRODUCT_NAMES, Array, Row, Step, assert_same_bits, random_rows, row, run
+from tests.kernels.harness import (
+    FLOAT_NAMES,
+    PRODUCT_NAMES,
+    Step,
+    assert_same_bits,
+    random_rows,
+    row,
+    rows_of,
+    run,
+    run_checked,
+)
 
 ROWS, THREADS = [1, 2, 5], [1, 2]
-
-
-def rows_of(tokens: int, columns: int, gap: int = 16) -> Array:
-    """Random rows `gap` values further apart than they are long, 9 in between."""
-    memory = np.full((tokens, columns + gap), np.float32(9))
-    view = memory[:, :columns]
-    view[:] = np.random.default_rng(tokens + columns).standard_normal(view.shape) * 3
-    return view
-
-
-def run_checked(operation: Row, step: Step, threads: int, *outputs: Array) -> None:
-    """Run, and see that nothing between the rows was touched."""
-    run([operation], step, threads)
-    for y in outputs:
-        if y.base is not None and y.base.ndim == 2:
-            assert (y.base[:, y.shape[1] :] == 9).all()
 
 
 @pytest.mark.parametrize("threads", THREADS)
@@ -56,24 +50,6 @@ def test_norm(tokens: int, columns: int, with_base: bool, factor: float | None) 
         assert_same_bits(y.copy(), reference.norm(x, weight, 1e-6, base if with_base else None, factor or 1.0))
 
 
-@pytest.mark.parametrize("with_base", [False, True])
-@pytest.mark.parametrize("with_weight", [False, True])
-@pytest.mark.parametrize(("heads", "size"), [(1, 32), (3, 64), (35, 256)])
-def test_head_norm(heads: int, size: int, with_weight: bool, with_base: bool) -> None:
-    weight = rows_of(1, size)[0].copy()
-    for tokens in ROWS:
-        x, y, base = (rows_of(tokens, heads * size, gap) for gap in (16, 32, 48))
-        operation = row(
-            HEAD_NORM, "elementwise.head_norm", x=x, x_stride=x.strides[0], heads=heads, head_dim=size,
-            weight=weight if with_weight else 0, epsilon=1e-6, base=base if with_base else 0,
-            base_stride=base.strides[0], scale=0.7071, y=y, y_stride=y.strides[0],
-        )  # fmt: skip
-        run_checked(operation, Step(tokens), 2, y)
-        a, b = (rows.reshape(tokens, heads, size) for rows in (x, base))
-        want = reference.head_norm(a, 1e-6, weight if with_weight else None, b if with_base else None, 0.7071)
-        assert_same_bits(y.copy(), want.reshape(tokens, -1))
-
-
 def test_norm_is_the_formula() -> None:
     x, weight = rows_of(3, 640).astype(np.float64), rows_of(1, 640).astype(np.float64)
     exact = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-6) * weight
@@ -93,43 +69,19 @@ def test_norm_of_zeros_and_of_itself_in_place() -> None:
     assert not x[0].any() and np.allclose(x[1], 1.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("with_norm", [False, True])
-@pytest.mark.parametrize(("heads", "size"), [(1, 32), (3, 64), (4, 256)])
-def test_rotate(heads: int, size: int, with_norm: bool) -> None:
-    for tokens in ROWS:
-        x, angles = rows_of(tokens, heads * size), rows_of(tokens, size, gap=0)
-        weight = rows_of(1, size)[0].copy()
-        heads_of_x = x.copy().reshape(tokens, heads, size)
-        want = reference.rotate(heads_of_x, angles, 0.0625, weight if with_norm else None, 1e-6)
-        rotation = row(
-            ROTATE, "elementwise.rotate", x=x, x_stride=x.strides[0], heads=heads, head_dim=size,
-            norm=weight if with_norm else 0, epsilon=1e-6, scale=0.0625, angles=STEP_ANGLES,
-        )  # fmt: skip
-        run_checked(rotation, Step(tokens, angles=angles), 2, x)
-        assert_same_bits(x.copy(), want.reshape(tokens, -1))
-
-
-def test_rotation_keeps_lengths_and_turns_by_the_angle() -> None:
-    size = 64
-    x = rows_of(1, size, gap=0).reshape(1, 1, size)
-    phi = np.linspace(0, 3, size // 2, dtype=np.float32)
-    turned = reference.rotate(x, np.concatenate([np.cos(phi), np.sin(phi)])[None], 1.0)
-    pairs = [a[0, 0, : size // 2] + 1j * a[0, 0, size // 2 :] for a in (x, turned)]
-    assert np.allclose(pairs[0] * np.exp(1j * phi), pairs[1], atol=1e-5)
-
-
+@pytest.mark.parametrize("activation", [GELU, SILU])
 @pytest.mark.parametrize("columns", [32, 480, 1184])
-def test_gate(columns: int) -> None:
+def test_gate(columns: int, activation: int) -> None:
     for tokens in ROWS:
         up, g, y = rows_of(tokens, columns), rows_of(tokens, columns) * 2, rows_of(tokens, columns, gap=8)
         wide = np.full((tokens, columns + 16), np.float32(9))
         wide[:, :columns] = g
         gate = row(
             GATE, "elementwise.gate", gate=wide, gate_stride=wide.strides[0], up=up, up_stride=up.strides[0],
-            columns=columns, y=y, y_stride=y.strides[0],
+            activation=activation, columns=columns, y=y, y_stride=y.strides[0],
         )  # fmt: skip
         run_checked(gate, Step(tokens), 2, y)
-        assert_same_bits(y.copy(), reference.gate(g, up))
+        assert_same_bits(y.copy(), reference.gate(g, up, activation))
 
 
 @pytest.mark.parametrize("columns", [32, 480, 1184])
@@ -140,6 +92,14 @@ def test_add(columns: int) -> None:
         arguments = {"x": x, "x_stride": x.strides[0], "y": y, "y_stride": y.strides[0], "columns": columns}
         run_checked(row(ADD, "elementwise.add", **arguments), Step(tokens), 2, y)
         assert_same_bits(y.copy(), want)
+
+
+def test_a_vector_is_added_to_every_row_where_its_rows_are_no_bytes_apart() -> None:
+    x, y = rows_of(1, 480, gap=0), rows_of(5, 480, gap=8)
+    want = reference.add(x, y)
+    arguments = {"x": x, "x_stride": 0, "y": y, "y_stride": y.strides[0], "columns": 480}
+    run_checked(row(ADD, "elementwise.add", **arguments), Step(5), 2, y)
+    assert_same_bits(y.copy(), want)
 
 
 @pytest.mark.parametrize("columns", [1, 15, 17, 512, 513, 1039])

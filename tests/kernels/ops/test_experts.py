@@ -12,7 +12,7 @@ import pytest
 
 from edge_gemma.formats import FORMATS
 from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, expert_scratch, group_words
-from edge_gemma.kernels.operations import EXPERT_GATE, EXPERTS
+from edge_gemma.kernels.operations import EXPERT_GATE, EXPERTS, GELU
 from edge_gemma.kernels.ops.experts import SMALL
 from edge_gemma.kernels.reference import experts as reference
 from edge_gemma.kernels.reference import operations as plain
@@ -173,7 +173,7 @@ def test_gates_of_all_choices(tokens: int) -> None:
         q = aligned((tokens * k, columns // 32 * LINE), np.uint8)
         gate = row(
             EXPERT_GATE, "elementwise.expert_gate", gate=g, gate_stride=g.strides[0], up=u, up_stride=u.strides[0],
-            columns=columns, y=y, y_stride=y.strides[0], q=q, q_stride=q.strides[0], zero=8, choices=k,
+            activation=GELU, columns=columns, y=y, y_stride=y.strides[0], q=q, q_stride=q.strides[0], zero=8, choices=k,
         )  # fmt: skip
         run([gate], Step(tokens), threads)
         assert (y[:, columns:] == 9).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_gemma.kernels.layout import LINE, attention_scratch, partial_bytes, row_scratch
-from edge_gemma.kernels.operations import ATTEND, GATE, MERGE, NORM
+from edge_gemma.kernels.operations import ATTEND, GATE, GELU, MERGE, NORM
 from edge_gemma.kernels.reference import operations as reference
 from tests.kernels.harness import Array, Step, aligned, assert_same_bits, row, run
 from tests.kernels.ops.test_attention import LAYER, Shape
@@ -50,7 +50,7 @@ def test_gate(rows: int, columns: int, floats: bool) -> None:
     q = lines(rows, columns)
     operation = row(
         GATE, "elementwise.gate", gate=gate, gate_stride=gate.strides[0], up=up, up_stride=up.strides[0],
-        columns=columns, y=y if floats else 0, y_stride=y.strides[0], **int8(q),
+        activation=GELU, columns=columns, y=y if floats else 0, y_stride=y.strides[0], **int8(q),
     )  # fmt: skip
     step = Step(rows)
     step.scratch_bytes = row_scratch(32)

@@ -9,7 +9,7 @@ import pytest
 
 from edge_gemma.formats import FORMATS
 from edge_gemma.kernels.layout import LANES, LINE, STRETCH, ZEROS, matmul_scratch
-from edge_gemma.kernels.operations import GATED, MATMUL, QUANTIZE
+from edge_gemma.kernels.operations import GATED, GELU, MATMUL, QUANTIZE, SILU
 from edge_gemma.kernels.reference import formats as reference_formats
 from edge_gemma.kernels.reference import operations as reference
 from edge_gemma.kernels.tuning.strategies import DEFAULTS, STRATEGIES
@@ -140,18 +140,18 @@ def test_products_are_the_definition(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCT_NAMES)
-@pytest.mark.parametrize("floats", [True, False])
-def test_a_gated_pass_is_two_products_and_a_gate(name: str, floats: bool) -> None:
+@pytest.mark.parametrize(("floats", "activation"), [(True, GELU), (False, SILU)])
+def test_a_gated_pass_is_two_products_and_a_gate(name: str, floats: bool, activation: int) -> None:
     tokens, rows, columns, zero = 33, 7 * 32, STRETCH + FORMATS[name].block, 8
     (weights, lines), up = example(name, rows, columns), random_rows(name, rows, columns, 1)
     lines = lines[:tokens]
     products = reference.matmul(name, weights, lines), reference.matmul(name, up, lines)
-    want = reference.gate(*(np.clip(y, -1e15, 1e15) for y in products))
+    want = reference.gate(*(np.clip(y, -1e15, 1e15) for y in products), activation)
     y, q = np.zeros((tokens, rows + 3), np.float32)[:, :rows], aligned((tokens, rows // 32 * LINE), np.uint8)
     gated = row(
         GATED, f"matmul.{name}", weights=weights, row_bytes=weights.strides[0], rows=rows, columns=columns, x=lines,
-        x_stride=lines.strides[0], y=y if floats else 0, y_stride=y.strides[0], up=up, q=q, q_stride=q.strides[0],
-        zero=zero,
+        x_stride=lines.strides[0], y=y if floats else 0, y_stride=y.strides[0], up=up, activation=activation, q=q,
+        q_stride=q.strides[0], zero=zero,
     )  # fmt: skip
     run([gated], Step(tokens, scratch_bytes=matmul_scratch(tokens)), threads=2)
     assert want.any() and np.isfinite(want).all()

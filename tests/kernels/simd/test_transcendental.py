@@ -1,4 +1,4 @@
-"""exp, tanh and GELU: the bounds their module claims, their edges, and the definition's very bits."""
+"""exp, tanh, GELU and SiLU: the bounds their module claims, their edges, and the definition's very bits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def gelu_exactly(x: Array) -> Array:
         return x / (1 + np.exp(-2 * inner))
 
 
+def silu_exactly(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
 def inputs(low: float, high: float) -> Array:
     """An even grid, and floats of every exponent down to the subnormals."""
     bits = np.random.default_rng(0).integers(0, 1 << 32, DENSE, dtype=np.uint64).astype(np.uint32).view(np.float32)
@@ -40,6 +45,7 @@ def ulps(got: Array, exact: Array) -> Array:
         (functions.exp, np.exp, -87.336, 88.376, 1.1),
         (functions.tanh, np.tanh, -12.0, 12.0, 2.6),
         (functions.gelu, gelu_exactly, -1.0, 50.0, 2.7),
+        (functions.silu, silu_exactly, -87.0, 90.0, 2.7),
     ],
 )
 def test_bounds(function: Any, exactly: Callable[[Array], Array], low: float, high: float, bound: float) -> None:
@@ -59,6 +65,7 @@ EDGES = {
     },
     functions.tanh: {np.inf: 1.0, -np.inf: -1.0, 0.0: 0.0, 3e38: 1.0, -3e38: -1.0, 1e-45: 1e-45, -1e-45: -1e-45},
     functions.gelu: {np.inf: np.inf, 3e38: 3e38, 0.0: 0.0, 1e4: 1e4},
+    functions.silu: {np.inf: np.inf, 3e38: 3e38, 0.0: 0.0, 1e4: 1e4, 1e20: 1e20, 1e-45: 0.0},
 }  # fmt: skip
 
 
@@ -77,7 +84,7 @@ def test_monotonous_where_softmax_and_caps_rely_on_it() -> None:
     assert np.abs(lanewise(functions.tanh, "F:F")(inputs(-100.0, 100.0))).max() == 1.0
 
 
-@pytest.mark.parametrize("name", ["exp", "tanh", "gelu"])
+@pytest.mark.parametrize("name", ["exp", "tanh", "gelu", "silu"])
 def test_the_definition_has_the_same_bits(name: str) -> None:
     x = np.concatenate([inputs(-90.0, 90.0)[::7], np.array([np.nan, np.inf, -np.inf, 3e38, -3e38], np.float32)])
     with np.errstate(all="ignore"):

@@ -87,6 +87,11 @@ def test_where_less_is_signed() -> None:
     assert_same_bits(lanewise(simd.where_less, "IIFF:F")(WORDS, OTHERS, x, y), np.where(WORDS < OTHERS, x, y))
 
 
+def test_swap_pairs() -> None:
+    x = floats(160, 4)
+    assert_same_bits(lanewise(simd.swap_pairs, "F:F")(x), x.reshape(-1, 2)[:, ::-1].ravel())
+
+
 # ---- conversions -------------------------------------------------------------------------------------------------
 
 

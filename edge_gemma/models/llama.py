@@ -1,0 +1,110 @@
+"""Llama, Mistral, SmolLM, H2O-Danube, Sheared-LLaMA: their tensors, and the forward pass. arXiv:2302.13971.
+
+Knows no files, threads, instruction sets or sampling. T: rows of a step, D: model width, F: feed-forward width, H x d:
+query heads, K x d: key-value heads, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from edge_gemma.graph.cache import LayerCache
+from edge_gemma.graph.program import Program
+from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.states import Rope
+from edge_gemma.models.architecture import Config
+from edge_gemma.models.layers import LayerConfig
+from edge_gemma.models.llama_config import LlamaConfig
+from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
+from edge_gemma.models.weights import LayerWeights, Weights
+
+ATTENTION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+}
+FEED_FORWARD = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+
+
+class Llama(LlamaConfig):
+    """The family. Its files have the rows of query and key heads in an order in which neighbours rotate as a pair."""
+
+    matrices: Mapping[str, str] = ATTENTION | FEED_FORWARD
+
+    # ---- tensors -------------------------------------------------------------------------------------------------
+
+    def tensors(self, config: Config) -> list[TensorSpec]:
+        """Matrices of a layer, its biases, then its norms."""
+        D, V, rope = config.d_model, config.vocab_size, config.layers[0].rope
+        return [
+            TensorSpec("rope_freqs", (rope.dims // 2,), "", optional=True, values=rope.factors),
+            TensorSpec("token_embd", (V, D), HF_EMBEDDING),
+            TensorSpec("output", (V, D), HF_OUTPUT, optional=True),
+            *(spec for i in range(len(config.layers)) for spec in _of_layer(config, i)),
+            TensorSpec("output_norm", (D,), "norm.weight"),
+        ]
+
+    # ---- forward pass --------------------------------------------------------------------------------------------
+
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+        """Tokens to the last layer's output, (T, D)."""
+        x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
+        for layer, w, cache in zip(config.layers, weights.layers, caches, strict=True):
+            rope = replace(layer.rope, factors=weights.rope_factors)
+            p.add(x, attention(p, config, layer, rope, w, cache, x))
+            p.add(x, feed_forward(p, config, w, x))
+        return x
+
+    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+        """The last layer's output to logits, (T, V)."""
+        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
+        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
+
+
+def attention(
+    p: Program, config: Config, layer: LayerConfig, rope: Rope, w: LayerWeights, cache: LayerCache, x: Rows
+) -> Rows:
+    """Grouped-query attention, over the window if there is one."""
+    eps, d = config.rms_eps, layer.head_dim
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
+    q = p.whole_heads(affine(p, h, w, "attn_q", out="q"), d)  # (T, H d)
+    k = p.whole_heads(affine(p, h, w, "attn_k", out="k"), d)  # (T, K d)
+    v = p.whole_heads(affine(p, h, w, "attn_v", out="v"), d)  # (T, K d)
+    p.rotate(q, rope, norm=None, epsilon=eps, scale=config.attn_scale)
+    p.rotate(k, rope, norm=None, epsilon=eps, scale=1.0)
+    p.append(cache, k, v)
+    a = p.attend(cache, q, window=layer.window, softcap=None, out="a", takers=(w.attn_output,), head_dim=d)  # (T, H d)
+    return affine(p, a, w, "attn_output", out="o")  # (T, D)
+
+
+def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+    """SwiGLU."""
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
+    gated = p.silu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
+    return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
+
+
+def affine(p: Program, x: Rows, w: LayerWeights, role: str, *, out: str) -> Rows:
+    """out = x weight^T, plus the bias where there is one."""
+    y, bias = p.matmul(x, getattr(w, role), out=out), w.get(f"{role}_bias")
+    return y if bias is None else p.add_bias(y, bias)
+
+
+def _of_layer(config: Config, i: int) -> Iterator[TensorSpec]:
+    layer, D, H, K = config.layers[i], config.d_model, config.n_heads, config.layers[i].n_kv_heads
+    F, q, kv = layer.d_ff, H * layer.head_dim, K * layer.head_dim
+    shapes = {"attn_q": (q, D), "attn_k": (kv, D), "attn_v": (kv, D), "attn_output": (D, q)}
+    shapes |= {"ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}
+    paired = {"attn_q": H, "attn_k": K}
+    for module, role in (ATTENTION | FEED_FORWARD).items():
+        yield TensorSpec(role, shapes[role], f"layers.{i}.{module}.weight", i, paired_heads=paired.get(role, 0))
+    for module, role in ATTENTION.items():
+        yield TensorSpec(
+            role, shapes[role][:1], f"layers.{i}.{module}.bias", i,
+            optional=True, part="bias", paired_heads=paired.get(role, 0),
+        )  # fmt: skip
+    for module, role in NORMS.items():
+        yield TensorSpec(role, (D,), f"layers.{i}.{module}.weight", i)
