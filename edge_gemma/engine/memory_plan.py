@@ -35,7 +35,8 @@ TOKEN_BYTES = 200
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of each kind. `weights` are pages of the mapped file, which processes share; the rest is our own.
+    """Bytes of each kind. `weights` are pages of the mapped file, which processes share; the rest is our own. Tables
+    that are only looked up, rows of which become resident as their tokens occur, are not in it.
 
     kv_cache and buffers are exact, `tokenizer` an estimate. What Python takes with this package, and the machine code
     of the kernels, is not in it: 30 MB before a model is opened, and 10 then.
@@ -76,7 +77,7 @@ def memory_plan(
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
     logits = sequences * 4 * config.vocab_size
     return MemoryPlan(
-        weights=sum(tensor.nbytes for tensor in weights.tensors()),
+        weights=sum(tensor.nbytes for tensor in weights.tensors()) - looked_up_bytes(config, weights),
         kv_cache=sequences * cache_bytes(config.states, context, chunk, kv_type),
         buffers=buffer_bytes(config, weights, context, chunk, kv_type)
         + threads * scratch_bytes(config, chunk)
@@ -118,6 +119,14 @@ def buffer_bytes(config: Config, weights: Weights, context: int, chunk: int, kv_
         Recording(regime, chunk, lambda _tensor: 0, kv_type, *model, allocate=False) for regime in Regime.up_to(chunk)
     ]
     return sum(recording.program.buffer_bytes() for recording in recordings)
+
+
+def looked_up_bytes(config: Config, weights: Weights) -> int:
+    """Of tables that no product is made with, of which a token reads a row."""
+    tables = [weights.outside.get("per_layer_token_embd")]
+    if weights.output is not weights.token_embd or config.embedding is not None:
+        tables.append(weights.token_embd)
+    return sum(table.nbytes for table in tables if table is not None)
 
 
 def scratch_bytes(config: Config, chunk: int) -> int:

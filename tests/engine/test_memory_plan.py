@@ -12,9 +12,12 @@ import pytest
 
 from edge_gemma.engine.memory_plan import KvType, default_chunk, memory_plan, scratch_bytes
 from edge_gemma.engine.runner import Runner
+from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.step import Rows
 from edge_gemma.kernels.layout import expert_scratch, matmul_scratch
 from edge_gemma.models.layers import Experts
+from edge_gemma.models.registry import read_config
+from edge_gemma.models.weights import Weights
 from tests.conftest import TinyGguf
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +70,18 @@ def test_buffers_and_cache_are_as_planned(
     two = memory_plan(runner.config, runner.weights, context, sequences=2, **sizes)
     assert two.kv_cache == 2 * most and two.buffers == allocated + 4 * runner.config.vocab_size
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("case", "looked_up"),
+    [("gemma4-e2b", {"per_layer_token_embd.weight"}), ("gemma2-untied", {"token_embd.weight"}), ("gemma2-2b", set())],
+)
+def test_tables_that_are_only_looked_up_are_not_counted(tiny_gguf: TinyGguf, case: str, looked_up: set[str]) -> None:
+    with GgufFile.open(tiny_gguf(case)) as file:
+        config = read_config(file)
+        weights = Weights.bind(file, config)
+        counted = sum(t.nbytes for t in weights.tensors() if t.name not in looked_up)
+        assert memory_plan(config, weights, 64).weights == counted
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what no file backs")
