@@ -430,8 +430,7 @@ class Gemma:
     def _check_continues(self) -> None:
         """Raise where the model is closed, and ValueError where it makes embeddings."""
         self._engine.check_open()
-        if self.config.embedding is not None:
-            raise ValueError(f"{self.config.architecture} is an embedding model, which continues no text: use embed")
+        self._runner.check_continues()
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         try:

@@ -25,7 +25,8 @@ from edge_gemma.models.weights import Weights
 class Recording:
     """Program and table of one regime. The head reads rows of any regime's last layer, and writes where it is told.
 
-    With `observe`, the input of the product with the vocabulary is observed, too, and there is no head.
+    With `observe`, the input of the product with the vocabulary is observed, too, and there is no head: so what goes
+    into an encoder's dense layers is not.
     `options`: of `Program`.
     """
 
@@ -45,14 +46,14 @@ class Recording:
         self.program = Program(regime, chunk, address_of, kv_type, observe=observe, **options)
         self.x = record(self.program, config, weights, layer_caches(config.states, context, kv_type))
         """The last layer's output."""
-        if observe:
+        if observe and config.embedding is None:
             out = weights.output
             self.program.observe(
                 self.program.rms_norm(self.x, weights.output_norm, config.rms_eps, out="h", takers=(out,)), out
             )
         self._body = len(self.program)
         self._outside: list[Rows] = []
-        if config.embedding is not None:
+        if config.embedding is not None and not observe:
             self._record_embedding(config, weights)
         elif not observe:
             self._record_logits(config, weights)

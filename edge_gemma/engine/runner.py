@@ -290,13 +290,20 @@ class Runner:
                 f"{name}: {count} tokens do not fit the context of {self.context}; open with a larger one"
             )
 
+    def check_continues(self) -> None:
+        """Raise ValueError for a model that makes embeddings."""
+        if self.config.embedding is not None:
+            raise ValueError(f"{self.config.architecture} is an embedding model, which continues no text: use embed")
+
     def _check(self, batch: Sequence[Rows]) -> int:
         """The number of rows. Raises ValueError, ContextOverflowError."""
         for part in batch:
             self.check_tokens(part.tokens)
             if part.table.pool is not self.pool or part.table.released:
                 raise ValueError("a table is of another model, or was released")
-            most = 0 if self._observing or self.config.embedding else len(part.tokens)
+            if part.wanted:
+                self.check_continues()
+            most = 0 if self._observing else len(part.tokens)
             if not 0 <= part.wanted <= most:
                 raise ValueError(f"wanted: {part.wanted} is outside 0..{most}, the tokens that there are logits after")
             self.check_context(part.table.length + len(part.tokens))

@@ -183,6 +183,7 @@ def _open(
         raise ValueError(f"-t: {threads} is outside 1..256")
     runner = StampedRunner(path, context=context, threads=threads, kv_type=kv_type, sequences=2, progress=progress)
     try:
+        runner.check_continues()
         yield runner, Tokenizer.from_gguf(runner.file)
     finally:
         runner.close()

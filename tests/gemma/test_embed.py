@@ -12,6 +12,7 @@ import pytest
 from edge_gemma import ContextOverflowError, Gemma, ModelFormatError
 from edge_gemma.engine.encoder import steps
 from edge_gemma.engine.memory_plan import MOST_TEXTS
+from edge_gemma.measure.profile import profile
 from tests.conftest import TinyGguf
 from tests.goldens.embedding_cases import EMBEDDING_CASES, texts, texts2, write_gguf, write_gguf2
 from tests.goldens.real import DATA
@@ -117,6 +118,8 @@ def test_what_is_refused(write: Write, tiny_gguf: TinyGguf) -> None:
         for call in (lambda: model.generate("a"), lambda: model.logits([2]), model.sequence, lambda: model.stream("a")):
             with pytest.raises(ValueError, match="embedding model, which continues no text"):
                 call()
+        with pytest.raises(ValueError, match="embedding model, which continues no text"):
+            profile(write(), n_prompt=8, n_gen=1, threads=1)
         with pytest.raises(ValueError, match=r"prompt: 'poem' is none of the model's \(query, document\)"):
             model.embed("a", prompt="poem")
         with pytest.raises(ValueError, match="dimensions: 257"):
