@@ -55,13 +55,13 @@ def activation_bytes(columns: int) -> int:
 
 # ---- rows --------------------------------------------------------------------------------------------------------
 
-PIECE = 512
-"""Values of a row that a thread takes at a time where a row can be cut."""
+ITEM_COLUMNS = 512
+"""Columns of a work item where a row can be cut."""
 
 
 def row_scratch(columns: int) -> int:
     """Bytes a thread needs for a row of float32 that only its int8 blocks are wanted of."""
-    return 4 * max(columns, PIECE)
+    return 4 * max(columns, ITEM_COLUMNS)
 
 
 # ---- logits ------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from ..simd.vocabulary import (
     sum_lanes_int,
     to_int,
 )
-from .work_sharing import in_pieces
+from .work_sharing import parallel_for
 
 _HALF = 16 // LANES  # vectors in 16 values
 _SMALLEST = np.float32(2.0**-120)  # 127 divided by less may overflow; a block of less is 0
@@ -82,13 +82,13 @@ def _blocks(op: Any, step: Any) -> Any:
 
 
 @inlined
-def quantize(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
+def quantize(op: Any, _step: Any, _thread: Any, item: Any) -> None:
     """A block of a row of float32 to a line."""
-    row, block = piece // (word(op, _COLUMNS) // 32), piece % (word(op, _COLUMNS) // 32)
+    row, block = item // (word(op, _COLUMNS) // 32), item % (word(op, _COLUMNS) // 32)
     x = word(op, _X) + row * word(op, _X_STRIDE) + 128 * block
     quantize_block(x, word(op, _ZERO), word(op, _Q) + row * word(op, _Q_STRIDE) + LINE * block)
 
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"quantize": in_pieces(_blocks, quantize)}
+    return {"quantize": parallel_for(_blocks, quantize)}

@@ -52,7 +52,7 @@ from ..simd.vocabulary import LANES, first_lane, fma, load, load_scalar, splat, 
 from .activations import quantize_row
 from .attention_span import MINUS_INFINITY, TILE, make_span
 from .cache_types import CACHE_TYPES
-from .work_sharing import in_pieces
+from .work_sharing import parallel_for
 
 _APPEND, _ATTEND, _MERGE = APPEND.slots, ATTEND.slots, MERGE.slots
 _V = VECTOR
@@ -76,10 +76,10 @@ def make_append(kind: str) -> Any:
         return (word(step, STEP_ROWS) + LANES - 1) // LANES * word(op, _APPEND.heads)
 
     @inlined
-    def append(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+    def append(op: Any, step: Any, _thread: Any, item: Any) -> None:
         """One head of LANES rows: their keys lie in the same cache lines, which threads should not share."""
         heads, size, head_bytes = word(op, _APPEND.heads), word(op, _APPEND.head_dim), word(op, _APPEND.head_bytes)
-        first, head = piece // heads * LANES, piece % heads
+        first, head = item // heads * LANES, item % heads
         for row in range(first, min(first + LANES, word(step, STEP_ROWS))):
             position = word(word(step, STEP_POSITIONS), row)
             page, slot = word(_pages(step, row, word(op, _APPEND.layer)), position // SPAN), position % SPAN
@@ -90,7 +90,7 @@ def make_append(kind: str) -> Any:
                 write_keys(keys + LANES * row_bytes(d), slot % LANES, word(op, _APPEND.k) + source + 4 * d)
                 write_values(values, slot % LANES, size, d, word(op, _APPEND.v) + source + 4 * d)
 
-    return in_pieces(groups, append)
+    return parallel_for(groups, append)
 
 
 # ---- folding partial results -------------------------------------------------------------------------------------
@@ -167,9 +167,9 @@ def _scatter(op: Any, row: Any, count: Any, head: Any, heads: Any, states: Any, 
 
 
 def make_attend(kind: str) -> Any:
-    """Several rows: a tile of rows, and up to QUERY_HEADS of the heads that share keys, is a piece of work.
+    """Several rows: a tile of rows, and up to QUERY_HEADS of the heads that share keys, is a work item.
 
-    for each piece claimed:
+    for each item claimed:
         gather the tile's queries
         for each span that a row of the tile sees, in order:
             for each QUERIES of the queries: their partial results over the span, folded into their states
@@ -188,9 +188,9 @@ def make_attend(kind: str) -> Any:
         states = queries + QUERY_ROWS * QUERY_HEADS * record
         partial = states + QUERY_ROWS * QUERY_HEADS * record
         s = partial + QUERIES * record
-        piece = claim(op, 1)
-        while piece < word(step, STEP_N_TILES) * kv_heads * parts:
-            tile, kv_head, part = piece // (kv_heads * parts), piece // parts % kv_heads, piece % parts
+        item = claim(op, 1)
+        while item < word(step, STEP_N_TILES) * kv_heads * parts:
+            tile, kv_head, part = item // (kv_heads * parts), item // parts % kv_heads, item % parts
             row, rows = word(word(step, STEP_TILES), 2 * tile), word(word(step, STEP_TILES), 2 * tile + 1)
             head, heads = kv_head * group + part * QUERY_HEADS, min(QUERY_HEADS, group - part * QUERY_HEADS)
             position = word(word(step, STEP_POSITIONS), row)
@@ -209,7 +209,7 @@ def make_attend(kind: str) -> Any:
                     for i in range(count):
                         _fold(states + (j + i) * record, partial + i * record, head_dim)
             _scatter(op, row, rows * heads, head, heads, states, record)
-            piece = claim(op, 1)
+            item = claim(op, 1)
 
     return attend
 
@@ -221,9 +221,9 @@ def _record_of(partial: Any, head: Any, number: Any, spans: Any, head_dim: Any) 
 
 
 def make_attend_one(kind: str) -> Any:
-    """One row: every span of every key-value head is a piece of work. `merge` folds them.
+    """One row: every span of every key-value head is a work item. `merge` folds them.
 
-    While a thread works on a piece, it asks for the keys of the one that it has claimed after it.
+    While a thread works on an item, it asks for the keys of the one that it has claimed after it.
     """
     span = make_span(kind, (4, 2, 1))
 
@@ -236,10 +236,10 @@ def make_attend_one(kind: str) -> Any:
         s = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
         position, pages = word(word(step, STEP_POSITIONS), 0), _pages(step, 0, word(op, _ATTEND.layer))
         first = max(0, position - window + 1) // SPAN
-        pieces = (position // SPAN - first + 1) * kv_heads
-        piece, following = claim(op, 1), claim(op, 1)
-        while piece < pieces:
-            number, kv_head, near = piece // kv_heads, piece % kv_heads, following if following < pieces else piece
+        items = (position // SPAN - first + 1) * kv_heads
+        item, following = claim(op, 1), claim(op, 1)
+        while item < items:
+            number, kv_head, near = item // kv_heads, item % kv_heads, following if following < items else item
             k = word(pages, first + number) + kv_head * head_bytes
             after = word(pages, first + near // kv_heads) + near % kv_heads * head_bytes
             span(
@@ -247,7 +247,7 @@ def make_attend_one(kind: str) -> Any:
                 (first + number) * SPAN, window, k, k + kv_heads * head_bytes, after, head_dim, cap, s,
                 _record_of(word(op, _ATTEND.partial), kv_head * group, number, most, head_dim), most * record,
             )  # fmt: skip
-            piece, following = following, claim(op, 1)
+            item, following = following, claim(op, 1)
 
     return attend_one
 

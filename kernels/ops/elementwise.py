@@ -1,6 +1,6 @@
 """The operations on rows that are no products: embedding, norms, gates, sums, caps. Those on heads: `heads`.
 
-Know no model. Rows are float32; each operation hands out rows, or pieces of rows, to the threads.
+Know no model. Rows are float32; each operation hands out rows, or parts of rows, to the threads.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import LINE, PIECE, SUMS
+from ..layout import ITEM_COLUMNS, LINE, SUMS
 from ..operations import (
     ADD,
     EMBED,
@@ -46,7 +46,7 @@ from ..simd.vocabulary import (
 from . import formats
 from .activations import quantize_row
 from .formats import INT_FORMATS, IntFormat
-from .work_sharing import in_pieces
+from .work_sharing import parallel_for
 
 # The words of a program's row that hold each operation's arguments, in the order of `operations`.
 _EMBED, _NORM, _GATE, _ADD, _SOFTCAP = (o.slots for o in (EMBED, NORM, GATE, ADD, SOFTCAP))
@@ -56,7 +56,7 @@ _VECTOR = 4 * LANES
 
 @inlined
 def _rows(_op: Any, step: Any) -> Any:
-    """Pieces of an operation whose pieces are whole rows."""
+    """Work items of an operation: whole rows."""
     return word(step, STEP_ROWS)
 
 
@@ -94,7 +94,7 @@ def make_embed_blocks(fmt: IntFormat) -> Any:
         for b in range(columns // 32):
             block(at + b // BLOCKS * NBYTES, b % BLOCKS, splat(real(op, m)), y + row * y_stride + 128 * b)
 
-    return in_pieces(_rows, embed)
+    return parallel_for(_rows, embed)
 
 
 @inlined
@@ -113,7 +113,7 @@ def make_embed_floats(load_floats: Any, size: int) -> Any:
         for c in range(0, columns, LANES):
             store(y + row * y_stride + 4 * c, load_floats(at + size * c) * splat(real(op, m)))
 
-    return in_pieces(_rows, embed)
+    return parallel_for(_rows, embed)
 
 
 # ---- norms -------------------------------------------------------------------------------------------------------
@@ -163,23 +163,23 @@ def norm(op: Any, step: Any, thread: Any, row: Any) -> None:
 # ---- gates, sums, caps -------------------------------------------------------------------------------------------
 
 
-def in_parts(columns: int, each: Any, rows: Any = _rows) -> Any:
-    """The kernel that does each(op, step, thread, row, first, end) for PIECE columns of a row at a time.
+def parallel_for_columns(columns: int, each: Any, rows: Any = _rows) -> Any:
+    """The kernel that does each(op, step, thread, row, first, end) for ITEM_COLUMNS columns of a row at a time.
 
     `columns` is the word that says how many a row has; rows(op, step): how many rows.
     """
 
     @inlined
-    def parts(op: Any, step: Any) -> Any:
-        return rows(op, step) * ((word(op, columns) + PIECE - 1) // PIECE)
+    def items(op: Any, step: Any) -> Any:
+        return rows(op, step) * ((word(op, columns) + ITEM_COLUMNS - 1) // ITEM_COLUMNS)
 
     @inlined
-    def part(op: Any, step: Any, thread: Any, piece: Any) -> None:
-        per_row = (word(op, columns) + PIECE - 1) // PIECE
-        first = piece % per_row * PIECE
-        each(op, step, thread, piece // per_row, first, min(first + PIECE, word(op, columns)))
+    def part_of_row(op: Any, step: Any, thread: Any, item: Any) -> None:
+        per_row = (word(op, columns) + ITEM_COLUMNS - 1) // ITEM_COLUMNS
+        first = item % per_row * ITEM_COLUMNS
+        each(op, step, thread, item // per_row, first, min(first + ITEM_COLUMNS, word(op, columns)))
 
-    return in_pieces(parts, part)
+    return parallel_for(items, part_of_row)
 
 
 @inlined
@@ -228,9 +228,9 @@ _PARTS = {"gate": (_GATE.columns, gate), "add": (_ADD.columns, add), "softcap": 
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    table = {"norm": in_pieces(_rows, norm)}
-    table |= {name: in_parts(*parts) for name, parts in _PARTS.items()}
-    table["expert_gate"] = in_parts(_GATE.columns, gate, _pairs)
+    table = {"norm": parallel_for(_rows, norm)}
+    table |= {name: parallel_for_columns(*parts) for name, parts in _PARTS.items()}
+    table["expert_gate"] = parallel_for_columns(_GATE.columns, gate, _pairs)
     for name, fmt in INT_FORMATS.items():
         table[f"embed_{name}"] = make_embed_blocks(fmt)
     for name, (load_floats, size) in FLOAT_LOADS.items():

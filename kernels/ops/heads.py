@@ -11,24 +11,24 @@ from ..simd.atomics import real, word
 from ..simd.decorators import inlined
 from ..simd.vocabulary import LANES, load, load_scalar, splat, store, store_scalar, swap_pairs
 from .elementwise import inverse_rms
-from .work_sharing import in_pieces
+from .work_sharing import parallel_for
 
 _HEAD_NORM, _ROTATE, _RESIZE = HEAD_NORM.slots, ROTATE.slots, RESIZE_HEADS.slots
 _VECTOR = 4 * LANES
 
 
 def _heads(heads: int) -> Any:
-    """Pieces of an operation whose pieces are heads; `heads` is the word that says how many a row has."""
+    """Work items of an operation: heads; `heads` is the word that says how many a row has."""
     return inlined(lambda op, step: word(step, STEP_ROWS) * word(op, heads))
 
 
 @inlined
-def head_norm(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+def head_norm(op: Any, step: Any, _thread: Any, item: Any) -> None:
     """y = (rms_norm(x) * weight + base) * scale of a head, `head_dim` neighbours; all heads have the same weight."""
     size, row, head = (
         word(op, _HEAD_NORM.head_dim),
-        piece // word(op, _HEAD_NORM.heads),
-        piece % word(op, _HEAD_NORM.heads),
+        item // word(op, _HEAD_NORM.heads),
+        item % word(op, _HEAD_NORM.heads),
     )
     weight, base, at = word(op, _HEAD_NORM.weight), word(op, _HEAD_NORM.base), 4 * size * head
     x = word(op, _HEAD_NORM.x) + row * word(op, _HEAD_NORM.x_stride) + at
@@ -79,22 +79,22 @@ def make_rotate(turn: Any, angles_per_dim: int) -> Any:
     STEP_ANGLES, whose rows have so many floats for each dimension."""
 
     @inlined
-    def rotate(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+    def rotate(op: Any, step: Any, _thread: Any, item: Any) -> None:
         X, X_STRIDE, HEADS, HEAD_DIM, NORM_WEIGHT, EPSILON, SCALE, ANGLES = _ROTATE
-        size, row, head = word(op, HEAD_DIM), piece // word(op, HEADS), piece % word(op, HEADS)
+        size, row, head = word(op, HEAD_DIM), item // word(op, HEADS), item % word(op, HEADS)
         x = word(op, X) + row * word(op, X_STRIDE) + 4 * size * head
         if word(op, NORM_WEIGHT) != 0:
             _norm_head(x, size, word(op, NORM_WEIGHT), real(op, EPSILON))
         turn(x, size, word(step, word(op, ANGLES)) + row * 4 * size * angles_per_dim, splat(real(op, SCALE)))
 
-    return in_pieces(_heads(_ROTATE.heads), rotate)
+    return parallel_for(_heads(_ROTATE.heads), rotate)
 
 
 @inlined
-def resize_heads(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
+def resize_heads(op: Any, _step: Any, _thread: Any, item: Any) -> None:
     """A head of y: as much of x's as there is room for, then zeros. Reads and writes nothing beside the two."""
     size, y_size, heads = word(op, _RESIZE.head_dim), word(op, _RESIZE.y_head_dim), word(op, _RESIZE.heads)
-    row, head = piece // heads, piece % heads
+    row, head = item // heads, item % heads
     x = word(op, _RESIZE.x) + row * word(op, _RESIZE.x_stride) + 4 * size * head
     y = word(op, _RESIZE.y) + row * word(op, _RESIZE.y_stride) + 4 * y_size * head
     end, d = min(size, y_size), 0
@@ -112,8 +112,8 @@ def resize_heads(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
     return {
-        "head_norm": in_pieces(_heads(_HEAD_NORM.heads), head_norm),
+        "head_norm": parallel_for(_heads(_HEAD_NORM.heads), head_norm),
         "rotate": make_rotate(_rotate_halves, 1),
         "rotate_neighbours": make_rotate(_rotate_neighbours, 2),
-        "resize_heads": in_pieces(_heads(_RESIZE.heads), resize_heads),
+        "resize_heads": parallel_for(_heads(_RESIZE.heads), resize_heads),
     }

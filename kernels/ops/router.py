@@ -32,8 +32,8 @@ from ..simd.vocabulary import (
     store,
     store_scalar,
 )
-from .elementwise import in_parts
-from .work_sharing import in_pieces
+from .elementwise import parallel_for_columns
+from .work_sharing import parallel_for
 
 _ROUTE, _DISPATCH, _COMBINE = ROUTE.slots, DISPATCH.slots, COMBINE.slots
 _VECTOR = 4 * LANES
@@ -137,7 +137,7 @@ def _make_groups(groups: Any, counts: Any, columns: Any) -> None:
 
 
 @inlined
-def dispatch(op: Any, step: Any, _thread: Any, _piece: Any) -> None:
+def dispatch(op: Any, step: Any, _thread: Any, _item: Any) -> None:
     """All pairs of the step."""
     EXPERTS, COLUMNS, CHOICES, GROUPS, ROWS, PLACES = _DISPATCH
     experts, columns, choices, groups = word(op, EXPERTS), word(op, COLUMNS), word(op, CHOICES), word(op, GROUPS)
@@ -177,7 +177,7 @@ def combine(op: Any, _step: Any, _thread: Any, row: Any, first: Any, end: Any) -
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
     return {
-        "route": in_pieces(_rows, route),
-        "dispatch": in_pieces(_one, dispatch),
-        "combine": in_parts(_COMBINE[7], combine),
+        "route": parallel_for(_rows, route),
+        "dispatch": parallel_for(_one, dispatch),
+        "combine": parallel_for_columns(_COMBINE[7], combine),
     }

@@ -39,19 +39,19 @@ from ..simd.vocabulary import (
     where_less,
     zeros,
 )
-from .work_sharing import in_pieces
+from .work_sharing import parallel_for
 
 _MASK, _GROUP_MAXIMA = MASK.slots, GROUP_MAXIMA.slots
-PIECE = 4096
-"""Logits of a piece of work, whole groups and whole words of a mask: 16 KB, of which the maxima fill 4 cache lines."""
+ITEM_LOGITS = 4096
+"""Logits of a work item, whole groups and whole words of a mask: 16 KB, of which the maxima fill 4 cache lines."""
 _WORD = 32
 _FORBIDDEN = np.float32(-np.inf)
 
 
 @inlined
-def _pieces(columns: Any) -> Any:
-    """Pieces of a row."""
-    return (columns + PIECE - 1) // PIECE
+def _items(columns: Any) -> Any:
+    """Work items of a row."""
+    return (columns + ITEM_LOGITS - 1) // ITEM_LOGITS
 
 
 # ---- masks -------------------------------------------------------------------------------------------------------
@@ -82,22 +82,22 @@ def _mask_last(x: Any, allowed: Any, count: Any) -> None:
 
 @inlined
 def _masked(op: Any, step: Any) -> Any:
-    """Pieces of `mask`; none if no row has a mask."""
+    """Work items of `mask`; none if no row has a mask."""
     _, _, COLUMNS = _MASK
-    return word(step, STEP_ROWS) * _pieces(word(op, COLUMNS)) if word(step, STEP_MASKS) != 0 else 0
+    return word(step, STEP_ROWS) * _items(word(op, COLUMNS)) if word(step, STEP_MASKS) != 0 else 0
 
 
 @inlined
-def mask(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-    """A piece of a row in place. Words that allow all are passed over: their logits are not even read."""
+def mask(op: Any, step: Any, _thread: Any, item: Any) -> None:
+    """A work item's logits in place. Words that allow all are passed over: their logits are not even read."""
     X, X_STRIDE, COLUMNS = _MASK
     columns = word(op, COLUMNS)
-    row, first = piece // _pieces(columns), piece % _pieces(columns) * PIECE
+    row, first = item // _items(columns), item % _items(columns) * ITEM_LOGITS
     bits = word(word(step, STEP_MASKS), row)
     if bits == 0:
         return
     x = word(op, X) + row * word(op, X_STRIDE)
-    for c in range(first, min(first + PIECE, columns), _WORD):
+    for c in range(first, min(first + ITEM_LOGITS, columns), _WORD):
         allowed = first_lane_int(broadcast_int(bits + c // 8))
         if c + _WORD > columns:
             _mask_last(x + 4 * c, allowed, columns - c)
@@ -113,7 +113,7 @@ def mask(op: Any, step: Any, _thread: Any, piece: Any) -> None:
 #     y[g]    = the largest lane
 #
 # A vector's maximum loses NaN, and keeping it costs three times as much as adding up all that is read. So where the
-# sum of a piece is NaN its maxima are found again, one logit after the other. A sum may be NaN without a NaN, of
+# sum of a work item is NaN its maxima are found again, one logit after the other. A sum may be NaN without a NaN, of
 # infinities: that costs time alone.
 
 
@@ -151,19 +151,19 @@ def _full_maxima(x: Any, first: Any, end: Any, y: Any) -> Any:
 
 @inlined
 def _grouped(op: Any, step: Any) -> Any:
-    """Pieces of `group_maxima`."""
+    """Work items of `group_maxima`."""
     _, _, COLUMNS, _, _ = _GROUP_MAXIMA
-    return word(step, STEP_ROWS) * _pieces(word(op, COLUMNS))
+    return word(step, STEP_ROWS) * _items(word(op, COLUMNS))
 
 
 @inlined
-def group_maxima(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
-    """The maxima of a piece of a row."""
+def group_maxima(op: Any, _step: Any, _thread: Any, item: Any) -> None:
+    """The maxima of a work item's groups."""
     X, X_STRIDE, COLUMNS, Y, Y_STRIDE = _GROUP_MAXIMA
     columns = word(op, COLUMNS)
-    row, first = piece // _pieces(columns), piece % _pieces(columns) * PIECE
+    row, first = item // _items(columns), item % _items(columns) * ITEM_LOGITS
     x, y = word(op, X) + row * word(op, X_STRIDE), word(op, Y) + row * word(op, Y_STRIDE)
-    end = min(first + PIECE, columns)
+    end = min(first + ITEM_LOGITS, columns)
     full = end // LOGIT_GROUP * LOGIT_GROUP
     total = _full_maxima(x, first, full, y)
     _careful_maxima(x, first if math.isnan(total) else full, end, y)
@@ -171,4 +171,4 @@ def group_maxima(op: Any, _step: Any, _thread: Any, piece: Any) -> None:
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"mask": in_pieces(_masked, mask), "group_maxima": in_pieces(_grouped, group_maxima)}
+    return {"mask": parallel_for(_masked, mask), "group_maxima": parallel_for(_grouped, group_maxima)}

@@ -2,8 +2,8 @@
 
     sums[c] = x[0, c]^2 + x[1, c]^2 + ...        one fused multiply-add a row, in the order of the rows
 
-Threads take pieces of columns, so the bits do not depend on their number. Experts have sums of their own, of the rows
-that they were given, in the order of their group.
+A work item is some columns of all rows, so no bit depends on the number of threads. Experts have sums of their own, of
+the rows that they were given, in the order of their group.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from ..operations import EXPERT_SQUARES, SQUARES, STEP_ROWS
 from ..simd.atomics import set_word, word
 from ..simd.decorators import inlined
 from ..simd.vocabulary import LANES, fma, load, splat, store
-from .work_sharing import in_pieces
+from .work_sharing import parallel_for
 
 _X, _X_STRIDE, _COLUMNS, _SUMS = SQUARES.slots
 _EXPERTS = EXPERT_SQUARES.slots
-PIECE = 64
-"""Columns of a piece of work."""
+ITEM_COLUMNS = 64
+"""Columns of a work item."""
 
 
 @inlined
-def _pieces(op: Any, _step: Any) -> Any:
-    return (word(op, _COLUMNS) + PIECE - 1) // PIECE
+def _items(op: Any, _step: Any) -> Any:
+    return (word(op, _COLUMNS) + ITEM_COLUMNS - 1) // ITEM_COLUMNS
 
 
 @inlined
-def squares(op: Any, step: Any, _thread: Any, piece: Any) -> None:
+def squares(op: Any, step: Any, _thread: Any, item: Any) -> None:
     """Write the sums of this step's rows, float32 (columns,)."""
-    for c in range(piece * PIECE, min((piece + 1) * PIECE, word(op, _COLUMNS)), LANES):
+    for c in range(item * ITEM_COLUMNS, min((item + 1) * ITEM_COLUMNS, word(op, _COLUMNS)), LANES):
         total = splat(0.0)
         for row in range(word(step, STEP_ROWS)):
             v = load(word(op, _X) + row * word(op, _X_STRIDE) + 4 * c)
@@ -39,8 +39,8 @@ def squares(op: Any, step: Any, _thread: Any, piece: Any) -> None:
 
 
 @inlined
-def _pieces_of_experts(op: Any, step: Any) -> Any:
-    return word(op, _EXPERTS.experts) * _pieces(op, step)
+def _items_of_experts(op: Any, step: Any) -> Any:
+    return word(op, _EXPERTS.experts) * _items(op, step)
 
 
 @inlined
@@ -63,14 +63,14 @@ def _row_of(op: Any, result: Any) -> Any:
 
 
 @inlined
-def expert_squares(op: Any, step: Any, _thread: Any, piece: Any) -> None:
-    """Write the sums of a piece of columns of an expert, and with the first piece how many rows it was given."""
-    expert, at = piece // _pieces(op, step), piece % _pieces(op, step) * PIECE
+def expert_squares(op: Any, step: Any, _thread: Any, item: Any) -> None:
+    """Write the sums of some columns of an expert, and with its first ones how many rows it was given."""
+    expert, at = item // _items(op, step), item % _items(op, step) * ITEM_COLUMNS
     first, count = _results_of(op, expert)
     if at == 0:
         set_word(word(op, _EXPERTS.counts), expert, count)
     sums = word(op, _EXPERTS.sums) + 4 * expert * word(op, _COLUMNS)
-    for c in range(at, min(at + PIECE, word(op, _COLUMNS)), LANES):
+    for c in range(at, min(at + ITEM_COLUMNS, word(op, _COLUMNS)), LANES):
         total = splat(0.0)
         for result in range(first, first + count):
             v = load(_row_of(op, result) + 4 * c)
@@ -80,4 +80,4 @@ def expert_squares(op: Any, step: Any, _thread: Any, piece: Any) -> None:
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"squares": in_pieces(_pieces, squares), "expert_squares": in_pieces(_pieces_of_experts, expert_squares)}
+    return {"squares": parallel_for(_items, squares), "expert_squares": parallel_for(_items_of_experts, expert_squares)}

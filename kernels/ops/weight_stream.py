@@ -19,7 +19,7 @@ _NEXT_W, _NEXT_ROW_BYTES, _NEXT_ROWS = NEXT
 
 OWN = 3, 4
 """The part of a matrix that is dealt out beforehand, a stretch to each thread. Reading stretches of several MB is 5-8%
-faster than reading pieces of 64 KB by turns; the rest evens out cores down to 0.6 of the others' speed."""
+faster than reading 64 KB by turns; the rest evens out cores down to 0.6 of the others' speed."""
 
 GRAIN_BYTES = 1 << 16
 """Weights of the rest claimed at a time."""
