@@ -172,7 +172,7 @@ def most_spans(positions: int) -> int:
     return (positions + SPAN - 2) // SPAN + 1
 
 
-def record_bytes(head_dim: int) -> int:
+def partial_result_bytes(head_dim: int) -> int:
     """A partial result | m | l | unused up to LANES floats | o: head_dim floats |."""
     return VECTOR + 4 * head_dim
 
@@ -183,11 +183,11 @@ def attention_scratch(head_dim: int, group: int) -> int:
 
     A single row needs scores, for `group` queries per key head, and scaled weights alone.
     """
-    record = record_bytes(head_dim)
-    tile = 2 * QUERY_ROWS * QUERY_HEADS * record + QUERIES * (4 * SPAN + record)
+    result = partial_result_bytes(head_dim)
+    tile = 2 * QUERY_ROWS * QUERY_HEADS * result + QUERIES * (4 * SPAN + result)
     return max(tile, group * 4 * SPAN) + SCALED_WEIGHTS
 
 
 def partial_bytes(heads: int, head_dim: int, spans: int) -> int:
     """Partial results of one row over `spans` spans."""
-    return heads * spans * record_bytes(head_dim)
+    return heads * spans * partial_result_bytes(head_dim)

@@ -22,7 +22,7 @@ a page, aligned to a cache line; nobody else writes in the slots of those positi
 Spans that no row sees may have no page, and a slot may hold anything until it is written. Rows of q, k, v and y are
 float32, aligned to vectors, as the room for partial results is.
 
-Partial results rest in records, drawn in `layout`.
+`layout.partial_result_bytes` draws a partial result; what has been folded so far, a state, has the same form.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _fold(state: Any, partial: Any, head_dim: Any) -> None:
         return
     top = max(m, n)
     a, b = exp(splat(m - top)), exp(splat(n - top))
-    if m == MINUS_INFINITY:  # nothing yet, and the record's contents undefined
+    if m == MINUS_INFINITY:  # nothing yet, and what lies in the state undefined
         for d in range(_V, _V + 4 * head_dim, _V):
             store(state + d, load(partial + d))
         store_scalar(state + 4, load_scalar(partial + 4))
@@ -144,7 +144,7 @@ def _row_of(base: Any, stride: Any, row: Any) -> Any:
 
 
 @inlined
-def _gather(op: Any, row: Any, count: Any, head: Any, heads: Any, queries: Any, states: Any, record: Any) -> None:
+def _gather(op: Any, row: Any, count: Any, head: Any, heads: Any, queries: Any, states: Any, result_bytes: Any) -> None:
     """`count` queries, `heads` from `head` on of each row from `row` on, side by side; a fresh state for each.
 
     Rows lie a power of two apart: read where they are, they would all want the same few lines of the cache.
@@ -153,17 +153,17 @@ def _gather(op: Any, row: Any, count: Any, head: Any, heads: Any, queries: Any, 
     for j in range(count):
         source = word(op, _ATTEND.q) + (row + j // heads) * word(op, _ATTEND.q_stride) + size * (head + j % heads)
         for d in range(0, size, _V):
-            store(queries + j * record + d, load(source + d))
-        _reset(states + j * record)
+            store(queries + j * result_bytes + d, load(source + d))
+        _reset(states + j * result_bytes)
 
 
 @inlined
-def _scatter(op: Any, row: Any, count: Any, head: Any, heads: Any, states: Any, record: Any) -> None:
+def _scatter(op: Any, row: Any, count: Any, head: Any, heads: Any, states: Any, result_bytes: Any) -> None:
     """The results of `_gather`'s queries to their rows."""
     for j in range(count):
         y = _row_of(word(op, _ATTEND.y), word(op, _ATTEND.y_stride), row + j // heads)
         out = _row_of(word(op, _ATTEND.q_out), word(op, _ATTEND.q_out_stride), row + j // heads)
-        _finish(states + j * record, word(op, _ATTEND.head_dim), head + j % heads, y, out, word(op, _ATTEND.zero))
+        _finish(states + j * result_bytes, word(op, _ATTEND.head_dim), head + j % heads, y, out, word(op, _ATTEND.zero))
 
 
 def make_attend(kind: str) -> Any:
@@ -182,19 +182,19 @@ def make_attend(kind: str) -> Any:
             word(op, _ATTEND.kv_heads), word(op, _ATTEND.head_dim), word(op, _ATTEND.head_bytes),
         )  # fmt: skip
         window, ahead, cap = word(op, _ATTEND.window), word(op, _ATTEND.ahead), real(op, _ATTEND.softcap)
-        group, record = word(op, _ATTEND.heads) // kv_heads, _V + 4 * head_dim
+        group, result_bytes = word(op, _ATTEND.heads) // kv_heads, _V + 4 * head_dim
         parts = (group + QUERY_HEADS - 1) // QUERY_HEADS
         queries = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
-        states = queries + QUERY_ROWS * QUERY_HEADS * record
-        partial = states + QUERY_ROWS * QUERY_HEADS * record
-        s = partial + QUERIES * record
+        states = queries + QUERY_ROWS * QUERY_HEADS * result_bytes
+        partial = states + QUERY_ROWS * QUERY_HEADS * result_bytes
+        s = partial + QUERIES * result_bytes
         item = claim(op, 1)
         while item < word(step, STEP_N_TILES) * kv_heads * parts:
             tile, kv_head, part = item // (kv_heads * parts), item // parts % kv_heads, item % parts
             row, rows = word(word(step, STEP_TILES), 2 * tile), word(word(step, STEP_TILES), 2 * tile + 1)
             head, heads = kv_head * group + part * QUERY_HEADS, min(QUERY_HEADS, group - part * QUERY_HEADS)
             position = word(word(step, STEP_POSITIONS), row)
-            _gather(op, row, rows * heads, head, heads, queries, states, record)
+            _gather(op, row, rows * heads, head, heads, queries, states, result_bytes)
             top, pages = word(word(step, STEP_LASTS), row), _pages(step, row, word(op, _ATTEND.layer))
             last = min(position + rows - 1 + ahead, top) // SPAN
             for number in range(max(0, position - window + 1) // SPAN, last + 1):
@@ -203,20 +203,21 @@ def make_attend(kind: str) -> Any:
                 for j in range(0, rows * heads, QUERIES):
                     count = min(QUERIES, rows * heads - j)
                     span(
-                        queries + j * record, record, count, heads, position + j // heads + ahead, top, number * SPAN,
-                        window + ahead, k, k + kv_heads * head_bytes, after, head_dim, cap, s, partial, record,
+                        queries + j * result_bytes, result_bytes, count, heads, position + j // heads + ahead, top,
+                        number * SPAN, window + ahead, k, k + kv_heads * head_bytes, after, head_dim, cap, s, partial,
+                        result_bytes,
                     )  # fmt: skip
                     for i in range(count):
-                        _fold(states + (j + i) * record, partial + i * record, head_dim)
-            _scatter(op, row, rows * heads, head, heads, states, record)
+                        _fold(states + (j + i) * result_bytes, partial + i * result_bytes, head_dim)
+            _scatter(op, row, rows * heads, head, heads, states, result_bytes)
             item = claim(op, 1)
 
     return attend
 
 
 @inlined
-def _record_of(partial: Any, head: Any, number: Any, spans: Any, head_dim: Any) -> Any:
-    """The record of a head's span `number`, counted from the first span it sees; of a head there are `spans`."""
+def _partial_of(partial: Any, head: Any, number: Any, spans: Any, head_dim: Any) -> Any:
+    """The partial result of a head's span `number`, counted from the first it sees; of a head there are `spans`."""
     return partial + (head * spans + number) * (_V + 4 * head_dim)
 
 
@@ -231,7 +232,7 @@ def make_attend_one(kind: str) -> Any:
         kv_heads, head_dim, head_bytes = (
             word(op, _ATTEND.kv_heads), word(op, _ATTEND.head_dim), word(op, _ATTEND.head_bytes),
         )  # fmt: skip
-        window, cap, record = word(op, _ATTEND.window), real(op, _ATTEND.softcap), _V + 4 * head_dim
+        window, cap, result_bytes = word(op, _ATTEND.window), real(op, _ATTEND.softcap), _V + 4 * head_dim
         group, most = word(op, _ATTEND.heads) // kv_heads, word(op, _ATTEND.spans)
         s = word(step, STEP_SCRATCH) + thread * word(step, STEP_SCRATCH_BYTES)
         position, pages = word(word(step, STEP_POSITIONS), 0), _pages(step, 0, word(op, _ATTEND.layer))
@@ -245,7 +246,7 @@ def make_attend_one(kind: str) -> Any:
             span(
                 word(op, _ATTEND.q) + 4 * head_dim * group * kv_head, 4 * head_dim, group, group, position, position,
                 (first + number) * SPAN, window, k, k + kv_heads * head_bytes, after, head_dim, cap, s,
-                _record_of(word(op, _ATTEND.partial), kv_head * group, number, most, head_dim), most * record,
+                _partial_of(word(op, _ATTEND.partial), kv_head * group, number, most, head_dim), most * result_bytes,
             )  # fmt: skip
             item, following = following, claim(op, 1)
 
@@ -253,7 +254,7 @@ def make_attend_one(kind: str) -> Any:
 
 
 def merge(op: Any, step: Any, thread: Any) -> None:
-    """Fold the records of `attend_one` in order of spans."""
+    """Fold the partial results of `attend_one` in order of spans."""
     head_dim, partial, most = word(op, _MERGE.head_dim), word(op, _MERGE.partial), word(op, _MERGE.spans)
     position = word(word(step, STEP_POSITIONS), 0)
     spans = position // SPAN - max(0, position - word(op, _MERGE.window) + 1) // SPAN + 1
@@ -262,7 +263,7 @@ def merge(op: Any, step: Any, thread: Any) -> None:
     while head < word(op, _MERGE.heads):
         _reset(state)
         for number in range(spans):
-            _fold(state, _record_of(partial, head, number, most, head_dim), head_dim)
+            _fold(state, _partial_of(partial, head, number, most, head_dim), head_dim)
         _finish(state, head_dim, head, word(op, _MERGE.y), word(op, _MERGE.q), word(op, _MERGE.zero))
         head = claim(op, 1)
 

@@ -74,12 +74,12 @@ def _groups(make: Any, sizes: tuple[int, ...]) -> Any:
 
 
 @inlined
-def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, cap: Any, record: Any) -> None:
-    """Scores of keys first..end of the span that starts at position `start`, to exp(score - m); m and l to the record.
+def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, cap: Any, result: Any) -> None:
+    """Scores of keys first..end of the span that starts at position `start`, to exp(score - m); m and l to the result.
 
     Keys outside low..high are masked.
     """
-    store_scalar(record, MINUS_INFINITY)
+    store_scalar(result, MINUS_INFINITY)
     if low >= start + end or high < start + first:
         return
     inverse, top, sums = np.float32(1.0) / cap, splat(MINUS_INFINITY), zeros(SUMS)
@@ -99,8 +99,8 @@ def _weigh(scores: Any, start: Any, first: Any, end: Any, low: Any, high: Any, c
         store(scores + 4 * k, weight)
         sums = replace_first(sums, sums[0] + weight)
     weights = sum_of_16(sums)
-    store_scalar(record, m if weights > np.float32(0.0) else np.float32(np.inf))  # what is NaN counts as seen
-    store_scalar(record + 4, weights)
+    store_scalar(result, m if weights > np.float32(0.0) else np.float32(np.inf))  # what is NaN counts as seen
+    store_scalar(result + 4, weights)
 
 
 def _asker(step: int) -> Any:
@@ -179,21 +179,21 @@ def _make_values(cache: CacheType, m: int, n: int, part: int) -> Any:
     @inlined
     def values(
         j: Any, last: Any, written: Any, heads: Any, first: Any, s: Any, room: Any, v: Any, ahead: Any, head_dim: Any,
-        out: Any, record: Any,
+        out: Any, out_stride: Any,
     ) -> None:  # fmt: skip
         """last: the last key that query 0 sees, of so many as are `written`; ahead: from the block to what is needed
         after it."""
         end = min(last + (j + m - 1) // heads + 1, first + VALUE_KEYS, written)
         ahead, whole = ahead if j == 0 else 0, head_dim // _WIDTH * _WIDTH
-        weights, out = s + j * 4 * SPAN, out + j * record
+        weights, out = s + j * 4 * SPAN, out + j * out_stride
         for d in range(part * whole, head_dim if part else whole, n * LANES):
-            tile = load_tile(zeros(COUNT), out + 4 * d, record, n)
+            tile = load_tile(zeros(COUNT), out + 4 * d, out_stride, n)
             left, right, apart = scaled(weights, room, v, first, end, ahead, head_dim, d)
             for key in range(first, end):
                 at = at_of(v, key, head_dim) + SIZE * d
                 ask(at + ahead)
                 tile = halves_fma(tile, left + 4 * key, right + 4 * key, apart, load_values(at, SIZE * LANES))
-            store_tile(tile, out + 4 * d, record, n)
+            store_tile(tile, out + 4 * d, out_stride, n)
 
     return values
 
@@ -206,11 +206,11 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
     @inlined
     def weigh(
         count: Any, heads: Any, high: Any, top: Any, start: Any, first: Any, window: Any, cap: Any, s: Any,
-        head_dim: Any, records: Any, record: Any,
+        head_dim: Any, out: Any, out_stride: Any,
     ) -> None:  # fmt: skip
         """Scores to weights, query by query; the sums of values to zero."""
         for j in range(count):
-            low, last, at = max(high + j // heads - window + 1, 0), min(high + j // heads, top), records + j * record
+            low, last, at = max(high + j // heads - window + 1, 0), min(high + j // heads, top), out + j * out_stride
             end = min((last + sizes[0] - start + KEYS - 1) // KEYS * KEYS, SPAN)
             _weigh(s + j * 4 * SPAN, start, first, end, low, last, cap, at)
             for d in range(VECTOR, VECTOR + 4 * head_dim, VECTOR):
@@ -223,21 +223,21 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
     @inlined
     def span(
         q: Any, stride: Any, count: Any, heads: Any, high: Any, top: Any, start: Any, window: Any, k: Any, v: Any,
-        after: Any, head_dim: Any, cap: Any, s: Any, records: Any, record: Any,
+        after: Any, head_dim: Any, cap: Any, s: Any, out: Any, out_stride: Any,
     ) -> None:  # fmt: skip
         """`count` queries, `stride` bytes apart, over the span of keys at position `start`.
 
         window: so many keys, up to the last one, a query sees; less those behind `top`.
         k, v: the span's keys and values; after: the keys needed next; s: room for scores;
-        records: the results, `record` bytes apart.
+        out: the partial results, `out_stride` bytes apart.
 
             scores of the blocks of keys that a query sees
-            for each query: soft-cap, mask, weights = exp(scores - m); m and l to its record, o = 0
+            for each query: soft-cap, mask, weights = exp(scores - m); m and l to its result, o = 0
             o += weights * values, for the keys that a query sees
 
         The caller owes, until this returns: SPAN keys at k, written or not, and at v the values up to the last key
-        that a query sees; 4 * SPAN bytes at s for each query, then SCALED_WEIGHTS; `layout.record_bytes` for each
-        result, which nobody else touches; all aligned to vectors. `after` may lead anywhere: it is only asked for.
+        that a query sees; 4 * SPAN bytes at s for each query, then SCALED_WEIGHTS; `layout.partial_result_bytes` for
+        each result, which nobody else touches; all aligned to vectors. `after` may lead anywhere: it is only asked for.
         """
         last, written = high - start, min(top - start + 1, SPAN)
         first, end = max(last - window + 1, 0), min(last + (count - 1) // heads + 1, written)
@@ -246,10 +246,10 @@ def make_span(kind: str, sizes: tuple[int, ...]) -> Any:
         for key in range(first_block, end, KEYS):
             ahead = row * KEYS if key < end_block else v + row * first - (k + row * key)
             score(0, count, last, heads, key, q, stride, k, ahead, head_dim, s)
-        weigh(count, heads, high, top, start, first_block, window, cap, s, head_dim, records, record)
+        weigh(count, heads, high, top, start, first_block, window, cap, s, head_dim, out, out_stride)
         for key in range(first, end, VALUE_KEYS):
             ahead = row * VALUE_KEYS if key + VALUE_KEYS < end else after - (v + row * key)
-            add_values(0, count, last, written, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
-            add_rest(0, count, last, written, heads, key, s, room, v, ahead, head_dim, records + VECTOR, record)
+            add_values(0, count, last, written, heads, key, s, room, v, ahead, head_dim, out + VECTOR, out_stride)
+            add_rest(0, count, last, written, heads, key, s, room, v, ahead, head_dim, out + VECTOR, out_stride)
 
     return span
