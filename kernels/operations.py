@@ -154,7 +154,7 @@ MASK = _operation("mask", "x x_stride columns")
 """Bit t % 32 of uint32 t / 32 of a row's mask says whether token t is allowed. Spare bits at the end do not count."""
 GROUP_MAXIMA = _operation("group_maxima", "x x_stride columns y y_stride")
 TOUCH = _operation("touch", "at size")
-STAMP = _operation("stamp", "at")
+TIMESTAMP = _operation("timestamp", "at")
 
 # ---- experts ----
 # A row's choices are numbered by rank, choice j of row t is pair t * choices + j. experts: int64 and shares: float32 of

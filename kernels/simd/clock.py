@@ -8,11 +8,11 @@ from llvmlite import ir
 from numba import types
 
 from ..isa import MACHINE
-from ..operations import STAMP
+from ..operations import TIMESTAMP
 from .atomics import read_shared, word, write_shared
 from .decorators import intrinsic
 
-(_AT,) = STAMP.slots
+(_AT,) = TIMESTAMP.slots
 _I64 = ir.IntType(64)
 
 
@@ -31,7 +31,7 @@ def ticks(_typing: Any) -> Any:
     return types.intp(), codegen
 
 
-def stamp(op: Any, _step: Any, _thread: Any) -> None:
+def timestamp(op: Any, _step: Any, _thread: Any) -> None:
     """The first thread past the row's barrier writes the counter to the argument's address, where there is a 0.
 
     Not one certain thread: that one may have been put to sleep, and the others are at work again.
@@ -42,4 +42,4 @@ def stamp(op: Any, _step: Any, _thread: Any) -> None:
 
 def kernels() -> dict[str, Any]:
     """The functions of this module to compile, by name."""
-    return {"stamp": stamp}
+    return {"timestamp": timestamp}

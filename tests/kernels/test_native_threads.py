@@ -159,7 +159,7 @@ def test_kernels_are_compiled_without_workers_where_threads_are_none(
     """Nobody would hand kernels to a worker."""
     monkeypatch.setattr(threading.Thread, "start", as_a_greenlet)
     monkeypatch.setattr(workers, "wanted_workers", lambda _kernels: 1)
-    kernels = [Kernel("ops.elementwise", "add"), Kernel("simd.clock", "stamp")]
+    kernels = [Kernel("ops.elementwise", "add"), Kernel("simd.clock", "timestamp")]
     with Compilation(kernels) as compilation:
         compilation.start_workers(tmp_path, library.cache_key())
         assert sorted(compilation, key=str) == sorted(((kernel, False) for kernel in kernels), key=str)

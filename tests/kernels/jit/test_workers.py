@@ -28,7 +28,7 @@ KERNELS = [
     Kernel("ops.elementwise", "norm"),
     Kernel("threads.execute", "post"),
     Kernel("threads.execute", "serve"),
-    Kernel("simd.clock", "stamp"),
+    Kernel("simd.clock", "timestamp"),
 ]
 Start = Callable[[Path, str], "subprocess.Popen[str]"]
 
