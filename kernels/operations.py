@@ -57,7 +57,9 @@ STEP_N_TILES = 6
 STEP_LASTS = 7  # address: int64 of each row, the last position that its sequence has in this step
 STEP_SCRATCH = 9  # address: scratch memory of thread 0
 STEP_SCRATCH_BYTES = 10  # of each thread
-STEP_ANGLES = 12  # addresses, one for each rotary embedding: float32 (rows, dims), cosines, then sines
+# addresses, one for each rotary embedding: float32 rows of cosines, then sines, (rows, dims) where the halves of a head
+# are pairs, (rows, 2 * layout.whole_head(dims)) where neighbours are
+STEP_ANGLES = 12
 MOST_ROPES = 4
 STEP_ARRIVED = 24  # threads waiting at the barrier
 STEP_GENERATION = 32  # barriers passed
