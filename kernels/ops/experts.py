@@ -38,7 +38,7 @@ from .expert_groups import (
 )
 from .formats import INT_FORMATS, IntFormat
 from .matmul import BLOCKS_OF_STRETCH, CLAIM, make_stretch, make_unpack, panel_bytes, write_panel
-from .matvec import few_tiles, make_dot, make_dots
+from .matvec import make_dot, make_dots, tiles_at_once
 from .weight_stream import Tiles, dealt, make_stream, next_stretch, tile_at, tiles_of
 
 _ROW_BYTES, _ROWS, _COLUMNS = EXPERTS.slots[1:4]
@@ -95,7 +95,7 @@ def make_pair(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
     weights: the matrix; y: the row of the group's first result, others `y_stride` bytes apart. Asks for what is at
     `ahead`, as many bytes as two tiles have.
     """
-    TILES, dot, dots = few_tiles(fmt), make_dot(fmt, prefetch), make_dots(fmt, prefetch, listed)
+    TILES, dot, dots = tiles_at_once(fmt), make_dot(fmt, prefetch), make_dots(fmt, prefetch, listed)
 
     @inlined
     def one_row(op: Any, weights: Any, x: Any, tile: Any, ahead: Any, y: Any) -> None:

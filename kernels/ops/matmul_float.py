@@ -60,12 +60,12 @@ def make_rows(load_floats: Any, size: int, x_at: Any) -> Any:
     last_whole, last_single = (_make_product(load_floats, size, 1, tokens) for tokens in (TOKENS, 1))
 
     @inlined
-    def all_tokens(many: Any, one: Any, op: Any, w: Any, x: Any, x_stride: Any, tokens: Any, y: Any) -> None:
+    def all_tokens(tile: Any, one: Any, op: Any, w: Any, x: Any, x_stride: Any, tokens: Any, y: Any) -> None:
         row_bytes, columns, y_stride = word(op, _ROW_BYTES), word(op, _COLUMNS), word(op, _Y_STRIDE)
         t = 0
         while t + TOKENS <= tokens:
             a, b = x_at(x, x_stride, t), x_at(x, x_stride, t + 1)
-            many(w, row_bytes, columns, a, b - a, y + t * y_stride, y_stride)
+            tile(w, row_bytes, columns, a, b - a, y + t * y_stride, y_stride)
             t += TOKENS
         if t < tokens:
             one(w, row_bytes, columns, x_at(x, x_stride, t), 0, y + t * y_stride, y_stride)

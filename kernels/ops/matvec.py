@@ -141,7 +141,7 @@ def make_matvec(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
     return make_stream(tile, prefetch)
 
 
-def few_tiles(fmt: IntFormat) -> int:
+def tiles_at_once(fmt: IntFormat) -> int:
     """Tiles that `make_dots` takes at once."""
     return 1 if fmt.group > 1 or LANES < 16 else 2
 
@@ -153,10 +153,10 @@ def make_dots(fmt: IntFormat, prefetch: Prefetch | None, line_at: Any) -> Any:
     share bytes read two neighbours; others the same block of two tiles, which share each broadcast of activations.
 
     dots(at, second, stride, columns, x, x_stride, tokens, sums, ahead) leaves the products of the tile at `at` with row
-    t in vector `few_tiles` x t of sums, and those of the tile at `second` in the next one, if there are two tiles.
+    t in vector `tiles_at_once` x t of sums, and those of the tile at `second` in the next one, if there are two tiles.
     line_at(x, x_stride, t): address of row t's lines.
     """
-    BLOCKS, NBYTES, TILES = fmt.blocks, fmt.layout.nbytes, few_tiles(fmt)
+    BLOCKS, NBYTES, TILES = fmt.blocks, fmt.layout.nbytes, tiles_at_once(fmt)
     NEIGHBOURS = 2 if fmt.group > 1 else 1
     (read, add), (_, ask) = _make_block(fmt), _make_asks(fmt, prefetch)
 
@@ -201,7 +201,7 @@ def _line_at(x: Any, x_stride: Any, t: Any) -> Any:
 
 def make_few(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
     """Y = X W^T for a few rows of activations."""
-    TILES, dots = few_tiles(fmt), make_dots(fmt, prefetch, _line_at)
+    TILES, dots = tiles_at_once(fmt), make_dots(fmt, prefetch, _line_at)
 
     @inlined
     def tile(op: Any, step: Any, thread: Any, t: Any, ahead: Any) -> None:
