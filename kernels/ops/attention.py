@@ -67,7 +67,14 @@ def _pages(step: Any, row: Any, layer: Any) -> Any:
 
 
 def make_append(kind: str) -> Any:
-    """Rows of keys and values into the pages of their positions."""
+    """Rows of keys and values into the pages of their positions.
+
+    for each work item, a head of LANES neighbouring rows of the step:
+        for each of these rows:
+            the page of its position's span, and its place in it
+            for each CACHE_BLOCK dimensions:
+                keys to their lane, LANES elements apart; values side by side
+    """
     cache = CACHE_TYPES[kind]
     row_bytes, write_keys, write_values = cache.row, cache.write_keys, cache.write_values
 
@@ -77,7 +84,7 @@ def make_append(kind: str) -> Any:
 
     @inlined
     def append(op: Any, step: Any, _thread: Any, item: Any) -> None:
-        """One head of LANES rows: their keys lie in the same cache lines, which threads should not share."""
+        """One head of LANES rows. Neighbours' keys lie in the same cache lines, which threads should not share."""
         heads, size, head_bytes = word(op, _APPEND.heads), word(op, _APPEND.head_dim), word(op, _APPEND.head_bytes)
         first, head = item // heads * LANES, item % heads
         for row in range(first, min(first + LANES, word(step, STEP_ROWS))):
@@ -105,7 +112,14 @@ def _reset(state: Any) -> None:
 
 @inlined
 def _fold(state: Any, partial: Any, head_dim: Any) -> None:
-    """state + partial, both rescaled to the larger maximum."""
+    """state + partial, both rescaled to the larger maximum m:
+
+    a, b = exp(m_state - m), exp(m_partial - m)        one of them is 1
+    l, o = fma(l_partial, b, l_state a), fma(o_partial, b, o_state a)
+
+    A span of which the query sees no key has m = -inf, and is passed over; the first that it sees is copied. head_dim
+    is whole vectors, and both are as long as `layout.partial_result_bytes` says.
+    """
     m, n = load_scalar(state), load_scalar(partial)
     if n == MINUS_INFINITY:
         return
@@ -254,7 +268,17 @@ def make_attend_one(kind: str) -> Any:
 
 
 def merge(op: Any, step: Any, thread: Any) -> None:
-    """Fold the partial results of `attend_one` in order of spans."""
+    """Fold the partial results of `attend_one`; a query head is a work item.
+
+    for each head claimed:
+        state = nothing
+        for each span that the row sees, in order:
+            state += the head's partial result over the span
+        y or q = o / l of the state
+
+    The order is that of `attend`, so a row has the same bits in company. The caller owes a barrier before: other
+    threads wrote what is folded.
+    """
     head_dim, partial, most = word(op, _MERGE.head_dim), word(op, _MERGE.partial), word(op, _MERGE.spans)
     position = word(word(step, STEP_POSITIONS), 0)
     spans = position // SPAN - max(0, position - word(op, _MERGE.window) + 1) // SPAN + 1

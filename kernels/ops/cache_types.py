@@ -94,7 +94,11 @@ def _row(name: str) -> Any:
 
 
 def loader(load_elements: Any, n: int) -> Any:
-    """A function that loads n vectors, `stride` bytes apart; n is 2 or 4."""
+    """A function that loads n vectors, `stride` bytes apart; n is 2 or 4.
+
+    A tuple of its own for each n, as a register tile has its size from tuples' lengths. `load_elements` makes float32
+    of what is stored; LANES elements at each address are readable.
+    """
     if n == 2:
         return inlined(lambda at, stride: (load_elements(at), load_elements(at + stride)))
     return inlined(
@@ -201,7 +205,18 @@ def _q8_0_value_at(v: Any, key: Any, head_dim: Any) -> Any:
 
 
 def _scaled(m: int, n: int) -> Any:
-    """The weights times the scales of one block, or of two neighbouring ones where n vectors are so many."""
+    """The weights times the scales of one block, or of two neighbouring ones where n vectors are so many.
+
+    for each block of CACHE_BLOCK dimensions that the n vectors touch:
+        for each LANES keys from the vector in which `first` lies:
+            ask for the scales that lie `ahead` of theirs
+            for each of m queries:
+                room = its weights * these keys' scales
+
+    Whole vectors of keys are taken, as scales of LANES keys lie side by side: what that adds at both ends is never
+    read. So weights before `first` and behind `end` are readable to the ends of their vectors, whatever they are, and
+    room has SCALED_WEIGHTS bytes.
+    """
     BLOCKS, STRIDE, row = max(1, n * LANES // CACHE_BLOCK), SCALED_WEIGHTS // 8, _row("q8_0")
     assert m * BLOCKS <= 8 and BLOCKS <= 2
 

@@ -134,7 +134,17 @@ def make_pair(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
 
 
 def make_few(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
-    """The kernel for a row, or a few."""
+    """The kernel for a row, or a few.
+
+    tiles of the stream: | PAIR tiles at a time of the first group's matrix | of the second group's | ...
+    for each PAIR of tiles that the stream hands out:
+        the group that they belong to, and its results
+        one result: the tiles, one after the other, times its row, in registers
+        more: list the addresses of their rows; the tiles times these rows, whose sums rest in scratch memory
+
+    Tiles are counted through the matrices of all experts chosen, so threads share the step's weights evenly, whichever
+    they are. A matrix has an even number of tiles here; where it has not, its last one counts twice.
+    """
     pair = make_pair(fmt, prefetch)
 
     @inlined
@@ -165,6 +175,16 @@ def _stretches(op: Any, first: Any, count: Any, start: Any, blocks: Any, room: A
 
 def make_panels(fmt: IntFormat, place: Any) -> Any:
     """panels(op, group, tile, count, panel, ahead): the sums of `count` panels, for all results of a group.
+
+    sums = 0
+    for each stretch of columns:
+        put this stretch of the group's rows together, if they are not neighbours
+        for each panel:
+            unpack the stretch of the panel
+            its sums += the panel * the stretch of all rows of the group, while what is unpacked next is asked for
+
+    The loops of `matmul` take rows a fixed number of bytes apart, and those of a group are anywhere in X: a stretch of
+    them is copied once for `count` panels.
 
     place(op, group, tile, p): matrix and first tile of panel p of what is claimed from `tile` on. `panel`: the memory
     of one; behind it the sums are left, and behind these the rows' stretches. Asks at the end for what is at `ahead`.
@@ -206,6 +226,12 @@ def make_panels(fmt: IntFormat, place: Any) -> Any:
 def make_claims(grain: int, small: Any, large: Any) -> Any:
     """The loop over claims of `grain` tiles of an expert, of whose results there are at most SMALL, or more.
 
+    for each claim, counted through the matrices of all experts chosen:
+        the group that it belongs to, and where the claim after it begins
+        small(...) or large(...), by how many results the group has
+
+    A claim never reaches into another expert's matrix: the last of a matrix may be shorter.
+
     small(op, step, thread, group, tile, ahead) and large, which takes the same. ahead: where the next claim begins.
     """
 
@@ -233,7 +259,14 @@ def _place(op: Any, group: Any, tile: Any, p: Any) -> Any:
 
 
 def make_many(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
-    """The kernel for many rows."""
+    """The kernel for many rows.
+
+    for each claim of CLAIM tiles of an expert:
+        a small group: for each PAIR of tiles, as in `make_few`
+        a large group: the sums of all panels of the claim; then to the group's results
+
+    Which of the two is taken changes no bit, as both add block after block.
+    """
     pair, panels = make_pair(fmt, prefetch), make_panels(fmt, _place)
 
     @inlined

@@ -5,6 +5,13 @@ the panel for all rows of X, in register tiles of TOKENS x PANEL vectors. The un
 sums are added block after block in `matvec`'s order, and partial sums rest in scratch memory between stretches.
 Of two matrices whose products become act(x W^T) * (x U^T), panels alternate, and only the result leaves the thread.
 
+What the caller owes, until all threads are done with the operation: W has at least LANES rows, readable to their ends,
+of whole blocks of the file, and nobody writes there: loads of weights say that they are constant. X has STEP_ROWS rows
+of lines, `columns` / 32 each; y has room for `rows` float32 in each, or q for `rows` / 32 lines; a thread's scratch
+memory is as long as `layout.matmul_scratch` says. No address need be aligned; lines that begin cache lines are read
+faster. Prefetches may lead anywhere. The last tile may overlap the one before: then two threads may write the same bits
+to the same place.
+
 The panel's entry of one 32-block and one tile of rows (V = LANES x 4 bytes):
 
     | 8 V weights, as `formats.weights` gives them | V scale | 2 V subscales, if any | 1 or 2 V minima, if any |
@@ -45,7 +52,12 @@ from .formats import INT_FORMATS, IntFormat
 _W, _ROW_BYTES, _ROWS, _COLUMNS, _X, _X_STRIDE, _Y, _Y_STRIDE, _UP, _ACTIVATION, _Q, _Q_STRIDE, _ZERO = GATED.slots
 
 TOKENS = {"vpdpbusd.512": 4, "vpmaddubsw": 3, "sdot": 4}.get(ISA.dot, 2)
-"""Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers."""
+"""Rows of X in a register tile: TOKENS x PANEL int32 and as many float32 accumulators fit the registers.
+
+A weight loaded serves TOKENS products, an activation PANEL. Where an instruction does a product, 2 x 2 accumulators of
+each kind leave some of 16 registers for inputs. On AVX2 it takes two, and 3 x 2 are worth that some accumulators rest
+on the stack.
+"""
 BLOCKS_OF_STRETCH = STRETCH // 32
 CLAIM = PANEL * PANELS
 PANEL_ROWS = PANEL * LANES
@@ -62,7 +74,14 @@ class Entry:
 
 
 def make_unpack(fmt: IntFormat) -> Any:
-    """File blocks to entries of a panel."""
+    """File blocks to entries of a panel.
+
+    for each tile of the panel:
+        for each 32-block of the stretch:
+            its weights, scale, subscales and minima of LANES rows, lane = row, to the block's entry
+
+    It is paid once for all rows of X, so nothing here is worth more code. The product finds one vector after the other.
+    """
     BLOCKS, SUBS, MINS, NBYTES = fmt.blocks, fmt.subs, fmt.mins, fmt.layout.nbytes
     entry_layout = Entry(fmt)
     SUBSCALES, MINIMA, ENTRY, TILE = (
@@ -102,7 +121,19 @@ def make_unpack(fmt: IntFormat) -> Any:
 
 
 def make_product(fmt: IntFormat, tokens: int) -> Any:
-    """A panel times `tokens` rows of X."""
+    """A panel times `tokens` rows of X, in a register tile of (tokens, PANEL) vectors; lane = row of W:
+
+    tile = the sums so far
+    for each 32-block of the stretch:
+        integers = -zero * sum(q) of each row of X, in all lanes        so that weights may stay unsigned
+        for each of 8 vectors of the entry:
+            integers += 4 weights of each lane * 4 bytes of q of each row of X        exact, in any order
+        tile = fma(integers, scale of each lane * d of each row of X, tile)
+        tile = fma(minimum of each lane, d * sum(q) of each row of X, tile)        if there are minima
+    sums = tile
+
+    With subscales the integers of each half are multiplied by them, and added, before they become floats.
+    """
     SUBS, MINS, SIZE = fmt.subs, fmt.mins, tokens * PANEL
     layout = Entry(fmt)
     SUBSCALES, MINIMA, ENTRY, TILE = layout.subscales, layout.minima, layout.size, layout.tile
@@ -199,7 +230,15 @@ def panel_bytes(fmt: IntFormat) -> int:
 def make_stretch(fmt: IntFormat) -> Any:
     """stretch(panel, blocks, x, stride, tokens, sums, ahead, row_bytes): add a panel's products with all rows of X.
 
-    Asks for the next panel's rows meanwhile, which begin at `ahead`.
+    for each TOKENS rows of X:
+        prefetch their share of the next panel's rows, which begin at `ahead`
+        sums of these rows of X += the panel * them
+    for each row of X that is left:
+        its sums += the panel * it
+
+    What is unpacked next comes from memory, and this is the time in which memory is idle. All lines at once would be
+    more than a core has buffers for, and loads would wait behind them. They go into the second-level cache: the first
+    is the panel's.
     """
     STRETCH_BYTES = BLOCKS_OF_STRETCH // fmt.blocks * fmt.layout.nbytes
     product, product_one = make_product(fmt, TOKENS), make_product(fmt, 1)
@@ -228,7 +267,21 @@ def make_stretch(fmt: IntFormat) -> Any:
 
 
 def make_matmul(fmt: IntFormat) -> Any:
-    """The kernel of one format."""
+    """The kernel of one format; MATMUL's row has zeros where GATED's has more.
+
+    for each claim of some tiles of W, or of W and U:
+        sums of all its panels and all rows of X = 0
+        for each stretch of columns:
+            for each panel of the claim:
+                unpack the stretch of the panel
+                sums of the panel += the panel * this stretch of X, while what is unpacked next is asked for
+        write the sums, or what is made of them
+
+    A stretch is so short that a panel of it and the lines of TOKENS rows of X stay in the first-level cache; panels of
+    a claim share the stretch of all rows of X in the second. Sums rest in scratch memory between stretches: float32 as
+    in the registers, so a result is one chain over its blocks, however columns are cut. Claims are made one ahead, so
+    that what comes after the last panel is known.
+    """
     SUMS, NBYTES, BLOCKS = panel_bytes(fmt), fmt.layout.nbytes, fmt.blocks
     unpack, stretch = make_unpack(fmt), make_stretch(fmt)
 

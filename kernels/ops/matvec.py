@@ -7,6 +7,18 @@ registers. Per 32-block and row, with exact integers in brackets,
 
 added in float32 block after block: the order `matmul` has too, so a row's result does not depend on its company.
 Bytes read per output: the row's bytes, once. A tile some way ahead is prefetched meanwhile, see `weight_stream`.
+
+Lane = row: unpacking begins with a transposition of 4-byte words in registers, and for this price the rest is free of
+shuffles. A dot instruction adds four neighbouring products of a row into that row's lane, the scales of all rows are
+one vector, and at the end the lanes are the outputs. With lane = column each block and row would need a sum across
+lanes, since each block has a scale of its own.
+
+What the caller owes, until all threads are done with the operation: W has at least LANES rows, readable to their ends,
+of whole blocks of the file, and nobody writes there: loads of weights say that they are constant, as else a store of
+sums would have a super-block's header read again for each block. X has a row of lines, `columns` / 32 each, for each
+row of the step; y has room for `rows` float32 in each; a thread's scratch memory is as long as `layout.matmul_scratch`
+says. No address need be aligned; lines that begin cache lines are read faster. Prefetches may lead anywhere. The last
+tile may overlap the one before: then two threads may write the same bits to the same place.
 """
 
 from __future__ import annotations
@@ -30,7 +42,16 @@ BYTES_A_ROW = 128
 
 
 def _make_block(fmt: IntFormat) -> tuple[Any, Any]:
-    """A 32-block of LANES rows in registers: how it is read, and how its products are added."""
+    """A 32-block of LANES rows in registers, lane = row: how it is read, and how its products with a line are added.
+
+    total = -zero * sum(q), which the line has, in all lanes        so that weights may stay unsigned
+    for each of 8 vectors of weights:
+        total += 4 weights of each lane * 4 bytes of q        exact, in any order
+    y = fma(total, scale of each lane * d, y)
+    y = fma(minimum of each lane, d * sum(q), y)        if there are minima
+
+    With subscales the totals of each half are multiplied by them, and added, before they become floats.
+    """
     SUBS, MINS = fmt.subs, fmt.mins
     products = dots(fmt.top)
 
@@ -90,7 +111,19 @@ def _make_asks(fmt: IntFormat, prefetch: Prefetch | None) -> tuple[Any, Any]:
 
 def make_dot(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
     """dot(at, stride, columns, x, ahead): the products of a tile of rows at `at`, `stride` bytes apart, with the lines
-    at x; asks for what is at `ahead`. All rows are readable to their ends, columns whole blocks of the file."""
+    at x; asks for what is at `ahead`, as many bytes as the tile has.
+
+    y = 0
+    for each block of the file:
+        for each 32-block of it:
+            prefetch as many lines of what is ahead as this one takes
+            y += its products
+
+    In this pace, as a core has only so many buffers for lines: when they are full, its own loads wait. The 32-blocks
+    of a file's block become straight code, so what they share is read once, and offsets are part of instructions.
+
+    LANES rows at `at` are readable to their ends, `columns` is whole blocks of the file.
+    """
     BLOCKS, GROUP, NBYTES = fmt.blocks, fmt.group, fmt.layout.nbytes
     PAIRED = BLOCKS == 1 and LANES >= 16
     (read, add), (ask, _) = _make_block(fmt), _make_asks(fmt, prefetch)
@@ -149,12 +182,23 @@ def tiles_at_once(fmt: IntFormat) -> int:
 def make_dots(fmt: IntFormat, prefetch: Prefetch | None, line_at: Any) -> Any:
     """The same for a few rows of activations: a block read once is multiplied with all; the sums rest in scratch.
 
+    sums = 0
+    for each block of the file:
+        for each two of its 32-blocks, or one of each of two tiles:
+            prefetch as many lines of what is ahead as these take
+            read them into registers
+            for each row of activations:
+                its sums += their products
+
     Two blocks are read at a time, as many as stay in 32 registers while the rows come and go. Formats whose blocks
-    share bytes read two neighbours; others the same block of two tiles, which share each broadcast of activations.
+    share bytes read two neighbours; others the same block of two tiles, which share each broadcast of activations. The
+    sums of a row are one load and one store from the first-level cache a turn; neighbours are added one after the
+    other, in the order of one row alone, so the bits are the same.
 
     dots(at, second, stride, columns, x, x_stride, tokens, sums, ahead) leaves the products of the tile at `at` with row
     t in vector `tiles_at_once` x t of sums, and those of the tile at `second` in the next one, if there are two tiles.
-    line_at(x, x_stride, t): address of row t's lines.
+    line_at(x, x_stride, t): address of row t's lines. LANES rows at `at` and at `second` are readable to their ends,
+    `columns` is whole blocks of the file, and sums has tokens x `tiles_at_once` vectors, which no other thread touches.
     """
     BLOCKS, NBYTES, TILES = fmt.blocks, fmt.layout.nbytes, tiles_at_once(fmt)
     NEIGHBOURS = 2 if fmt.group > 1 else 1
@@ -200,7 +244,14 @@ def _line_at(x: Any, x_stride: Any, t: Any) -> Any:
 
 
 def make_few(fmt: IntFormat, prefetch: Prefetch | None) -> Any:
-    """Y = X W^T for a few rows of activations."""
+    """Y = X W^T for a few rows of activations.
+
+    for each tile of W, or each two, as the stream hands them out:
+        the sums of all rows of X, in the thread's scratch memory
+        to y, a vector for each row of X and tile
+
+    Of two tiles the second may be the last one again, or overlap it: the same bits twice.
+    """
     TILES, dots = tiles_at_once(fmt), make_dots(fmt, prefetch, _line_at)
 
     @inlined

@@ -2,6 +2,12 @@
 
 A tile is LANES neighbouring rows. A thread stays in one stretch of the weights for most of its way, and asks for a tile
 some way ahead of the one it reads, linearly.
+
+    | thread 0's own | thread 1's own | ... | claim | claim | ... |        tiles of one operation's weights
+         t ..... asked                          ^ asked, when it has come to the end of a thread's own
+
+What the caller owes: at least LANES rows, readable to their ends; a counter that is 0 when the operation begins; and
+each of threads 0 .. STEP_THREADS - 1 once, as what is a thread's own is read by nobody else.
 """
 
 from __future__ import annotations
@@ -78,6 +84,18 @@ MATRIX = Tiles(_count, _at, next_stretch)
 
 def make_stream(tile: Any, prefetch: Prefetch | None, tiles_at_once: int = 1, through: Tiles = MATRIX) -> Any:
     """The loop over tiles: a thread's own stretch, then claims, each made when its first tile is to be asked for.
+
+    t..end, asked..asked_end = the thread's own tiles, and those from `lead` tiles on
+    for each t:
+        if asked = asked_end: claim tiles; asked..asked_end = these
+        ahead = address of tile `asked`; behind the last one, of what the thread will read of the next product's weights
+        tile(t), which asks for what is ahead meanwhile
+        t, asked = the next ones
+        if t = end: t..end = the tiles claimed
+
+    Hardware prefetchers follow a few streams; LANES rows at once are too many, and a row ends where nobody expects it.
+    The next matrix is asked for as what lies between two products takes microseconds, and leaves it in the cache. Too
+    few tiles to deal out are all claimed.
 
     tile(op, step, thread, number of the first tile of `tiles_at_once`, address of what to ask for)
     """

@@ -151,7 +151,17 @@ def measure(
     also: Iterable[Kernel] = (),
     progress: Progress | None = None,
 ) -> Result:
-    """Rounds of every strategy, and the default, on every class, for so many seconds, and LEAST_ROUNDS / 2 at least."""
+    """Rounds of every strategy, and the default, on every class, for so many seconds, and LEAST_ROUNDS / 2 at least.
+
+    run each trial once, unmeasured: pages of code and results are touched, threads are awake
+    for each round:
+        begin with another trial than in the round before
+        for each trial: one product with all of the memory, and its rate
+
+    Strategies are compared within a round only, as a machine's speed drifts by more than what they differ by. The
+    memory is so large that a cache has little of it left for the next. Whether other programs took part shows in the
+    processor time that the threads got.
+    """
     trials = [_Trial(name, m, s) for name, m in classes.items() for s in dict.fromkeys((default(name), *strategies))]
     addresses = shared().load([*(trial.kernel for trial in trials), *also], progress)
     memory = _filled(_buffer_bytes())
