@@ -103,11 +103,14 @@ def test_written_files_are_of_the_shape(tmp_path: Path, name: str, mix: str) -> 
     for path in (tmp_path / "a.gguf", tmp_path / "b.gguf"):
         synthetic_gemma4.write(path, shape, mix)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    asked = synthetic_gemma4.config(shape)
     with GgufFile.open(tmp_path / "a.gguf") as file:
         found = [(t.name, t.shape, gguf.GGMLQuantizationType[t.format.name]) for t in file.tensors.values()]
-        config = read_config(file)
-        assert replace(config, rms_eps=1e-6) == replace(synthetic_gemma4.config(shape), layers=config.layers)
-        Weights.bind(file, config)
+        config, weights = read_config(file), Weights.bind(file, read_config(file))
+    ropes = (replace(layer.rope, factors=None) for layer in asked.layers)  # the file has the factors in a tensor
+    layers = tuple(replace(layer, rope=rope) for layer, rope in zip(asked.layers, ropes, strict=True))
+    assert replace(config, rms_eps=asked.rms_eps) == replace(asked, layers=layers)
+    assert weights.rope_factors == pytest.approx(asked.layers[-1].rope.factors)
     assert found == synthetic_gemma4.plan(config, mix)
 
 
