@@ -1,10 +1,9 @@
 """GGUF files of exact Gemma 2 shapes filled with random, sane weight blocks: for speed and memory, not for text.
 
-One random pattern of about 16 MB per format is repeated, so 2B takes seconds and little memory. `synthetic_gemma4.py`
-writes other shapes with what is here. Scales are chosen so
-that a matrix of n columns has weights of standard deviation 1/sqrt(n) and activations stay finite. llama.cpp loads the
-result. The formats of the tensors are the quantizer's choice; all else needs only NumPy and the `gguf` package, so that
-the interpreters that record goldens can use it.
+One random pattern of about 16 MB per format is repeated, so 2B takes seconds; a tensor is in memory as a whole.
+Scales are chosen so that a matrix of n columns has weights of standard deviation 1/sqrt(n) and activations stay finite.
+llama.cpp loads the result. The formats of the tensors are the quantizer's choice; all else needs only NumPy and the
+`gguf` package, so that the interpreters that record goldens can use it. `synthetic_gemma4.py` has other shapes.
 """
 
 from __future__ import annotations
