@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import layer_caches
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Recorded, Rows, words_of
+from edge_gemma.graph.recorder import Buffer, Recorded, words_of
 from edge_gemma.kernels.layout import logit_groups
 from edge_gemma.kernels.operations import Kernel, Regime
 from edge_gemma.models.architecture import Config, record, record_logits
@@ -52,7 +52,7 @@ class Recording:
                 self.program.rms_norm(self.x, weights.output_norm, config.rms_eps, out="h", takers=(out,)), out
             )
         self._body = len(self.program)
-        self._outside: list[Rows] = []
+        self._outside: list[Buffer] = []
         if config.embedding is not None and not observe:
             self._record_embedding(config, weights)
         elif not observe:

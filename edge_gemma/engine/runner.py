@@ -30,7 +30,7 @@ from edge_gemma.graph.cache import PagePool, PageTable
 from edge_gemma.graph.experts import ExpertSquares
 from edge_gemma.graph.first_touch import TOUCH, FirstTouch
 from edge_gemma.graph.recorder import Recorded
-from edge_gemma.graph.step import Rows, Step
+from edge_gemma.graph.step import SequenceRows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.layout import logit_groups
@@ -192,7 +192,7 @@ class Runner:
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
-    def run(self, batch: Sequence[Rows], out: Logits | None = None) -> Logits:
+    def run(self, batch: Sequence[SequenceRows], out: Logits | None = None) -> Logits:
         """One step of all rows of `batch`, at most `chunk`, each table once. Their tables are that much longer then.
 
         Logits, float32 (sum of `wanted`, V), in the order of the batch, are written to `out`, or to memory that the
@@ -295,7 +295,7 @@ class Runner:
         if self.config.embedding is not None:
             raise ValueError(f"{self.config.architecture} is an embedding model, which continues no text: use embed")
 
-    def _check(self, batch: Sequence[Rows]) -> int:
+    def _check(self, batch: Sequence[SequenceRows]) -> int:
         """The number of rows. Raises ValueError, ContextOverflowError."""
         for part in batch:
             self.check_tokens(part.tokens)

@@ -17,7 +17,7 @@ from edge_gemma.kernels.layout import QUERY_ROWS, whole_head
 
 
 @dataclass(frozen=True)
-class Rows:
+class SequenceRows:
     """The next `tokens`, int64 (T,), of one sequence, from position `table.length` on.
 
     Logits are wanted after the last `wanted` of them.
@@ -32,12 +32,12 @@ class Rows:
 class Piece:
     """Tokens start..end-1 of `rows`, neighbours in a step."""
 
-    rows: Rows
+    rows: SequenceRows
     start: int
     end: int
 
 
-def pieces_of(batch: Sequence[Rows]) -> list[Piece]:
+def pieces_of(batch: Sequence[SequenceRows]) -> list[Piece]:
     """All rows whose logits are not wanted, then those whose are, which so are one run; each in the batch's order.
 
     A piece is as long as it can be: a tile's rows share the loads of their keys.
@@ -73,7 +73,7 @@ class Step:
         self.words[ops.STEP_SCRATCH_BYTES] = scratch_bytes
         self.scratch_bytes = self._scratch.nbytes
 
-    def prepare(self, batch: Sequence[Rows]) -> None:
+    def prepare(self, batch: Sequence[SequenceRows]) -> None:
         """The rows of `batch`, at most `max_rows`, as `pieces_of` orders them. The tables must live until it is run."""
         row, tiles = 0, []
         for piece in pieces_of(batch):

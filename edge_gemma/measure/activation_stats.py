@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.engine.runner import Runner
 from edge_gemma.errors import NumericalError
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.progress import Progress
 from edge_gemma.text.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ class ActivationStats:
         """Read a window, from an empty cache. Raises NumericalError where the model overflows."""
         ids, chunk, table = np.asarray(window, np.int64), self._runner.chunk, self._runner.new_table()
         for start in range(0, len(ids), chunk):
-            self._runner.run([Rows(table, ids[start : start + chunk])])
+            self._runner.run([SequenceRows(table, ids[start : start + chunk])])
             for name, sums in self._runner.squares.items():
                 self.sums[name] += sums
             for name, found in self._runner.expert_squares.items():

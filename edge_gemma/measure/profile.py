@@ -29,7 +29,7 @@ from edge_gemma.engine.memory_plan import KvType
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import Generation, PromptRead
 from edge_gemma.graph.cache import PageTable
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels import isa
 from edge_gemma.measure.info import describe
 from edge_gemma.measure.profile_parts import Part, gather, part
@@ -196,7 +196,7 @@ def _read(runner: StampedRunner, ids: NDArray[np.int64]) -> PageTable:
     """A sequence of `ids`."""
     table = runner.new_table()
     for start in range(0, len(ids), runner.chunk):
-        runner.run([Rows(table, ids[start : start + runner.chunk])])
+        runner.run([SequenceRows(table, ids[start : start + runner.chunk])])
     return table
 
 
@@ -219,7 +219,7 @@ def _step(runner: StampedRunner, kind: Kind, ids: NDArray[np.int64], before: Pag
 def _run(runner: StampedRunner, kind: Kind, ids: NDArray[np.int64], before: PageTable, *, every: bool) -> Run:
     """The run of one step: of a prompt's chunk its layers, without logits."""
     runner.every, table = every, before.fork()
-    runner.run([Rows(table, ids, 1 if kind == "decode" else 0)])
+    runner.run([SequenceRows(table, ids, 1 if kind == "decode" else 0)])
     table.release()
     runner.every = False
     return runner.runs[-1]
@@ -250,7 +250,7 @@ class _Lent:
         self.maxima = runner.maxima
         self.new_table, self.cancel, self._runner = runner.new_table, runner.cancel, runner
 
-    def run(self, batch: Sequence[Rows]) -> Logits:
+    def run(self, batch: Sequence[SequenceRows]) -> Logits:
         """As of the runner."""
         logits = self._runner.run(batch)
         self.maxima = self._runner.maxima

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from edge_gemma.gguf.values import Metadata
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.graph.states import AttentionState, Rope
 from edge_gemma.models.embedding import Embedding
 from edge_gemma.models.gguf_keys import GgufKeys
@@ -139,23 +139,23 @@ class Architecture(ABC):
         return [AttentionState(layer.n_kv_heads, layer.head_dim, layer.window) for layer in own]
 
     @abstractmethod
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
 
     @abstractmethod
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+    def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
         """The last layer's output to logits, (T, V), written to `logits`."""
 
-    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Rows, out: Rows) -> None:
+    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Buffer, out: Buffer) -> None:
         """Pooled rows, (texts, D), through the dense layers to embeddings, (texts, width), where there are any."""
         raise NotImplementedError
 
 
-def record(p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+def record(p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
     """Tokens to the last layer's output, (T, D), as the model's architecture says."""
     return config.model.record(p, config, weights, caches)
 
 
-def record_logits(p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+def record_logits(p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
     """The last layer's output to logits, (T, V), written to `logits`."""
     config.model.record_logits(p, config, weights, x, logits)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from edge_gemma.gguf.values import Metadata, u32
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models import limits
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.embedding import DENSE, Embedding
@@ -78,12 +78,12 @@ class EmbeddingGemma(Gemma):
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the norm of the last layer's output, (T, D)."""
         x = super().record(p, config, weights, caches)
         return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", takers=())
 
-    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Rows, out: Rows) -> None:
+    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Buffer, out: Buffer) -> None:
         """Pooled rows, (texts, D), to embeddings, (texts, width): two products, without bias or anything between."""
         hidden = p.matmul(pooled, weights.outside.dense_2, out="dense")
         p.matmul(hidden, weights.outside.dense_3, out=out.name, rows=out)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.decoder import Decoder
 from edge_gemma.models.layers import LayerConfig
@@ -97,7 +97,7 @@ class Gemma(Decoder):
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
         x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
         for layer, w, cache in zip(config.layers, weights.layers, caches, strict=True):
@@ -106,7 +106,7 @@ class Gemma(Decoder):
             residual(p, config, x, feed_forward(p, config, w, x), w.get("post_ffw_norm"))
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+    def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
         """The last layer's output to logits, (T, V)."""
         h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
         p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
@@ -114,7 +114,7 @@ class Gemma(Decoder):
             p.softcap(logits, config.final_softcap)
 
 
-def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Rows) -> Rows:
+def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Buffer) -> Buffer:
     """Grouped-query attention, over the window on local layers."""
     eps = config.rms_eps
     h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
@@ -130,14 +130,14 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 
-def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """GeGLU."""
     h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
     gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
-def residual(p: Program, config: Config, x: Rows, y: Rows, post_norm: Tensor | None) -> Rows:
+def residual(p: Program, config: Config, x: Buffer, y: Buffer, post_norm: Tensor | None) -> Buffer:
     """x = x + y, or x + norm(y) where the architecture has post-norms."""
     return p.add(x, y) if post_norm is None else p.add_norm(x, y, post_norm, config.rms_eps)
 

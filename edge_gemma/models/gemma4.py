@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.gemma4_config import Gemma4Config
 from edge_gemma.models.layers import LayerConfig
@@ -71,7 +71,7 @@ class Gemma4(Gemma4Config):
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
         own = iter(caches)
         cache_of: list[LayerCache] = []  # of each layer, another's where that is shared
@@ -90,7 +90,7 @@ class Gemma4(Gemma4Config):
                 p.add_norm(x, given, w.post_norm, config.rms_eps, factor=w.get("layer_output_scale"))
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+    def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
         """The last layer's output to logits, (T, V)."""
         h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
         p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
@@ -98,7 +98,7 @@ class Gemma4(Gemma4Config):
             p.softcap(logits, config.final_softcap)
 
 
-def per_layer_inputs(p: Program, config: Config, weights: Weights, x: Rows) -> Rows:
+def per_layer_inputs(p: Program, config: Config, weights: Weights, x: Buffer) -> Buffer:
     """What each layer is given of a token: of a table, if there is one, and by a projection of the embedding, (T, L P).
 
     The projection is of x / sqrt(D) before its norm; the norm of a multiple is the same but for epsilon.
@@ -112,7 +112,7 @@ def per_layer_inputs(p: Program, config: Config, weights: Weights, x: Rows) -> R
     return p.head_norm(c, P, epsilon, weight=norm, base=e, scale=scale, out=c.name)
 
 
-def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Rows) -> Rows:
+def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Buffer) -> Buffer:
     """Grouped-query attention, over the window on local layers, with the keys of an earlier layer or its own."""
     eps, shared = config.rms_eps, layer.shared_with is not None
     v_weight = w.get("attn_v")
@@ -132,14 +132,14 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 
-def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """GeGLU."""
     h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
     gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
-def mixture(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+def mixture(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """The feed-forward part and a mixture of experts side by side, each with norms of its own, added."""
     assert config.experts is not None
     eps, D = config.rms_eps, config.d_model
@@ -153,7 +153,7 @@ def mixture(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
     return p.add_norm(dense, mixed, w.post_ffw_norm_2, eps)
 
 
-def per_layer_input(p: Program, w: LayerWeights, x: Rows, given: Rows) -> Rows:
+def per_layer_input(p: Program, w: LayerWeights, x: Buffer, given: Buffer) -> Buffer:
     """What the layer is given of each token, (T, P), let through by a gate of the stream, (T, D)."""
     gate = p.matmul(x, w.inp_gate, out="input gate")  # (T, P)
     u = p.gelu_times(gate, given, out="gated input", takers=(w.proj,))  # (T, P)

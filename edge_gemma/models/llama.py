@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.graph.states import Rope
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.layers import LayerConfig
@@ -49,7 +49,7 @@ class Llama(LlamaConfig):
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
         x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
         for layer, w, cache in zip(config.layers, weights.layers, caches, strict=True):
@@ -58,15 +58,15 @@ class Llama(LlamaConfig):
             p.add(x, feed_forward(p, config, w, x))
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+    def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
         """The last layer's output to logits, (T, V)."""
         h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
         p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
 
 
 def attention(
-    p: Program, config: Config, layer: LayerConfig, rope: Rope, w: LayerWeights, cache: LayerCache, x: Rows
-) -> Rows:
+    p: Program, config: Config, layer: LayerConfig, rope: Rope, w: LayerWeights, cache: LayerCache, x: Buffer
+) -> Buffer:
     """Grouped-query attention, over the window if there is one."""
     eps, d = config.rms_eps, layer.head_dim
     h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
@@ -80,14 +80,14 @@ def attention(
     return affine(p, a, w, "attn_output", out="o")  # (T, D)
 
 
-def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
+def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """SwiGLU."""
     h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
     gated = p.silu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
-def affine(p: Program, x: Rows, w: LayerWeights, role: str, *, out: str) -> Rows:
+def affine(p: Program, x: Buffer, w: LayerWeights, role: str, *, out: str) -> Buffer:
     """out = x weight^T, plus the bias where there is one."""
     y, bias = p.matmul(x, getattr(w, role), out=out), w.get(f"{role}_bias")
     return y if bias is None else p.add_bias(y, bias)

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from edge_gemma.graph.cache import PagePool
 from edge_gemma.graph.states import AttentionState, Rope
-from edge_gemma.graph.step import Angles, Rows, Step, pieces_of
+from edge_gemma.graph.step import Angles, SequenceRows, Step, pieces_of
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
 
 POOL = PagePool([AttentionState(1, 32)], "f16")
 
 
-def rows_of(count: int, wanted: int, length: int = 0) -> Rows:
+def rows_of(count: int, wanted: int, length: int = 0) -> SequenceRows:
     table = POOL.new_table(1000)
     table.length = length
-    return Rows(table, np.arange(count, dtype=np.int64), wanted)
+    return SequenceRows(table, np.arange(count, dtype=np.int64), wanted)
 
 
 def test_rows_whose_logits_are_wanted_come_last() -> None:

@@ -18,7 +18,7 @@ from edge_gemma.commands.cli import parser
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.recorder import Recorded
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import SPAN
 from edge_gemma.kernels.operations import NO_WINDOW, Kernel
@@ -125,8 +125,8 @@ def test_stamps_change_no_bit_and_are_in_order(tiny_gguf: TinyGguf) -> None:
     runner = opened(path)
     for every in (False, True):
         table, runner.every = runner.new_table(), every
-        runner.run([Rows(table, np.array([5, 6]), 1)])
-        logits = runner.run([Rows(table, np.array([7]), 1)])
+        runner.run([SequenceRows(table, np.array([5, 6]), 1)])
+        logits = runner.run([SequenceRows(table, np.array([7]), 1)])
         assert np.array_equal(logits[0].view(np.uint32), expected.view(np.uint32))
     body, head, decode = runner.runs[3:]
     one, two = runner.recording(1), runner.recording(2)
