@@ -49,7 +49,7 @@ class Recording:
         if observe and config.embedding is None:
             out = weights.output
             self.program.observe(
-                self.program.rms_norm(self.x, weights.output_norm, config.rms_eps, out="h", takers=(out,)), out
+                self.program.rms_norm(self.x, weights.output_norm, config.rms_eps, out="h", consumers=(out,)), out
             )
         self._body = len(self.program)
         self._outside: list[Buffer] = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.experts import ExpertRecorder
-from edge_gemma.graph.recorder import Buffer, Forms, Takers, real, zero_of
+from edge_gemma.graph.recorder import Buffer, Consumers, Forms, real, zero_of
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import partial_bytes, whole_head
@@ -66,9 +66,9 @@ class Program(ExpertRecorder):
         )
         return y
 
-    def rms_norm(self, x: Buffer, weight: Tensor, epsilon: float, *, out: str, takers: Takers) -> Buffer:
-        """out = x / rms(x) * weight, in the form that the products with `takers` want."""
-        return self._norm(x, weight, epsilon, self._forms(out, x.columns, takers))
+    def rms_norm(self, x: Buffer, weight: Tensor, epsilon: float, *, out: str, consumers: Consumers) -> Buffer:
+        """out = x / rms(x) * weight, in the form that the products with `consumers` take."""
+        return self._norm(x, weight, epsilon, self._forms(out, x.columns, consumers))
 
     def add_norm(
         self, base: Buffer, x: Buffer, weight: Tensor, epsilon: float, *, factor: Tensor | None = None
@@ -170,7 +170,7 @@ class Program(ExpertRecorder):
 
     def _quantize(self, x: Buffer, zero: int) -> Buffer:
         if (x.name, zero) not in self._quantized:
-            assert x.address or not self._allocate_memory, f"{x.name} was not recorded for all that take it"
+            assert x.address or not self._allocate_memory, f"{x.name} was not recorded for all its consumers"
             q = self._int8(x.name, x.columns, zero)
             self._emit(
                 ops.QUANTIZE,
@@ -254,20 +254,20 @@ class Program(ExpertRecorder):
         window: int | None,
         softcap: float | None,
         out: str,
-        takers: Takers,
+        consumers: Consumers,
         ahead: int = 0,
         head_dim: int | None = None,
     ) -> Buffer:
-        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want.
+        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `consumers` take.
 
         ahead: so many keys behind its own a row sees, too, of those that its sequence has in this step.
         head_dim: the dimensions of a head that are the model's own, where there are zeros behind them.
         """
         if head_dim is not None and head_dim != cache.head_dim:
             name = f"whole heads of {out}"
-            whole = self.attend(cache, q, window=window, softcap=softcap, out=name, takers=(), ahead=ahead)
+            whole = self.attend(cache, q, window=window, softcap=softcap, out=name, consumers=(), ahead=ahead)
             return self._resize_heads(whole, cache.head_dim, head_dim, out=out)
-        a, window = self._forms(out, q.columns, takers), window or ops.NO_WINDOW
+        a, window = self._forms(out, q.columns, consumers), window or ops.NO_WINDOW
         if self.regime is Regime.ONE:
             self._attend_one(cache, q, a, window, softcap)
         else:
@@ -311,30 +311,30 @@ class Program(ExpertRecorder):
             *(cache.layer, cache.head_bytes, window, ahead, real(softcap or 0.0), partial, cache.spans, *a.int8),
         )
 
-    def gelu_gate(self, x: Buffer, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Buffer:
-        """out = gelu(x gate^T) * (x up^T), in the form that `takers` want."""
-        return self._gate_of(x, gate, up, ops.GELU, out, takers)
+    def gelu_gate(self, x: Buffer, gate: Tensor, up: Tensor, *, out: str, consumers: Consumers) -> Buffer:
+        """out = gelu(x gate^T) * (x up^T), in the form that `consumers` take."""
+        return self._gate_of(x, gate, up, ops.GELU, out, consumers)
 
-    def silu_gate(self, x: Buffer, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Buffer:
-        """out = silu(x gate^T) * (x up^T), in the form that `takers` want."""
-        return self._gate_of(x, gate, up, ops.SILU, out, takers)
+    def silu_gate(self, x: Buffer, gate: Tensor, up: Tensor, *, out: str, consumers: Consumers) -> Buffer:
+        """out = silu(x gate^T) * (x up^T), in the form that `consumers` take."""
+        return self._gate_of(x, gate, up, ops.SILU, out, consumers)
 
-    def _gate_of(self, x: Buffer, gate: Tensor, up: Tensor, activation: int, out: str, takers: Takers) -> Buffer:
+    def _gate_of(self, x: Buffer, gate: Tensor, up: Tensor, activation: int, out: str, consumers: Consumers) -> Buffer:
         """Either of the two.
 
         Many rows take one pass where both matrices have one quantized format and so has what the result meets: then
         the products themselves never exist.
         """
-        y = self._forms(out, gate.shape[0], takers)
+        y = self._forms(out, gate.shape[0], consumers)
         if self.regime is Regime.MANY and gate.format == up.format and not gate.format.is_float and y.q is not None:
             self._gated(x, gate, up, activation, y)
         else:
             self._gate(self.matmul(x, gate, out="gate"), self.matmul(x, up, out="up"), activation, y)
         return self._keep(y)
 
-    def gelu_times(self, gate: Buffer, up: Buffer, *, out: str, takers: Takers) -> Buffer:
-        """out = gelu(gate) * up, in the form that `takers` want."""
-        y = self._forms(out, gate.columns, takers)
+    def gelu_times(self, gate: Buffer, up: Buffer, *, out: str, consumers: Consumers) -> Buffer:
+        """out = gelu(gate) * up, in the form that `consumers` take."""
+        y = self._forms(out, gate.columns, consumers)
         self._gate(gate, up, ops.GELU, y)
         return self._keep(y)
 

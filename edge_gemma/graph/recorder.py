@@ -35,8 +35,8 @@ class Buffer:
         return Buffer(self.name, columns, self.address + 4 * first, self.stride)
 
 
-Takers = tuple[Tensor, ...]
-"""The weights that a result is multiplied with."""
+Consumers = tuple[Tensor, ...]
+"""The weights that a result is multiplied with: their formats decide in which form it is needed."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ class Recorder:
 
     # ---- forms of a result ---------------------------------------------------------------------------------------
 
-    def _forms(self, name: str, columns: int, takers: Takers, times: int = 1) -> Forms:
+    def _forms(self, name: str, columns: int, consumers: Consumers, times: int = 1) -> Forms:
         """Floats if somebody needs them; int8 blocks with the first zero that is wanted (others are made later)."""
-        zeros = list(dict.fromkeys(zero_of(t) for t in takers if not t.format.is_float))
-        floats = len(zeros) != 1 or self._observe_products or any(t.format.is_float for t in takers)
+        zeros = list(dict.fromkeys(zero_of(t) for t in consumers if not t.format.is_float))
+        floats = len(zeros) != 1 or self._observe_products or any(t.format.is_float for t in consumers)
         y = self._buffer(name, columns, times) if floats else Buffer(name, columns, 0, 0)
         return Forms(y, self._int8(name, columns, zeros[0], times), zeros[0]) if zeros else Forms(y)
 

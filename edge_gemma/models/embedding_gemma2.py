@@ -62,7 +62,7 @@ class EmbeddingGemma2(Gemma4):
     def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the norm of the last layer's output, (T, D)."""
         x = super().record(p, config, weights, caches)
-        return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", takers=())
+        return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", consumers=())
 
     def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Buffer, out: Buffer) -> None:
         """Pooled rows, (texts, D), to embeddings, (texts, width)."""

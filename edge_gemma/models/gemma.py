@@ -108,7 +108,7 @@ class Gemma(Decoder):
 
     def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
         """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
+        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", consumers=(weights.output,))  # (T, D)
         p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
         if config.final_softcap is not None:
             p.softcap(logits, config.final_softcap)
@@ -117,7 +117,7 @@ class Gemma(Decoder):
 def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Buffer) -> Buffer:
     """Grouped-query attention, over the window on local layers."""
     eps = config.rms_eps
-    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
     q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
     k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
     v = p.matmul(h, w.attn_v, out="v")  # (T, K d)
@@ -125,15 +125,21 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
     p.rotate(k, layer.rope, norm=w.get("attn_k_norm"), epsilon=eps, scale=1.0)
     p.append(cache, k, v)
     a = p.attend(
-        cache, q, window=layer.window, ahead=layer.ahead, softcap=config.attn_softcap, out="a", takers=(w.attn_output,)
+        cache,
+        q,
+        window=layer.window,
+        ahead=layer.ahead,
+        softcap=config.attn_softcap,
+        out="a",
+        consumers=(w.attn_output,),
     )  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 
 def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """GeGLU."""
-    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
-    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", consumers=(w.ffn_gate, w.ffn_up))  # (T, D)
+    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", consumers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 

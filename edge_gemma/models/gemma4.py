@@ -92,7 +92,7 @@ class Gemma4(Gemma4Config):
 
     def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
         """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
+        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", consumers=(weights.output,))  # (T, D)
         p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
         if config.final_softcap is not None:
             p.softcap(logits, config.final_softcap)
@@ -116,8 +116,8 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
     """Grouped-query attention, over the window on local layers, with the keys of an earlier layer or its own."""
     eps, shared = config.rms_eps, layer.shared_with is not None
     v_weight = w.get("attn_v")
-    takers = (w.attn_q,) if shared else (w.attn_q, w.attn_k, *((v_weight,) if v_weight else ()))
-    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=takers)  # (T, D)
+    consumers = (w.attn_q,) if shared else (w.attn_q, w.attn_k, *((v_weight,) if v_weight else ()))
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=consumers)  # (T, D)
     q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
     p.rotate(q, layer.rope, norm=w.attn_q_norm, epsilon=eps, scale=config.attn_scale)
     if not shared:
@@ -127,15 +127,15 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
         p.rotate(k, layer.rope, norm=w.attn_k_norm, epsilon=eps, scale=1.0)
         p.append(cache, k, v)
     a = p.attend(
-        cache, q, window=layer.window, ahead=layer.ahead, softcap=None, out="a", takers=(w.attn_output,)
+        cache, q, window=layer.window, ahead=layer.ahead, softcap=None, out="a", consumers=(w.attn_output,)
     )  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 
 def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """GeGLU."""
-    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
-    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", consumers=(w.ffn_gate, w.ffn_up))  # (T, D)
+    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", consumers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
@@ -143,12 +143,12 @@ def mixture(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """The feed-forward part and a mixture of experts side by side, each with norms of its own, added."""
     assert config.experts is not None
     eps, D = config.rms_eps, config.d_model
-    dense = p.rms_norm(feed_forward(p, config, w, x), w.post_ffw_norm_1, eps, out="dense part", takers=())  # (T, D)
+    dense = p.rms_norm(feed_forward(p, config, w, x), w.post_ffw_norm_1, eps, out="dense part", consumers=())  # (T, D)
     z = p.head_norm(x, D, eps, weight=w.ffn_gate_inp_scale, scale=1 / math.sqrt(D), out="router input")  # (T, D)
     logits = p.matmul(z, w.ffn_gate_inp, out="router logits")  # (T, E)
     routed = p.route(logits, config.experts.used, 1.0, w.get("ffn_down_exps_scale"))
     gate_up = (w.ffn_gate_up_exps,) if config.experts.fused else (w.ffn_gate_exps, w.ffn_up_exps)
-    h = p.rms_norm(x, w.pre_ffw_norm_2, eps, out="experts' input", takers=gate_up)  # (T, D)
+    h = p.rms_norm(x, w.pre_ffw_norm_2, eps, out="experts' input", consumers=gate_up)  # (T, D)
     mixed = p.experts(h, routed, gate_up, w.ffn_down_exps, out="experts' sum")  # (T, D)
     return p.add_norm(dense, mixed, w.post_ffw_norm_2, eps)
 
@@ -156,7 +156,7 @@ def mixture(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
 def per_layer_input(p: Program, w: LayerWeights, x: Buffer, given: Buffer) -> Buffer:
     """What the layer is given of each token, (T, P), let through by a gate of the stream, (T, D)."""
     gate = p.matmul(x, w.inp_gate, out="input gate")  # (T, P)
-    u = p.gelu_times(gate, given, out="gated input", takers=(w.proj,))  # (T, P)
+    u = p.gelu_times(gate, given, out="gated input", consumers=(w.proj,))  # (T, P)
     return p.matmul(u, w.proj, out="o")  # (T, D)
 
 

@@ -60,7 +60,7 @@ class Llama(LlamaConfig):
 
     def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
         """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
+        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", consumers=(weights.output,))  # (T, D)
         p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
 
 
@@ -69,21 +69,23 @@ def attention(
 ) -> Buffer:
     """Grouped-query attention, over the window if there is one."""
     eps, d = config.rms_eps, layer.head_dim
-    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
     q = p.whole_heads(affine(p, h, w, "attn_q", out="q"), d)  # (T, H d)
     k = p.whole_heads(affine(p, h, w, "attn_k", out="k"), d)  # (T, K d)
     v = p.whole_heads(affine(p, h, w, "attn_v", out="v"), d)  # (T, K d)
     p.rotate(q, rope, norm=None, epsilon=eps, scale=config.attn_scale)
     p.rotate(k, rope, norm=None, epsilon=eps, scale=1.0)
     p.append(cache, k, v)
-    a = p.attend(cache, q, window=layer.window, softcap=None, out="a", takers=(w.attn_output,), head_dim=d)  # (T, H d)
+    a = p.attend(
+        cache, q, window=layer.window, softcap=None, head_dim=d, out="a", consumers=(w.attn_output,)
+    )  # (T, H d)
     return affine(p, a, w, "attn_output", out="o")  # (T, D)
 
 
 def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
     """SwiGLU."""
-    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
-    gated = p.silu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", consumers=(w.ffn_gate, w.ffn_up))  # (T, D)
+    gated = p.silu_gate(h, w.ffn_gate, w.ffn_up, out="gated", consumers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 

@@ -60,8 +60,8 @@ def gated(regime: Regime, gate: str, up: str, down: str) -> tuple[Program, int]:
     program = Program(regime, 64, lambda _tensor: 0, "f16", allocate=False)
     x = program.embed(matrix("token_embd", 64, 256, "Q8_0"), 1.0, out="x")
     size = program.buffer_bytes()
-    takers = (matrix("down", 256, 1024, down),)
-    program.gelu_gate(x, matrix("gate", 1024, 256, gate), matrix("up", 1024, 256, up), out="gated", takers=takers)
+    consumers = (matrix("down", 256, 1024, down),)
+    program.gelu_gate(x, matrix("gate", 1024, 256, gate), matrix("up", 1024, 256, up), out="gated", consumers=consumers)
     return program, program.buffer_bytes() - size
 
 
