@@ -68,9 +68,9 @@ class Recorded:
     out: str
 
 
-def words_of(table: NDArray[np.int64], buffer: Buffer) -> tuple[NDArray[np.intp], ...]:
-    """Where a table has the address of an outside buffer: the index to write the address to."""
-    return np.nonzero(table == buffer.address)
+def words_of(table: NDArray[np.int64], placeholder: Buffer) -> tuple[NDArray[np.intp], ...]:
+    """Where a table has a placeholder: the index to write the buffer's address to."""
+    return np.nonzero(table == placeholder.address)
 
 
 def zero_of(weight: Tensor) -> int:
@@ -109,7 +109,7 @@ class Recorder:
         self._observe_products = observe
         self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
-        self._outside = 0
+        self._placeholders = 0
         self._rows: list[list[int]] = []
         self._read: set[str] = set()
         self._written: set[str] = set()
@@ -150,10 +150,13 @@ class Recorder:
         memory = self._memory[buffer.name][: count * buffer.stride].view(np.float32)
         return memory.reshape(count, -1)[:, : buffer.columns]
 
-    def outside(self, name: str, columns: int, stride: int) -> Buffer:
-        """A buffer whose address is written into the table later (`words_of`); `name` may be of one that it lies in."""
-        self._outside += 1
-        return Buffer(name, columns, -self._outside, stride)
+    def placeholder(self, name: str, columns: int, stride: int) -> Buffer:
+        """A buffer whose address is written into the table later (`words_of`); `name` may be of one that it lies in.
+
+        Until then its address is a number that no memory has.
+        """
+        self._placeholders += 1
+        return Buffer(name, columns, -self._placeholders, stride)
 
     # ---- rows ----------------------------------------------------------------------------------------------------
 

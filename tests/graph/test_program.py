@@ -67,7 +67,7 @@ def gated(regime: Regime, gate: str, up: str, down: str) -> tuple[Program, int]:
 
 def test_logits_are_masked_before_their_maxima_are_found() -> None:
     program = Program(Regime.FEW, 4, lambda _tensor: 0, "f16", allocate=False)
-    logits, maxima = program.outside("logits", 100, 400), program.outside("maxima", logit_groups(100), 8)
+    logits, maxima = program.placeholder("logits", 100, 400), program.placeholder("maxima", logit_groups(100), 8)
     program.mask(logits)
     program.group_maxima(logits, maxima)
     table = program.table(dict.fromkeys(program.kernels(), 0))
