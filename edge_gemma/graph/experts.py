@@ -61,8 +61,8 @@ class Matrices:
 
 
 @dataclass(frozen=True)
-class ExpertSquares:
-    """Of each expert, the sums of squares of its inputs' columns, float32 (E, columns), and its rows, int64 (E,)."""
+class ExpertActivationStats:
+    """Of each expert: the sums of squares of its inputs' columns, float32 (E, columns), and its rows, int64 (E,)."""
 
     sums: NDArray[np.float32]
     rows: NDArray[np.int64]
@@ -72,7 +72,7 @@ class ExpertRecorder(Recorder, ABC):
     """The part of a `Program` that has to do with experts."""
 
     _choices: Choices
-    expert_squares: dict[str, ExpertSquares]
+    expert_activation_stats: dict[str, ExpertActivationStats]
     """Name of a tensor of experts -> what went into their products in the last step, where products are observed."""
 
     @abstractmethod
@@ -187,10 +187,10 @@ class ExpertRecorder(Recorder, ABC):
         )
 
     def _observe_experts(self, x: Buffer, routed: Routed, tensors: tuple[Tensor, ...], sources: int) -> None:
-        """Have each step write into `expert_squares` what goes into these products, if they are observed."""
+        """Have each step write into `expert_activation_stats` what goes into these products, if they are observed."""
         if not self._observe_products:
             return
-        E, name = routed.experts, f"squares of {tensors[0].name}'s inputs"
+        E, name = routed.experts, f"sums of squares of {tensors[0].name}'s inputs"
         rows = f"{name}, rows"
         sums, counts = self._room(name, 4 * E * x.columns), self._room(rows, WORD * E)
         self._emit(
@@ -200,9 +200,9 @@ class ExpertRecorder(Recorder, ABC):
             (name, rows),
             *(x.address, x.stride, x.columns, E, routed.groups, sources, sums, counts),
         )
-        squares = self._memory[name].view(np.float32).reshape(E, x.columns)
-        found = ExpertSquares(squares, self._memory[rows].view(np.int64))
-        self.expert_squares |= {tensor.name: found for tensor in tensors}
+        found = self._memory[name].view(np.float32).reshape(E, x.columns)
+        stats = ExpertActivationStats(found, self._memory[rows].view(np.int64))
+        self.expert_activation_stats |= {tensor.name: stats for tensor in tensors}
 
     def _combine(self, results: Buffer, routed: Routed, y: Buffer) -> Buffer:
         self._emit(

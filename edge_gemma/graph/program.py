@@ -44,9 +44,9 @@ class Program(ExpertRecorder):
         super().__init__(regime, chunk, address_of, allocate=allocate, observe=observe)
         self.kv_type = kv_type
         self._choices = choices
-        self.squares: dict[str, NDArray[np.float32]] = {}
+        self.activation_stats: dict[str, NDArray[np.float32]] = {}
         """Name of a matrix -> of each input column, the sum of squares over the last step's rows. See `observe`."""
-        self.expert_squares = {}
+        self.expert_activation_stats = {}
         self.ropes: list[Rope] = []
         """The rotary embeddings it uses; a step has angles for each, in this order."""
         self._observed: dict[str, NDArray[np.float32]] = {}
@@ -183,9 +183,9 @@ class Program(ExpertRecorder):
         return self._quantized[x.name, zero]
 
     def observe(self, x: Buffer, weight: Tensor) -> None:
-        """Have each step write the sums of squares of x's columns, the input of `weight`, into `squares`."""
+        """Have each step write the sums of squares of x's columns, the input of `weight`, into `activation_stats`."""
         if x.name not in self._observed:
-            name = f"squares of {weight.name}'s input"
+            name = f"sums of squares of {weight.name}'s input"
             address = self._room(name, 4 * x.columns)
             self._emit(
                 ops.SQUARES,
@@ -195,7 +195,7 @@ class Program(ExpertRecorder):
                 *(x.address, x.stride, x.columns, address),
             )
             self._observed[x.name] = self._memory[name].view(np.float32)
-        self.squares[weight.name] = self._observed[x.name]
+        self.activation_stats[weight.name] = self._observed[x.name]
 
     def rotate(self, x: Buffer, rope: Rope, *, norm: Tensor | None, epsilon: float, scale: float) -> Buffer:
         """Heads of x in place: RMS norm if there is one, rotary embedding, scale.

@@ -356,8 +356,8 @@ def test_observing(path: Path) -> None:
     with pytest.raises(ValueError, match="wanted: 1"):
         runner.run([SequenceRows(table, ids(3), 1)])
     runner.run([SequenceRows(table, ids(SPAN))])
-    sums = {name: squares.copy() for name, squares in runner.squares.items()}
+    before = {name: sums.copy() for name, sums in runner.activation_stats.items()}
     runner.run([SequenceRows(runner.new_table(), ids(SPAN))])
-    assert "token_embd.weight" in sums
-    assert all(same(sums[name], squares) and (squares > 0).all() for name, squares in runner.squares.items())
+    assert "token_embd.weight" in before
+    assert all(same(before[name], sums) and (sums > 0).all() for name, sums in runner.activation_stats.items())
     runner.close()

@@ -107,8 +107,8 @@ def test_inputs_of_every_matrix_are_observed(tiny_gguf: TinyGguf, name: str) -> 
     runner = Runner(tiny_gguf(name), context=64, chunk=32, threads=1, observe=True)
     runner.run([SequenceRows(runner.new_table(), np.array(token_ids(CASES[name], 20), np.int64))])
     matrices = {t.name: t for t in runner.weights.tensors() if len(t.shape) == 2 and t.name != "token_embd.weight"}
-    assert runner.squares.keys() == matrices.keys()
-    for matrix, sums in runner.squares.items():
+    assert runner.activation_stats.keys() == matrices.keys()
+    for matrix, sums in runner.activation_stats.items():
         assert sums.shape == (matrices[matrix].shape[1],) and (sums > 0).all(), matrix
     runner.close()
 
