@@ -24,7 +24,7 @@ from edge_gemma.kernels.layout import SPAN
 from edge_gemma.kernels.operations import NO_WINDOW, Kernel
 from edge_gemma.measure.profile import Outside, Profile, StepProfile, as_dict, profile
 from edge_gemma.measure.profile_parts import Part, gather, label_of, part
-from edge_gemma.measure.timestamps import StampedRunner
+from edge_gemma.measure.timestamps import TimestampedRunner
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from tests.conftest import TinyGguf
@@ -48,8 +48,8 @@ LABELS = {
 """What the parts of a step are called, by model and format."""
 
 
-def opened(path: Path) -> StampedRunner:
-    return StampedRunner(path, context=64, chunk=16, threads=2)
+def opened(path: Path) -> TimestampedRunner:
+    return TimestampedRunner(path, context=64, chunk=16, threads=2)
 
 
 # ---- a whole profile ---------------------------------------------------------------------------------------------
@@ -115,10 +115,10 @@ def test_wrong_values_are_named(tiny_gguf: TinyGguf, wrong: dict[str, int], text
         profile(tiny_gguf("gemma2-256", "Q4_K"), **wrong)  # type: ignore[arg-type]
 
 
-# ---- stamps ------------------------------------------------------------------------------------------------------
+# ---- timestamps --------------------------------------------------------------------------------------------------
 
 
-def test_stamps_change_no_bit_and_are_in_order(tiny_gguf: TinyGguf) -> None:
+def test_timestamps_change_no_bit_and_are_in_order(tiny_gguf: TinyGguf) -> None:
     path = tiny_gguf("gemma3-256", "Q6_K")
     with Gemma(path, context=64, threads=2) as model:
         expected = model.logits([5, 6, 7])[-1]
