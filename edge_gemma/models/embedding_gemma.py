@@ -14,9 +14,10 @@ from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models import limits
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.embedding import DENSE, Embedding
-from edge_gemma.models.gemma import HEAD_NORMS, HF_3, NORMS_2, Gemma
+from edge_gemma.models.gemma import HF_3, Gemma
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.hf_fields import HfFields
+from edge_gemma.models.layer_modules import PRE_AND_POST_NORMS, QK_NORMS
 from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import TensorSpec
 from edge_gemma.models.weights import Weights
@@ -119,7 +120,7 @@ FAMILIES = (
         name="gemma-embedding",
         hf_classes=("Gemma3TextModel",),
         hf_defaults=HF_3,
-        norms=NORMS_2 | HEAD_NORMS,
+        norms=PRE_AND_POST_NORMS | QK_NORMS,
         period=6,
         rope_base=1e6,
         rope_base_local=1e4,

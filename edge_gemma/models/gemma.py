@@ -16,31 +16,14 @@ from edge_gemma.graph.program import Program
 from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.decoder import Decoder
+from edge_gemma.models.layer_modules import MATRICES, PRE_AND_POST_NORMS, PRE_NORMS, QK_NORMS, matrix_shapes
 from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
 from edge_gemma.models.weights import LayerWeights, Weights
 
-MATRICES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-# Traps: `post_attention_layernorm` is the norm *before* the feed-forward in Gemma 1 and the one *after* attention from
-# Gemma 2 on; and checkpoints hold w where the model computes x * (1 + w), while GGUF holds 1 + w.
-NORMS_1 = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-NORMS_2 = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 NORMS_VAULT = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm"}
-HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 NORM_SHIFT = 1.0
+"""Checkpoints hold w where the model computes x / rms(x) * (1 + w), GGUF files 1 + w."""
 
 # Defaults of transformers' configuration classes (4.57 and 5) that a `Gemma` does not say itself.
 HF_1 = {"head_dim": 256, "rms_norm_eps": 1e-6, "vocab_size": 256_000, "max_position_embeddings": 8192} | {
@@ -85,14 +68,11 @@ class Gemma(Decoder):
         ]
 
     def _tensors_of_layer(self, config: Config, i: int) -> Iterator[TensorSpec]:
-        layer, D = config.layers[i], config.d_model
-        F, d, q, kv = layer.d_ff, layer.head_dim, config.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
-        shapes = {"attn_q": (q, D), "attn_k": (kv, D), "attn_v": (kv, D), "attn_output": (D, q)}
-        shapes |= {"ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}
+        D, d, shapes = config.d_model, config.layers[i].head_dim, matrix_shapes(config, i)
         for module, role in MATRICES.items():
             yield TensorSpec(role, shapes[role], f"layers.{i}.{module}.weight", i)
         for module, role in self.norms.items():
-            width = d if module in HEAD_NORMS else D
+            width = d if module in QK_NORMS else D
             yield TensorSpec(role, (width,), f"layers.{i}.{module}.weight", i, shift=NORM_SHIFT)
 
     # ---- forward pass --------------------------------------------------------------------------------------------
@@ -153,7 +133,7 @@ FAMILIES = (
         name="gemma",
         hf_classes=("GemmaForCausalLM",),
         hf_defaults=HF_1,
-        norms=NORMS_1,
+        norms=PRE_NORMS,
         local_attention=False,
         # of CodeGemma
         control_ids={"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107},
@@ -162,7 +142,7 @@ FAMILIES = (
         name="gemma2",
         hf_classes=("Gemma2ForCausalLM",),
         hf_defaults=HF_2,
-        norms=NORMS_2,
+        norms=PRE_AND_POST_NORMS,
         attn_softcaps=True,
         attn_softcap=50.0,
         final_softcap=30.0,
@@ -175,7 +155,7 @@ FAMILIES = (
         hf_classes=("Gemma3ForCausalLM",),
         hf_multimodal_classes=("Gemma3ForConditionalGeneration",),
         hf_defaults=HF_3,
-        norms=NORMS_2 | HEAD_NORMS,
+        norms=PRE_AND_POST_NORMS | QK_NORMS,
         period=6,
         rope_base=1e6,
         rope_base_local=1e4,

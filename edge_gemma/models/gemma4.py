@@ -15,28 +15,13 @@ from edge_gemma.graph.program import Program
 from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.gemma4_config import Gemma4Config
+from edge_gemma.models.layer_modules import MATRICES, PRE_AND_POST_NORMS, QK_NORMS
 from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
 from edge_gemma.models.weights import LayerWeights, Weights
 
-MATRICES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 PER_LAYER_MATRICES = {"per_layer_input_gate": "inp_gate", "per_layer_projection": "proj"}
 ROUTER = {"router.proj": "ffn_gate_inp"}
-NORMS = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 EXPERT_NORMS = {
     "post_feedforward_layernorm_1": "post_ffw_norm_1",
     "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
@@ -188,7 +173,7 @@ def _of_layer(config: Config, i: int) -> Iterator[TensorSpec]:
     yield _weight(i, "mlp.gate_proj", (F, D))
     yield _weight(i, "mlp.up_proj", (F, D))
     yield _weight(i, "mlp.down_proj", (D, F))
-    yield from (_weight(i, module, (D,)) for module in NORMS)
+    yield from (_weight(i, module, (D,)) for module in PRE_AND_POST_NORMS)
     yield from _of_experts(config, i)
     if P := config.per_layer_input:
         yield _weight(i, "per_layer_input_gate", (P, D))
@@ -222,7 +207,7 @@ def _of_experts(config: Config, i: int) -> Iterator[TensorSpec]:
     yield from (_weight(i, module, (D,)) for module in EXPERT_NORMS)
 
 
-_ROLES = MATRICES | PER_LAYER_MATRICES | ROUTER | NORMS | HEAD_NORMS | EXPERT_NORMS | PER_LAYER_NORM
+_ROLES = MATRICES | PER_LAYER_MATRICES | ROUTER | PRE_AND_POST_NORMS | QK_NORMS | EXPERT_NORMS | PER_LAYER_NORM
 
 
 def _weight(i: int, module: str, shape: tuple[int, ...]) -> TensorSpec:

@@ -14,25 +14,17 @@ from edge_gemma.graph.program import Program
 from edge_gemma.graph.recorder import Buffer
 from edge_gemma.graph.states import Rope
 from edge_gemma.models.architecture import Config
+from edge_gemma.models.layer_modules import ATTENTION, MATRICES, PRE_NORMS, matrix_shapes
 from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.llama_config import LlamaConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
 from edge_gemma.models.weights import LayerWeights, Weights
 
-ATTENTION = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-}
-FEED_FORWARD = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-
 
 class Llama(LlamaConfig):
     """The family. Its files have the rows of query and key heads in an order in which neighbours rotate as a pair."""
 
-    matrices: Mapping[str, str] = ATTENTION | FEED_FORWARD
+    matrices: Mapping[str, str] = MATRICES
 
     # ---- tensors -------------------------------------------------------------------------------------------------
 
@@ -96,17 +88,13 @@ def affine(p: Program, x: Buffer, w: LayerWeights, role: str, *, out: str) -> Bu
 
 
 def _of_layer(config: Config, i: int) -> Iterator[TensorSpec]:
-    layer, D, H, K = config.layers[i], config.d_model, config.n_heads, config.layers[i].n_kv_heads
-    F, q, kv = layer.d_ff, H * layer.head_dim, K * layer.head_dim
-    shapes = {"attn_q": (q, D), "attn_k": (kv, D), "attn_v": (kv, D), "attn_output": (D, q)}
-    shapes |= {"ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}
-    paired = {"attn_q": H, "attn_k": K}
-    for module, role in (ATTENTION | FEED_FORWARD).items():
+    shapes, paired = matrix_shapes(config, i), {"attn_q": config.n_heads, "attn_k": config.layers[i].n_kv_heads}
+    for module, role in MATRICES.items():
         yield TensorSpec(role, shapes[role], f"layers.{i}.{module}.weight", i, paired_heads=paired.get(role, 0))
     for module, role in ATTENTION.items():
         yield TensorSpec(
             role, shapes[role][:1], f"layers.{i}.{module}.bias", i,
             optional=True, part="bias", paired_heads=paired.get(role, 0),
         )  # fmt: skip
-    for module, role in NORMS.items():
-        yield TensorSpec(role, (D,), f"layers.{i}.{module}.weight", i)
+    for module, role in PRE_NORMS.items():
+        yield TensorSpec(role, (config.d_model,), f"layers.{i}.{module}.weight", i)
