@@ -218,10 +218,10 @@ class Program(ExpertRecorder):
         )
         return x
 
-    def whole_heads(self, x: Buffer, head_dim: int) -> Buffer:
-        """The heads of x, of `head_dim` dimensions, as they are rotated, kept and attended to: see `whole_head`."""
+    def pad_heads(self, x: Buffer, head_dim: int) -> Buffer:
+        """The heads of x, of `head_dim` dimensions, padded with zeros to what kernels take: see `whole_head`."""
         size = whole_head(head_dim)
-        return x if size == head_dim else self._resize_heads(x, head_dim, size, out=f"whole heads of {x.name}")
+        return x if size == head_dim else self._resize_heads(x, head_dim, size, out=f"{x.name}, heads padded")
 
     def _resize_heads(self, x: Buffer, head_dim: int, size: int, *, out: str) -> Buffer:
         """out = the heads of x, of `head_dim` dimensions, with so many as `size`: cut off, or zeros behind."""
@@ -264,9 +264,9 @@ class Program(ExpertRecorder):
         head_dim: the dimensions of a head that are the model's own, where there are zeros behind them.
         """
         if head_dim is not None and head_dim != cache.head_dim:
-            name = f"whole heads of {out}"
-            whole = self.attend(cache, q, window=window, softcap=softcap, out=name, consumers=(), ahead=ahead)
-            return self._resize_heads(whole, cache.head_dim, head_dim, out=out)
+            name = f"{out}, heads padded"
+            padded = self.attend(cache, q, window=window, softcap=softcap, out=name, consumers=(), ahead=ahead)
+            return self._resize_heads(padded, cache.head_dim, head_dim, out=out)
         a, window = self._forms(out, q.columns, consumers), window or ops.NO_WINDOW
         if self.regime is Regime.ONE:
             self._attend_one(cache, q, a, window, softcap)

@@ -49,7 +49,7 @@ HF_3 = HF_2 | {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gemma(Decoder):
-    """One family."""
+    """One generation: its fields say what distinguishes it, the forward pass is the same."""
 
     norms: Mapping[str, str] = field(kw_only=True)
     """transformers' names of a layer's norms -> roles."""
@@ -86,21 +86,15 @@ class Gemma(Decoder):
             residual(p, config, x, feed_forward(p, config, w, x), w.get("post_ffw_norm"))
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
-        """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", consumers=(weights.output,))  # (T, D)
-        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
-        if config.final_softcap is not None:
-            p.softcap(logits, config.final_softcap)
-
 
 def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Buffer) -> Buffer:
-    """Grouped-query attention, over the window on local layers."""
+    """Grouped-query attention, over the window on local layers; with QK-norm from Gemma 3 on."""
     eps = config.rms_eps
     h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
     q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
     k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
     v = p.matmul(h, w.attn_v, out="v")  # (T, K d)
+    # the scale of q k^T is in q, once for all keys
     p.rotate(q, layer.rope, norm=w.get("attn_q_norm"), epsilon=eps, scale=config.attn_scale)
     p.rotate(k, layer.rope, norm=w.get("attn_k_norm"), epsilon=eps, scale=1.0)
     p.append(cache, k, v)
@@ -117,7 +111,7 @@ def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, c
 
 
 def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
-    """GeGLU."""
+    """The gated feed-forward part, GeGLU (arXiv:2002.05202)."""
     h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", consumers=(w.ffn_gate, w.ffn_up))  # (T, D)
     gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", consumers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)

@@ -50,38 +50,33 @@ class Llama(LlamaConfig):
             p.add(x, feed_forward(p, config, w, x))
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
-        """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", consumers=(weights.output,))  # (T, D)
-        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
-
 
 def attention(
     p: Program, config: Config, layer: LayerConfig, rope: Rope, w: LayerWeights, cache: LayerCache, x: Buffer
 ) -> Buffer:
-    """Grouped-query attention, over the window if there is one."""
+    """Grouped-query attention, over the window if there is one. Kernels take heads padded with zeros."""
     eps, d = config.rms_eps, layer.head_dim
     h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
-    q = p.whole_heads(affine(p, h, w, "attn_q", out="q"), d)  # (T, H d)
-    k = p.whole_heads(affine(p, h, w, "attn_k", out="k"), d)  # (T, K d)
-    v = p.whole_heads(affine(p, h, w, "attn_v", out="v"), d)  # (T, K d)
+    q = p.pad_heads(linear(p, h, w, "attn_q", out="q"), d)  # (T, H d)
+    k = p.pad_heads(linear(p, h, w, "attn_k", out="k"), d)  # (T, K d)
+    v = p.pad_heads(linear(p, h, w, "attn_v", out="v"), d)  # (T, K d)
     p.rotate(q, rope, norm=None, epsilon=eps, scale=config.attn_scale)
     p.rotate(k, rope, norm=None, epsilon=eps, scale=1.0)
     p.append(cache, k, v)
     a = p.attend(
         cache, q, window=layer.window, softcap=None, head_dim=d, out="a", consumers=(w.attn_output,)
     )  # (T, H d)
-    return affine(p, a, w, "attn_output", out="o")  # (T, D)
+    return linear(p, a, w, "attn_output", out="o")  # (T, D)
 
 
 def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
-    """SwiGLU."""
+    """The gated feed-forward part, SwiGLU (arXiv:2002.05202)."""
     h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", consumers=(w.ffn_gate, w.ffn_up))  # (T, D)
     gated = p.silu_gate(h, w.ffn_gate, w.ffn_up, out="gated", consumers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
-def affine(p: Program, x: Buffer, w: LayerWeights, role: str, *, out: str) -> Buffer:
+def linear(p: Program, x: Buffer, w: LayerWeights, role: str, *, out: str) -> Buffer:
     """out = x weight^T, plus the bias where there is one."""
     y, bias = p.matmul(x, getattr(w, role), out=out), w.get(f"{role}_bias")
     return y if bias is None else p.add_bias(y, bias)
