@@ -322,8 +322,8 @@ class Program(ExpertRecorder):
     def _gate_of(self, x: Buffer, gate: Tensor, up: Tensor, activation: int, out: str, consumers: Consumers) -> Buffer:
         """Either of the two.
 
-        Many rows take one pass where both matrices have one quantized format and so has what the result meets: then
-        the products themselves never exist.
+        Many rows take one pass where both matrices have one quantized format, and consumers quantized ones: then the
+        products themselves never exist.
         """
         y = self._forms(out, gate.shape[0], consumers)
         if self.regime is Regime.MANY and gate.format == up.format and not gate.format.is_float and y.q is not None:
