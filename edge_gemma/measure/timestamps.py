@@ -1,8 +1,8 @@
 """A runner that knows when it was where in a program. Knows no operation's meaning, and judges no time.
 
 The table of a program runs with a row put before, between and after its own that notes the processor's counter: around
-the whole, or around each operation. Every stamp is a meeting of all threads, some 0.1 us, so an operation's time ends
-when the last thread is done with it.
+the whole, or around each operation. Every timestamp is a barrier, some 0.1 us, so an operation's time ends when the
+last thread is done with it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ STAMP = Kernel("simd.clock", "stamp")
 class Run:
     """One run of a program, or of a part of it.
 
-    ticks: int64 (stamps,). begun, ended: nanoseconds of `time.perf_counter_ns` as the caller of the threads sees them;
-    arranging: nanoseconds spent before on putting the stamps in.
+    ticks: int64 (timestamps,). begun, ended: nanoseconds of `time.perf_counter_ns` as the caller of the threads sees
+    them; arranging: nanoseconds spent before on putting the timestamps in.
     """
 
     ticks: NDArray[np.int64]
@@ -38,18 +38,18 @@ class Run:
 
     @property
     def total(self) -> int:
-        """Ticks from the first stamp to the last."""
+        """Ticks from the first timestamp to the last."""
         return int(self.ticks[-1] - self.ticks[0])
 
 
-class StampedRunner(Runner):
-    """A runner that keeps a `Run` for each program it has run. `every`: stamp each operation, not only the ends."""
+class TimestampedRunner(Runner):
+    """A runner that keeps a `Run` for each program it has run. `every`: around each operation, not only at the ends."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.every = False
         self.runs: list[Run] = []
-        self._stamp = shared().load([STAMP])[STAMP]
+        self._kernel = shared().load([STAMP])[STAMP]
 
     def nanoseconds_per_tick(self) -> float:
         """From the runs so far, at least two: the longer between the first and the last, the more exact."""
@@ -62,21 +62,21 @@ class StampedRunner(Runner):
 
     def _execute(self, table: NDArray[np.int64]) -> None:
         start = time.perf_counter_ns()
-        stamped, ticks = self._stamped(table)
+        timed, ticks = self._with_timestamps(table)
         begun = time.perf_counter_ns()
-        super()._execute(stamped)
+        super()._execute(timed)
         self.runs.append(Run(ticks, begun, time.perf_counter_ns(), begun - start))
 
-    def _stamped(self, table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A copy of `table` with stamps, and where they will write to."""
+    def _with_timestamps(self, table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A copy of `table` with timestamps, and where they will write to."""
         ticks = np.zeros(len(table) + 1 if self.every else 2, np.int64)
         rows = np.zeros((len(table) + len(ticks), ROW_WORDS), np.int64)
-        stamps = np.zeros(len(rows), bool)
-        stamps[:: 2 if self.every else len(rows) - 1] = True
-        rows[~stamps] = table
-        rows[stamps, KERNEL] = self._stamp
-        rows[stamps, FIRST_ARGUMENT] = ticks.ctypes.data + ticks.itemsize * np.arange(len(ticks))
+        added = np.zeros(len(rows), bool)
+        added[:: 2 if self.every else len(rows) - 1] = True
+        rows[~added] = table
+        rows[added, KERNEL] = self._kernel
+        rows[added, FIRST_ARGUMENT] = ticks.ctypes.data + ticks.itemsize * np.arange(len(ticks))
         if self.every:
-            rows[:, BARRIER] = 0  # a stamp has just met
-        rows[stamps, BARRIER] = 1
+            rows[:, BARRIER] = 0  # a timestamp has one just before
+        rows[added, BARRIER] = 1
         return rows, ticks
