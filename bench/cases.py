@@ -19,6 +19,7 @@ SHORT, LONG = 512, 4096
 BUSY_SECONDS = 6.0
 """Of decoding, beside so many busy programs."""
 ALONE = ("overhead", "profile", "profile-long")
+GEMMA4 = [name for name in MODELS if name.startswith("g4-")]
 PEERS = {"avx2": "llama.cpp-avx2", "transformers": "transformers"}
 
 
@@ -102,6 +103,9 @@ def matrix(threads: int) -> list[Case]:
         Case(first, "profile-long", threads, 1),
         Case(real, "profile", threads, 1),
         *(Case(real, "busy", count, 3) for count in sorted({threads, 1}, reverse=True)),
+        *(Case(model, "short", threads, 3) for model in GEMMA4),
+        Case(GEMMA4[0], "start", threads),
+        *(Case(model, "long", threads, 1) for model in (GEMMA4[0], "g4-26b-6-layers-Q4_0")),
         *(Case(model, "long", threads, 1) for model in large),
         *(Case(model, "short", threads, 2) for model in huge),
     ]

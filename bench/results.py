@@ -18,6 +18,7 @@ side: ours, peer; limits: the machine in that round, several times; model: facts
     seconds                     the run: of the whole case
     decode_bytes, prompt_macs   the model: read for a token; multiplied for a token of a prompt
     kv_bytes_at_start           the model: keys and values of all positions of a start
+    token_bytes                 the model: weights read for a token
 """
 
 from __future__ import annotations
@@ -173,3 +174,9 @@ def own_memory(of: Measured, measure: str) -> list[float]:
     """Megabytes resident that are neither the file's pages nor the cache."""
     pages, cache = of["ours", "file"], of.fact("kv_bytes_at_start")
     return [(value - pages[number] - cache) / 1e6 for number, value in of["ours", measure].items() if number in pages]
+
+
+def unneeded_memory(of: Measured, measure: str) -> list[float]:
+    """Megabytes resident beside the weights that a token reads, whatever is there of the file, and the cache."""
+    needed = of.fact("token_bytes") + of.fact("kv_bytes_at_start")
+    return [(value - needed) / 1e6 for value in values(of, measure)]

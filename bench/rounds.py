@@ -86,7 +86,8 @@ def _facts(case: Case, facts: Facts) -> Iterator[tuple[str, float]]:
         yield "decode_bytes", facts.decode_bytes(case.depth, GENERATE)
         yield "prompt_macs", facts.prompt_macs(case.prompt)
     if case.kind == "start":
-        yield "kv_bytes_at_start", facts.kv_bytes(cases.START_CONTEXT - 1)
+        yield "kv_bytes_at_start", facts.cache_bytes(cases.START_CONTEXT)
+        yield "token_bytes", facts.token_bytes
 
 
 def _rounds(case: Case, setup: Setup, facts: Facts, repack: bool) -> Iterator[list[Figure]]:

@@ -142,7 +142,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare with llama.cpp and transformers on the same files.")
     add = parser.add_argument
     add("--models", type=Path, required=True, metavar="FOLDER", help="of the model files, 2b-Q4_0.gguf and so on")
-    add("--make", action="store_true", help="make the missing model files first (all: 90 GB)")
+    add("--make", action="store_true", help="make the missing model files first (all: 150 GB)")
     add("-o", dest="output", type=Path, help="the result, lines of JSON")
     add("--resume", action="store_true", help="continue the result: measure only what it lacks")
     add("--quick", action="store_true", help="a few cases, under 3 minutes")

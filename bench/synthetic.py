@@ -1,23 +1,27 @@
 """GGUF files of exact Gemma 2 shapes filled with random, sane weight blocks: for speed and memory, not for text.
 
-One random pattern of about 16 MB per format is repeated, so 2B takes seconds and little memory. Scales are chosen so
-that a matrix of n columns has weights of standard deviation 1/sqrt(n) and activations stay finite. llama.cpp loads the
-result. The formats of the tensors are the quantizer's choice; all else needs only NumPy and the `gguf` package, so that
-the interpreters that record goldens can use it.
+One random pattern of about 16 MB per format is repeated, so 2B takes seconds; a tensor is in memory as a whole.
+Scales are chosen so that a matrix of n columns has weights of standard deviation 1/sqrt(n) and activations stay finite.
+llama.cpp loads the result. The formats of the tensors are the quantizer's choice; all else needs only NumPy and the
+`gguf` package, so that the interpreters that record goldens can use it. `synthetic_gemma4.py` has other shapes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from edge_gemma.quantize.recipe import Model
 
 PATTERN_BYTES = 16 << 20
 
@@ -181,7 +185,7 @@ Tensor = tuple[str, tuple[int, ...], gguf.GGMLQuantizationType]
 
 def plan(shape: Shape, mix: str) -> list[Tensor]:
     """Every tensor of a file of this shape, in file order, with the format that `mix` gives it."""
-    from edge_gemma.quantize.recipe import MIXES, Model, Overrides, choose
+    from edge_gemma.quantize.recipe import Model
 
     q, kv, d, f = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.width, shape.hidden
     layer: list[tuple[str, tuple[int, ...]]] = [
@@ -191,27 +195,47 @@ def plan(shape: Shape, mix: str) -> list[Tensor]:
     ]
     layers = [(f"blk.{i}.{name}.weight", size) for i in range(shape.layers) for name, size in layer]
     named = [("token_embd.weight", (shape.vocab, d)), *layers, ("output_norm.weight", (d,))]
-    model = Model(shape.layers, shape.heads // shape.kv_heads)
-    formats = [choose(MIXES[mix], model, name, size, Overrides(), tied=True).name for name, size in named]
-    return [(*of, gguf.GGMLQuantizationType[kind]) for of, kind in zip(named, formats, strict=True)]
+    return with_formats(named, mix, Model(shape.layers, shape.heads // shape.kv_heads))
+
+
+def with_formats(named: Iterable[tuple[str, tuple[int, ...]]], mix: str, model: Model) -> list[Tensor]:
+    """Tensors with the formats that `mix` gives them, made from a checkpoint in bfloat16 as published ones are."""
+    from edge_gemma.formats import FORMATS
+    from edge_gemma.quantize.recipe import MIXES, Overrides, choose
+
+    stored = FORMATS["BF16"]
+    formats = ((*of, choose(MIXES[mix], model, *of, Overrides(), tied=True, stored=stored).name) for of in named)
+    return [(name, size, gguf.GGMLQuantizationType[kind]) for name, size, kind in formats]
 
 
 def write(path: Path, shape: Shape, mix: str) -> None:
     """Write a model of `shape` to `path`, replacing it; the bytes depend only on the arguments."""
     writer = gguf.GGUFWriter(path, "gemma2")
     _add_metadata(writer, shape)
-    writer.add_name(f"synthetic gemma2 {mix}")
+    finish(writer, mix, shape.vocab, plan(shape, mix))
+
+
+def finish(
+    writer: gguf.GGUFWriter,
+    mix: str,
+    vocab: int,
+    tensors: Sequence[Tensor],
+    given: Mapping[str, Sequence[float]] = {},
+) -> None:
+    """Add what all files have, and write them: a vocabulary, and the tensors, random but for the values `given`."""
+    writer.add_name(f"synthetic {writer.arch} {mix}")
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{mix}"])
-    add_tokenizer(writer, shape.vocab)
-    tensors = plan(shape, mix)
+    writer.add_quantization_version(2)
+    add_tokenizer(writer, vocab)
     for name, size, kind in tensors:
         writer.add_tensor_info(name, size, np.dtype(np.float32), _nbytes(size, kind), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     patterns = _Patterns(np.random.default_rng(0))
-    for _, size, kind in tensors:
-        writer.write_tensor_data(patterns.data(size, kind))
+    for name, size, kind in tensors:
+        data = np.array(given[name], np.float32) if name in given else patterns.data(size, kind)
+        writer.write_tensor_data(data)
     writer.close()
 
 
@@ -223,10 +247,13 @@ class _Patterns:
         self._made: dict[tuple[int, str], Bytes] = {}
 
     def data(self, size: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> npt.NDArray[Any]:
-        """A norm, or rows of the pattern, from any row on, so that layers differ."""
+        """A vector, a matrix of floats, or rows of the pattern, from any row on, so that layers differ."""
         if len(size) == 1:
             return self._rng.uniform(0.8, 1.2, size).astype(np.float32)
-        rows, columns = size
+        rows, columns = math.prod(size[:-1]), size[-1]
+        if kind.name not in _SCALES:
+            floats = self._rng.standard_normal((rows, columns), np.float32) * np.float32(columns**-0.5)
+            return gguf.quants.quantize(floats, kind)
         if (columns, kind.name) not in self._made:
             count = max(1, min(rows, PATTERN_BYTES * rows // _nbytes(size, kind)))
             self._made[columns, kind.name] = random_blocks(kind.name, count, columns, self._rng)
@@ -236,7 +263,7 @@ class _Patterns:
 
 def _nbytes(size: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> int:
     block, nbytes = gguf.GGML_QUANT_SIZES[kind]
-    return int(np.prod(size)) // block * nbytes
+    return math.prod(size) // block * nbytes
 
 
 def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
@@ -253,4 +280,3 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_sliding_window(shape.window)
     writer.add_attn_logit_softcapping(50.0)
     writer.add_final_logit_softcapping(30.0)
-    writer.add_quantization_version(2)

@@ -7,10 +7,9 @@ from functools import partial
 from statistics import median
 
 from bench.cases import ROWS, Case, matrix
+from bench.models import MODELS
 from bench.results import Measured, Result, leads, shares, step_ratios, values
 from bench.targets import targets
-
-SIZES = ("270m", "2b", "9b", "27b")
 
 Figures = Callable[[Measured], list[float]]
 Column = tuple[str, str, Figures]
@@ -100,7 +99,7 @@ def _notes(result: Result) -> str:
 
 def _short(result: Result) -> str:
     usual = [of for of in cases_of(result, "short") if of.case.threads == _threads(result) and not of.case.variant]
-    shown = sorted(usual, key=lambda of: SIZES.index(of.case.model.partition("-")[0]))
+    shown = sorted(usual, key=lambda of: list(MODELS).index(of.case.model))
     rows = [[of.case.file.title, *_speed(of, "pp512"), *_speed(of, "tg64")] for of in shown]
     columns = ("llama.cpp", "ratio", "of peak")
     return f"{table(['model', 'prompt tok/s', *columns, 'generated tok/s', *columns], rows)}\n{_machine(result)}\n"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from bench.cases import Case
-from bench.results import Measured, leads, overheads, own_memory, shares, step_ratios, values
+from bench.cases import GEMMA4, Case
+from bench.models import MODELS
+from bench.results import Measured, leads, overheads, own_memory, shares, step_ratios, unneeded_memory, values
 
 KINDS = ("Q4_0", "Q8_0", "Q4_K_M")
 ROW_BOUNDS = {2: 1.15, 4: 1.3, 8: 1.6, 16: 2.5}
@@ -32,6 +33,7 @@ PEAK = Quantity(shares, "≥", "{:.0%} of the dot-product peak")
 ROWS = Quantity(step_ratios, "≤", "{:.2f}x one row")
 SECONDS = Quantity(values, "≤", "{:.2f} s")
 MEMORY = Quantity(own_memory, "≤", "{:.0f} MB beside file and cache")
+UNNEEDED = Quantity(unneeded_memory, "≤", "{:.0f} MB beside weights read and cache")
 OVERHEAD = Quantity(overheads, "≤", "{:.1%} of a step")
 
 
@@ -93,6 +95,17 @@ def targets() -> Iterator[Target]:
     for model, title in (("270m-Q4_K_M", "270M"), *((f"2b-{kind}", f"2B {kind}") for kind in KINDS)):
         yield Target(f"memory at first token, {title}", model, "start", "peak", {MEMORY: 100.0})
     yield Target("sampling, text and Python, 2B Q4_0", "2b-Q4_0", "overhead", "answer", {OVERHEAD: 0.03})
+    yield from _gemma4()
+
+
+def _gemma4() -> Iterator[Target]:
+    for model in GEMMA4:
+        title = MODELS[model].title
+        yield Target(f"decode, {title}", model, "short", "tg64", {BANDWIDTH: 0.85})
+        prompts = {LEAD: 1.5} if "26b" in model else {PEAK: 0.55}
+        yield Target(f"prompt of 512, {title}", model, "short", "pp512", prompts)
+    title = MODELS["g4-e2b-Q4_0"].title
+    yield Target(f"memory at first token, {title}", "g4-e2b-Q4_0", "start", "peak", {UNNEEDED: 150.0})
 
 
 def _speed(size: str) -> Iterator[Target]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edge_gemma.engine.memory_plan import MOST_TEXTS
 from edge_gemma.engine.runner import Runner
 from edge_gemma.graph.buffers import aligned_bytes
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.models.embedding import Embedding
 
 Ids = NDArray[np.int64]
@@ -40,7 +40,7 @@ def embed(runner: Runner, texts: Sequence[Ids]) -> Floats:
     """
     embedding = runner.config.embedding
     assert embedding is not None
-    batch = [Rows(runner.new_table(), ids) for ids in texts]
+    batch = [SequenceRows(runner.new_table(), ids) for ids in texts]
     try:
         runner.run(batch)
         pooled = _pooled(runner.last_rows(sum(map(len, texts))), list(map(len, texts)), embedding)

@@ -31,7 +31,7 @@ from edge_gemma.engine.sequence import Generation, Logits, Sequence
 from edge_gemma.engine.speculation import StepTimes
 from edge_gemma.errors import Cancelled, EdgeGemmaError, ForkError, MemoryBudgetError
 from edge_gemma.graph.cache import PageTable
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels.native_threads import start_thread
 
 log = logging.getLogger(__name__)
@@ -351,7 +351,7 @@ class Engine:
         for work in step:
             work.sequence.end(error)
 
-    def _hand_out(self, step: list[Work], rows: list[Rows], logits: Logits) -> None:
+    def _hand_out(self, step: list[Work], rows: list[SequenceRows], logits: Logits) -> None:
         at, maxima = 0, self._runner.maxima
         for work, row in zip(step, rows, strict=True):
             sequence, part = work.sequence, slice(at, at + row.wanted)
@@ -405,14 +405,14 @@ class Engine:
         return stats
 
 
-def _rows(work: Work) -> Rows:
+def _rows(work: Work) -> SequenceRows:
     sequence, computed = work.sequence, work.sequence.computed
     tokens = sequence.tokens[computed : computed + work.count]
     wanted = sequence.wanted(work.count)
     if isinstance(sequence, Generation):
         tokens = [*tokens, *sequence.proposal]
     assert sequence.table is not None
-    return Rows(cast(PageTable, sequence.table), np.array(tokens, np.int64), wanted)
+    return SequenceRows(cast(PageTable, sequence.table), np.array(tokens, np.int64), wanted)
 
 
 def _of_prompt(work: Work) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 
 T = TypeVar("T", bound="Table")
 
@@ -66,7 +66,7 @@ class Runner(Protocol):
     def new_table(self) -> Table:
         """The table of an empty sequence."""
 
-    def run(self, batch: Sequence[Rows]) -> NDArray[np.float32]:
+    def run(self, batch: Sequence[SequenceRows]) -> NDArray[np.float32]:
         """Compute rows; the logits that are wanted of them, (wanted, V), until the next call."""
 
     def cancel(self) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import layer_caches
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Recorded, Rows, words_of
+from edge_gemma.graph.recorder import Buffer, Recorded, words_of
 from edge_gemma.kernels.layout import logit_groups
 from edge_gemma.kernels.operations import Kernel, Regime
 from edge_gemma.models.architecture import Config, record, record_logits
@@ -49,10 +49,10 @@ class Recording:
         if observe and config.embedding is None:
             out = weights.output
             self.program.observe(
-                self.program.rms_norm(self.x, weights.output_norm, config.rms_eps, out="h", takers=(out,)), out
+                self.program.rms_norm(self.x, weights.output_norm, config.rms_eps, out="h", consumers=(out,)), out
             )
         self._body = len(self.program)
-        self._outside: list[Rows] = []
+        self._placeholders: list[Buffer] = []
         if config.embedding is not None and not observe:
             self._record_embedding(config, weights)
         elif not observe:
@@ -60,9 +60,9 @@ class Recording:
 
     def _record_logits(self, config: Config, weights: Weights) -> None:
         p, columns, groups = self.program, config.vocab_size, logit_groups(config.vocab_size)
-        last = p.outside(self.x.name, self.x.columns, self.x.stride)
-        logits, maxima = p.outside("logits", columns, 4 * columns), p.outside("maxima", groups, 4 * groups)
-        self._outside = [last, logits, maxima]
+        last = p.placeholder(self.x.name, self.x.columns, self.x.stride)
+        logits, maxima = p.placeholder("logits", columns, 4 * columns), p.placeholder("maxima", groups, 4 * groups)
+        self._placeholders = [last, logits, maxima]
         record_logits(p, config, weights, last, logits)
         p.group_maxima(logits, maxima)
 
@@ -71,8 +71,8 @@ class Recording:
         assert config.embedding is not None
         if config.embedding.dense:
             p, D, width = self.program, config.d_model, config.embedding.width
-            self._outside = [p.outside("pooled rows", D, 4 * D), p.outside("embeddings", width, 4 * width)]
-            config.model.record_embedding(p, config, weights, *self._outside)
+            self._placeholders = [p.placeholder("pooled rows", D, 4 * D), p.placeholder("embeddings", width, 4 * width)]
+            config.model.record_embedding(p, config, weights, *self._placeholders)
 
     @property
     def recorded(self) -> list[Recorded]:
@@ -98,7 +98,7 @@ class Recording:
     def link(self, addresses: dict[Kernel, int]) -> None:
         """Make the table, of kernels that lie at these addresses."""
         self.table = self.program.table(addresses)
-        self._words = [words_of(self.table, rows) for rows in self._outside]
+        self._words = [words_of(self.table, placeholder) for placeholder in self._placeholders]
 
     @property
     def body(self) -> NDArray[np.int64]:

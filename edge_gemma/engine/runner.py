@@ -27,10 +27,10 @@ from edge_gemma.engine.recording import Recording
 from edge_gemma.errors import Cancelled, ContextOverflowError, ModelFormatError
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.cache import PagePool, PageTable
-from edge_gemma.graph.experts import ExpertSquares
+from edge_gemma.graph.experts import ExpertActivationStats
 from edge_gemma.graph.first_touch import TOUCH, FirstTouch
 from edge_gemma.graph.recorder import Recorded
-from edge_gemma.graph.step import Rows, Step
+from edge_gemma.graph.step import SequenceRows, Step
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.jit.library import shared
 from edge_gemma.kernels.layout import logit_groups
@@ -99,7 +99,7 @@ class Runner:
 
         context: by default what the model was trained for, at most `default_context`. sequences: so many of the whole
         context are planned for, and must fit the memory there is. cache_limit: bytes of pages in use; by default what
-        is planned. observe: have each step write statistics, see `squares`; there are no logits then.
+        is planned. observe: have each step write `activation_stats`; there are no logits then.
         `progress(done, total, name)` reports kernels being compiled, on the first run on a machine.
 
         Raises ModelFormatError, ContextOverflowError, MemoryBudgetError, ThreadError, OSError.
@@ -164,17 +164,17 @@ class Runner:
         self._threads = ThreadPool(self.threads)
 
     @property
-    def squares(self) -> dict[str, NDArray[np.float32]]:
+    def activation_stats(self) -> dict[str, NDArray[np.float32]]:
         """Of each matrix, by name: the sum of squares of each of its input's columns, over the rows of the last step.
 
         Float32 (columns,), written by every step; only with `observe`.
         """
-        return self._latest.program.squares
+        return self._latest.program.activation_stats
 
     @property
-    def expert_squares(self) -> dict[str, ExpertSquares]:
+    def expert_activation_stats(self) -> dict[str, ExpertActivationStats]:
         """The same of the tensors of experts, of each expert. Written by every step; only with `observe`."""
-        return self._latest.program.expert_squares
+        return self._latest.program.expert_activation_stats
 
     def recording(self, rows: int) -> Recording:
         """What is run in a step of so many rows, at most `chunk`."""
@@ -192,7 +192,7 @@ class Runner:
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
-    def run(self, batch: Sequence[Rows], out: Logits | None = None) -> Logits:
+    def run(self, batch: Sequence[SequenceRows], out: Logits | None = None) -> Logits:
         """One step of all rows of `batch`, at most `chunk`, each table once. Their tables are that much longer then.
 
         Logits, float32 (sum of `wanted`, V), in the order of the batch, are written to `out`, or to memory that the
@@ -295,7 +295,7 @@ class Runner:
         if self.config.embedding is not None:
             raise ValueError(f"{self.config.architecture} is an embedding model, which continues no text: use embed")
 
-    def _check(self, batch: Sequence[Rows]) -> int:
+    def _check(self, batch: Sequence[SequenceRows]) -> int:
         """The number of rows. Raises ValueError, ContextOverflowError."""
         for part in batch:
             self.check_tokens(part.tokens)

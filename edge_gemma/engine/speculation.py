@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_gemma.engine.pages import Runner
 from edge_gemma.engine.sampler import Sampler
 from edge_gemma.graph.cache import PageTable
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 
 Logits = NDArray[np.float32]
 
@@ -114,7 +114,8 @@ class DraftModel:
         while True:
             piece = text[self._table.length : self._table.length + self._runner.chunk]
             last = self._table.length + len(piece) == len(text)
-            logits = self._runner.run([Rows(cast(PageTable, self._table), np.array(piece, np.int64), int(last))])
+            rows = SequenceRows(cast(PageTable, self._table), np.array(piece, np.int64), int(last))
+            logits = self._runner.run([rows])
             self._read = text[: self._table.length]
             if last:
                 first: Logits = logits[0]

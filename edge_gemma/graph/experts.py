@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.gguf.file import Tensor
-from edge_gemma.graph.recorder import Forms, Recorder, Rows, real, zero_of
+from edge_gemma.graph.recorder import Buffer, Forms, Recorder, real, zero_of
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import group_words
 from edge_gemma.kernels.operations import Kernel, Regime
@@ -61,8 +61,8 @@ class Matrices:
 
 
 @dataclass(frozen=True)
-class ExpertSquares:
-    """Of each expert, the sums of squares of its inputs' columns, float32 (E, columns), and its rows, int64 (E,)."""
+class ExpertActivationStats:
+    """Of each expert: the sums of squares of its inputs' columns, float32 (E, columns), and its rows, int64 (E,)."""
 
     sums: NDArray[np.float32]
     rows: NDArray[np.int64]
@@ -72,14 +72,14 @@ class ExpertRecorder(Recorder, ABC):
     """The part of a `Program` that has to do with experts."""
 
     _choices: Choices
-    expert_squares: dict[str, ExpertSquares]
+    expert_activation_stats: dict[str, ExpertActivationStats]
     """Name of a tensor of experts -> what went into their products in the last step, where products are observed."""
 
     @abstractmethod
-    def _quantize(self, x: Rows, zero: int) -> Rows:
+    def _quantize(self, x: Buffer, zero: int) -> Buffer:
         """x as int8 blocks."""
 
-    def route(self, logits: Rows, choices: int, factor: float, scales: Tensor | None) -> Routed:
+    def route(self, logits: Buffer, choices: int, factor: float, scales: Tensor | None) -> Routed:
         """The `choices` largest of each row's `logits` (T, E), and their shares: a softmax of factor * logits over E,
         of which those chosen are divided by their sum, times `scales` (E,) if there are any."""
         experts, pairs = logits.columns, self.max_rows * choices
@@ -104,7 +104,7 @@ class ExpertRecorder(Recorder, ABC):
         )
         return Routed(experts, choices, shares, groups, rows, places)
 
-    def experts(self, x: Rows, routed: Routed, gate_up: tuple[Tensor, ...], down: Tensor, *, out: str) -> Rows:
+    def experts(self, x: Buffer, routed: Routed, gate_up: tuple[Tensor, ...], down: Tensor, *, out: str) -> Buffer:
         """out = the sum over a row's choices, by rank, of share * down(gelu(gate x) * up x) of the expert.
 
         gate_up: one tensor (E, 2 F, D), gates first, or two (E, F, D). down: (E, D, F).
@@ -128,11 +128,11 @@ class ExpertRecorder(Recorder, ABC):
         results = self._product_of_experts(self._keep(y), routed, matrices, out="results of experts", grouped=True)
         return self._combine(results, routed, self._buffer(out, results.columns))
 
-    def _input(self, x: Rows, tensor: Tensor) -> Rows:
+    def _input(self, x: Buffer, tensor: Tensor) -> Buffer:
         """x in the form that products with the tensor take."""
         return x if tensor.format.is_float else self._quantize(x, zero_of(tensor))
 
-    def _product_of_experts(self, x: Rows, routed: Routed, w: Matrices, *, out: str, grouped: bool = False) -> Rows:
+    def _product_of_experts(self, x: Buffer, routed: Routed, w: Matrices, *, out: str, grouped: bool = False) -> Buffer:
         """Each pair's product with its expert's matrix, (T k, rows). grouped: whether x has a row for each pair too."""
         y = self._buffer(out, w.rows, routed.choices)
         x = self._input(x, w.tensor)
@@ -147,7 +147,7 @@ class ExpertRecorder(Recorder, ABC):
         )
         return y
 
-    def _words_of_experts(self, x: Rows, routed: Routed, w: Matrices, y: Rows) -> tuple[int, ...]:
+    def _words_of_experts(self, x: Buffer, routed: Routed, w: Matrices, y: Buffer) -> tuple[int, ...]:
         """Arguments of products up to the groups."""
         weights = self._address_of(w.tensor) + w.offset
         shape = w.tensor.row_bytes, w.rows, w.columns
@@ -163,7 +163,7 @@ class ExpertRecorder(Recorder, ABC):
     def _strategy(self, w: Matrices) -> str:
         return self._choices.for_matrix(w.tensor.format.name, w.tensor.row_bytes)
 
-    def _gate_of_experts(self, g: Rows, u: Rows, routed: Routed, y: Forms) -> None:
+    def _gate_of_experts(self, g: Buffer, u: Buffer, routed: Routed, y: Forms) -> None:
         self._emit(
             ops.EXPERT_GATE,
             Kernel("ops.elementwise", "expert_gate"),
@@ -173,7 +173,7 @@ class ExpertRecorder(Recorder, ABC):
             *(y.y.address, y.y.stride, *y.int8, routed.choices),
         )
 
-    def _gated_of_experts(self, x: Rows, routed: Routed, gate: Matrices, up: Matrices, y: Forms) -> None:
+    def _gated_of_experts(self, x: Buffer, routed: Routed, gate: Matrices, up: Matrices, y: Forms) -> None:
         """Both products and the gate in one pass."""
         x = self._input(x, gate.tensor)
         self._emit(
@@ -186,11 +186,11 @@ class ExpertRecorder(Recorder, ABC):
             weights=(gate.tensor,) if up.tensor is gate.tensor else (gate.tensor, up.tensor),
         )
 
-    def _observe_experts(self, x: Rows, routed: Routed, tensors: tuple[Tensor, ...], sources: int) -> None:
-        """Have each step write into `expert_squares` what goes into these products, if they are observed."""
+    def _observe_experts(self, x: Buffer, routed: Routed, tensors: tuple[Tensor, ...], sources: int) -> None:
+        """Have each step write into `expert_activation_stats` what goes into these products, if they are observed."""
         if not self._observe_products:
             return
-        E, name = routed.experts, f"squares of {tensors[0].name}'s inputs"
+        E, name = routed.experts, f"sums of squares of {tensors[0].name}'s inputs"
         rows = f"{name}, rows"
         sums, counts = self._room(name, 4 * E * x.columns), self._room(rows, WORD * E)
         self._emit(
@@ -200,11 +200,11 @@ class ExpertRecorder(Recorder, ABC):
             (name, rows),
             *(x.address, x.stride, x.columns, E, routed.groups, sources, sums, counts),
         )
-        squares = self._memory[name].view(np.float32).reshape(E, x.columns)
-        found = ExpertSquares(squares, self._memory[rows].view(np.int64))
-        self.expert_squares |= {tensor.name: found for tensor in tensors}
+        found = self._memory[name].view(np.float32).reshape(E, x.columns)
+        stats = ExpertActivationStats(found, self._memory[rows].view(np.int64))
+        self.expert_activation_stats |= {tensor.name: stats for tensor in tensors}
 
-    def _combine(self, results: Rows, routed: Routed, y: Rows) -> Rows:
+    def _combine(self, results: Buffer, routed: Routed, y: Buffer) -> Buffer:
         self._emit(
             ops.COMBINE,
             Kernel("ops.router", "combine"),

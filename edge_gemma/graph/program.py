@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.experts import ExpertRecorder
-from edge_gemma.graph.recorder import Forms, Rows, Takers, real, zero_of
+from edge_gemma.graph.recorder import Buffer, Consumers, Forms, real, zero_of
 from edge_gemma.graph.states import Rope
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import partial_bytes, whole_head
@@ -44,16 +44,16 @@ class Program(ExpertRecorder):
         super().__init__(regime, chunk, address_of, allocate=allocate, observe=observe)
         self.kv_type = kv_type
         self._choices = choices
-        self.squares: dict[str, NDArray[np.float32]] = {}
+        self.activation_stats: dict[str, NDArray[np.float32]] = {}
         """Name of a matrix -> of each input column, the sum of squares over the last step's rows. See `observe`."""
-        self.expert_squares = {}
+        self.expert_activation_stats = {}
         self.ropes: list[Rope] = []
         """The rotary embeddings it uses; a step has angles for each, in this order."""
         self._observed: dict[str, NDArray[np.float32]] = {}
 
     # ---- operations ----------------------------------------------------------------------------------------------
 
-    def embed(self, table: Tensor, scale: float, *, out: str) -> Rows:
+    def embed(self, table: Tensor, scale: float, *, out: str) -> Buffer:
         """out = scale * table[token]."""
         y = self._buffer(out, table.shape[1])
         self._emit(
@@ -66,23 +66,25 @@ class Program(ExpertRecorder):
         )
         return y
 
-    def rms_norm(self, x: Rows, weight: Tensor, epsilon: float, *, out: str, takers: Takers) -> Rows:
-        """out = x / rms(x) * weight, in the form that the products with `takers` want."""
-        return self._norm(x, weight, epsilon, self._forms(out, x.columns, takers))
+    def rms_norm(self, x: Buffer, weight: Tensor, epsilon: float, *, out: str, consumers: Consumers) -> Buffer:
+        """out = x / rms(x) * weight, in the form that the products with `consumers` take."""
+        return self._norm(x, weight, epsilon, self._forms(out, x.columns, consumers))
 
-    def add_norm(self, base: Rows, x: Rows, weight: Tensor, epsilon: float, *, factor: Tensor | None = None) -> Rows:
+    def add_norm(
+        self, base: Buffer, x: Buffer, weight: Tensor, epsilon: float, *, factor: Tensor | None = None
+    ) -> Buffer:
         """base = (base + x / rms(x) * weight) * factor; `factor` has one value."""
         return self._norm(x, weight, epsilon, Forms(base), base, factor)
 
     def _norm(
         self,
-        x: Rows,
+        x: Buffer,
         weight: Tensor,
         epsilon: float,
         out: Forms,
-        base: Rows | None = None,
+        base: Buffer | None = None,
         factor: Tensor | None = None,
-    ) -> Rows:
+    ) -> Buffer:
         self._emit(
             ops.NORM,
             Kernel("ops.elementwise", "norm"),
@@ -98,15 +100,15 @@ class Program(ExpertRecorder):
 
     def head_norm(
         self,
-        x: Rows,
+        x: Buffer,
         head_dim: int,
         epsilon: float,
         *,
         out: str,
         weight: Tensor | None = None,
-        base: Rows | None = None,
+        base: Buffer | None = None,
         scale: float = 1.0,
-    ) -> Rows:
+    ) -> Buffer:
         """out = (x / rms(x) * weight + base) * scale for each `head_dim` neighbours of x; weight: (head_dim,)."""
         y = self._buffer(out, x.columns)
         self._emit(
@@ -119,15 +121,15 @@ class Program(ExpertRecorder):
         )
         return y
 
-    def add(self, base: Rows, x: Rows) -> Rows:
+    def add(self, base: Buffer, x: Buffer) -> Buffer:
         """base = base + x."""
         return self._add(base, x.address, x.stride, (x.name,), ())
 
-    def add_bias(self, base: Rows, bias: Tensor) -> Rows:
+    def add_bias(self, base: Buffer, bias: Tensor) -> Buffer:
         """base = base + bias, in each row."""
         return self._add(base, self._address_of(bias), 0, (), (bias,))
 
-    def _add(self, base: Rows, x: int, x_stride: int, reads: tuple[str, ...], weights: tuple[Tensor, ...]) -> Rows:
+    def _add(self, base: Buffer, x: int, x_stride: int, reads: tuple[str, ...], weights: tuple[Tensor, ...]) -> Buffer:
         self._emit(
             ops.ADD,
             Kernel("ops.elementwise", "add"),
@@ -138,11 +140,11 @@ class Program(ExpertRecorder):
         )
         return base
 
-    def matmul(self, x: Rows, weight: Tensor, *, out: str, rows: Rows | None = None) -> Rows:
+    def matmul(self, x: Buffer, weight: Tensor, *, out: str, rows: Buffer | None = None) -> Buffer:
         """out = x weight^T. Quantized weights take x as int8 blocks, made once for each x. `rows`: where to write."""
         return self._product(x, weight, rows or self._buffer(out, weight.shape[0]))
 
-    def _product(self, x: Rows, weight: Tensor, y: Rows) -> Rows:
+    def _product(self, x: Buffer, weight: Tensor, y: Buffer) -> Buffer:
         if self._observe_products:
             self.observe(x, weight)
         if not weight.format.is_float:
@@ -166,9 +168,9 @@ class Program(ExpertRecorder):
         strategy = self._choices.for_matrix(name, weight.row_bytes)
         return Kernel("ops.matvec", name if self.regime is Regime.ONE else f"{name}_few", strategy)
 
-    def _quantize(self, x: Rows, zero: int) -> Rows:
+    def _quantize(self, x: Buffer, zero: int) -> Buffer:
         if (x.name, zero) not in self._quantized:
-            assert x.address or not self._allocate_memory, f"{x.name} was not recorded for all that take it"
+            assert x.address or not self._allocate_memory, f"{x.name} was not recorded for all its consumers"
             q = self._int8(x.name, x.columns, zero)
             self._emit(
                 ops.QUANTIZE,
@@ -180,10 +182,10 @@ class Program(ExpertRecorder):
             self._quantized[x.name, zero] = q
         return self._quantized[x.name, zero]
 
-    def observe(self, x: Rows, weight: Tensor) -> None:
-        """Have each step write the sums of squares of x's columns, the input of `weight`, into `squares`."""
+    def observe(self, x: Buffer, weight: Tensor) -> None:
+        """Have each step write the sums of squares of x's columns, the input of `weight`, into `activation_stats`."""
         if x.name not in self._observed:
-            name = f"squares of {weight.name}'s input"
+            name = f"sums of squares of {weight.name}'s input"
             address = self._room(name, 4 * x.columns)
             self._emit(
                 ops.SQUARES,
@@ -193,9 +195,9 @@ class Program(ExpertRecorder):
                 *(x.address, x.stride, x.columns, address),
             )
             self._observed[x.name] = self._memory[name].view(np.float32)
-        self.squares[weight.name] = self._observed[x.name]
+        self.activation_stats[weight.name] = self._observed[x.name]
 
-    def rotate(self, x: Rows, rope: Rope, *, norm: Tensor | None, epsilon: float, scale: float) -> Rows:
+    def rotate(self, x: Buffer, rope: Rope, *, norm: Tensor | None, epsilon: float, scale: float) -> Buffer:
         """Heads of x in place: RMS norm if there is one, rotary embedding, scale.
 
         Heads have `rope.dims` dimensions, or, where neighbours are pairs, `whole_head` of it, of which the last are 0.
@@ -216,12 +218,12 @@ class Program(ExpertRecorder):
         )
         return x
 
-    def whole_heads(self, x: Rows, head_dim: int) -> Rows:
-        """The heads of x, of `head_dim` dimensions, as they are rotated, kept and attended to: see `whole_head`."""
+    def pad_heads(self, x: Buffer, head_dim: int) -> Buffer:
+        """The heads of x, of `head_dim` dimensions, padded with zeros to what kernels take: see `whole_head`."""
         size = whole_head(head_dim)
-        return x if size == head_dim else self._resize_heads(x, head_dim, size, out=f"whole heads of {x.name}")
+        return x if size == head_dim else self._resize_heads(x, head_dim, size, out=f"{x.name}, heads padded")
 
-    def _resize_heads(self, x: Rows, head_dim: int, size: int, *, out: str) -> Rows:
+    def _resize_heads(self, x: Buffer, head_dim: int, size: int, *, out: str) -> Buffer:
         """out = the heads of x, of `head_dim` dimensions, with so many as `size`: cut off, or zeros behind."""
         heads = x.columns // head_dim
         y = self._buffer(out, heads * size)
@@ -234,7 +236,7 @@ class Program(ExpertRecorder):
         )
         return y
 
-    def append(self, cache: LayerCache, k: Rows, v: Rows) -> None:
+    def append(self, cache: LayerCache, k: Buffer, v: Buffer) -> None:
         """Keys and values of the step's rows into the cache, at their positions."""
         self._emit(
             ops.APPEND,
@@ -247,25 +249,25 @@ class Program(ExpertRecorder):
     def attend(
         self,
         cache: LayerCache,
-        q: Rows,
+        q: Buffer,
         *,
         window: int | None,
         softcap: float | None,
         out: str,
-        takers: Takers,
+        consumers: Consumers,
         ahead: int = 0,
         head_dim: int | None = None,
-    ) -> Rows:
-        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `takers` want.
+    ) -> Buffer:
+        """out = softmax(cap(q K^T)) V over the keys at distance 0..window-1, in the form that `consumers` take.
 
         ahead: so many keys behind its own a row sees, too, of those that its sequence has in this step.
         head_dim: the dimensions of a head that are the model's own, where there are zeros behind them.
         """
         if head_dim is not None and head_dim != cache.head_dim:
-            name = f"whole heads of {out}"
-            whole = self.attend(cache, q, window=window, softcap=softcap, out=name, takers=(), ahead=ahead)
-            return self._resize_heads(whole, cache.head_dim, head_dim, out=out)
-        a, window = self._forms(out, q.columns, takers), window or ops.NO_WINDOW
+            name = f"{out}, heads padded"
+            padded = self.attend(cache, q, window=window, softcap=softcap, out=name, consumers=(), ahead=ahead)
+            return self._resize_heads(padded, cache.head_dim, head_dim, out=out)
+        a, window = self._forms(out, q.columns, consumers), window or ops.NO_WINDOW
         if self.regime is Regime.ONE:
             self._attend_one(cache, q, a, window, softcap)
         else:
@@ -273,7 +275,7 @@ class Program(ExpertRecorder):
             self._attend(kernel, cache, q, a, window, softcap, a.names, ahead=ahead)
         return self._keep(a)
 
-    def _attend_one(self, cache: LayerCache, q: Rows, a: Forms, window: int, softcap: float | None) -> None:
+    def _attend_one(self, cache: LayerCache, q: Buffer, a: Forms, window: int, softcap: float | None) -> None:
         """One row: the threads share its spans, whose results are merged."""
         heads, head_dim = q.columns // cache.head_dim, cache.head_dim
         spans = f"results of {cache.spans} spans of {heads} heads of {head_dim}"
@@ -292,7 +294,7 @@ class Program(ExpertRecorder):
         self,
         kernel: Kernel,
         cache: LayerCache,
-        q: Rows,
+        q: Buffer,
         a: Forms,
         window: int,
         softcap: float | None,
@@ -309,34 +311,34 @@ class Program(ExpertRecorder):
             *(cache.layer, cache.head_bytes, window, ahead, real(softcap or 0.0), partial, cache.spans, *a.int8),
         )
 
-    def gelu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:
-        """out = gelu(x gate^T) * (x up^T), in the form that `takers` want."""
-        return self._gate_of(x, gate, up, ops.GELU, out, takers)
+    def gelu_gate(self, x: Buffer, gate: Tensor, up: Tensor, *, out: str, consumers: Consumers) -> Buffer:
+        """out = gelu(x gate^T) * (x up^T), in the form that `consumers` take."""
+        return self._gate_of(x, gate, up, ops.GELU, out, consumers)
 
-    def silu_gate(self, x: Rows, gate: Tensor, up: Tensor, *, out: str, takers: Takers) -> Rows:
-        """out = silu(x gate^T) * (x up^T), in the form that `takers` want."""
-        return self._gate_of(x, gate, up, ops.SILU, out, takers)
+    def silu_gate(self, x: Buffer, gate: Tensor, up: Tensor, *, out: str, consumers: Consumers) -> Buffer:
+        """out = silu(x gate^T) * (x up^T), in the form that `consumers` take."""
+        return self._gate_of(x, gate, up, ops.SILU, out, consumers)
 
-    def _gate_of(self, x: Rows, gate: Tensor, up: Tensor, activation: int, out: str, takers: Takers) -> Rows:
+    def _gate_of(self, x: Buffer, gate: Tensor, up: Tensor, activation: int, out: str, consumers: Consumers) -> Buffer:
         """Either of the two.
 
-        Many rows take one pass where both matrices have one quantized format and so has what the result meets: then
-        the products themselves never exist.
+        Many rows take one pass where both matrices have one quantized format, and consumers quantized ones: then the
+        products themselves never exist.
         """
-        y = self._forms(out, gate.shape[0], takers)
+        y = self._forms(out, gate.shape[0], consumers)
         if self.regime is Regime.MANY and gate.format == up.format and not gate.format.is_float and y.q is not None:
             self._gated(x, gate, up, activation, y)
         else:
             self._gate(self.matmul(x, gate, out="gate"), self.matmul(x, up, out="up"), activation, y)
         return self._keep(y)
 
-    def gelu_times(self, gate: Rows, up: Rows, *, out: str, takers: Takers) -> Rows:
-        """out = gelu(gate) * up, in the form that `takers` want."""
-        y = self._forms(out, gate.columns, takers)
+    def gelu_times(self, gate: Buffer, up: Buffer, *, out: str, consumers: Consumers) -> Buffer:
+        """out = gelu(gate) * up, in the form that `consumers` take."""
+        y = self._forms(out, gate.columns, consumers)
         self._gate(gate, up, ops.GELU, y)
         return self._keep(y)
 
-    def _gate(self, g: Rows, u: Rows, activation: int, y: Forms) -> None:
+    def _gate(self, g: Buffer, u: Buffer, activation: int, y: Forms) -> None:
         self._emit(
             ops.GATE,
             Kernel("ops.elementwise", "gate"),
@@ -345,7 +347,7 @@ class Program(ExpertRecorder):
             *(g.address, g.stride, u.address, u.stride, activation, g.columns, y.y.address, y.y.stride, *y.int8),
         )
 
-    def _gated(self, x: Rows, gate: Tensor, up: Tensor, activation: int, y: Forms) -> None:
+    def _gated(self, x: Buffer, gate: Tensor, up: Tensor, activation: int, y: Forms) -> None:
         """Both products and the gate in one pass."""
         if self._observe_products:
             self.observe(x, gate)
@@ -361,7 +363,7 @@ class Program(ExpertRecorder):
             weights=(gate, up),
         )
 
-    def softcap(self, x: Rows, cap: float) -> Rows:
+    def softcap(self, x: Buffer, cap: float) -> Buffer:
         """x = cap * tanh(x / cap)."""
         self._emit(
             ops.SOFTCAP,
@@ -372,12 +374,12 @@ class Program(ExpertRecorder):
         )
         return x
 
-    def mask(self, x: Rows) -> Rows:
+    def mask(self, x: Buffer) -> Buffer:
         """x = x - inf for the tokens that the step's masks forbid."""
         self._emit(ops.MASK, Kernel("ops.sampling", "mask"), (x.name,), (x.name,), x.address, x.stride, x.columns)
         return x
 
-    def group_maxima(self, x: Rows, y: Rows) -> Rows:
+    def group_maxima(self, x: Buffer, y: Buffer) -> Buffer:
         """y = the largest of each LOGIT_GROUP neighbours of x; y has `logit_groups` columns."""
         self._emit(
             ops.GROUP_MAXIMA,

@@ -21,30 +21,30 @@ from edge_gemma.kernels.operations import Kernel, Operation, Regime
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A buffer of float32 rows: (T, columns)."""
+class Buffer:
+    """float32 rows of a step, (T, columns), `stride` bytes from one to the next."""
 
     name: str
     columns: int
     address: int
     stride: int
 
-    def part(self, first: int, columns: int) -> Rows:
+    def part(self, first: int, columns: int) -> Buffer:
         """Columns first..first + columns - 1."""
         assert first + columns <= self.columns
-        return Rows(self.name, columns, self.address + 4 * first, self.stride)
+        return Buffer(self.name, columns, self.address + 4 * first, self.stride)
 
 
-Takers = tuple[Tensor, ...]
-"""The weights that a result is multiplied with."""
+Consumers = tuple[Tensor, ...]
+"""The weights that a result is multiplied with: their formats decide in which form it is needed."""
 
 
 @dataclass(frozen=True)
 class Forms:
     """A result as float32 rows (address 0 if nobody needs them) and as int8 blocks."""
 
-    y: Rows
-    q: Rows | None = None
+    y: Buffer
+    q: Buffer | None = None
     zero: int = 0
 
     @property
@@ -68,9 +68,9 @@ class Recorded:
     out: str
 
 
-def words_of(table: NDArray[np.int64], rows: Rows) -> tuple[NDArray[np.intp], ...]:
-    """Where a table has the address of an outside buffer: the index to write the address to."""
-    return np.nonzero(table == rows.address)
+def words_of(table: NDArray[np.int64], placeholder: Buffer) -> tuple[NDArray[np.intp], ...]:
+    """Where a table has a placeholder: the index to write the buffer's address to."""
+    return np.nonzero(table == placeholder.address)
 
 
 def zero_of(weight: Tensor) -> int:
@@ -109,11 +109,11 @@ class Recorder:
         self._observe_products = observe
         self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
-        self._outside = 0
+        self._placeholders = 0
         self._rows: list[list[int]] = []
         self._read: set[str] = set()
         self._written: set[str] = set()
-        self._quantized: dict[tuple[str, int], Rows] = {}
+        self._quantized: dict[tuple[str, int], Buffer] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -145,15 +145,18 @@ class Recorder:
             table[product, ops.NEXT_EXPERT_BYTES] = table[following, ops.EXPERTS.slots.expert_bytes]
         table[product, ops.NEXT] = table[following, ops.MATMUL.slots[:3]]
 
-    def values(self, rows: Rows, count: int) -> NDArray[np.float32]:
+    def values(self, buffer: Buffer, count: int) -> NDArray[np.float32]:
         """What the first `count` rows of a buffer of its own are, (count, columns)."""
-        memory = self._memory[rows.name][: count * rows.stride].view(np.float32)
-        return memory.reshape(count, -1)[:, : rows.columns]
+        memory = self._memory[buffer.name][: count * buffer.stride].view(np.float32)
+        return memory.reshape(count, -1)[:, : buffer.columns]
 
-    def outside(self, name: str, columns: int, stride: int) -> Rows:
-        """A buffer whose address is written into the table later (`words_of`); `name` may be of one that it lies in."""
-        self._outside += 1
-        return Rows(name, columns, -self._outside, stride)
+    def placeholder(self, name: str, columns: int, stride: int) -> Buffer:
+        """A buffer whose address is written into the table later (`words_of`); `name` may be of one that it lies in.
+
+        Until then its address is a number that no memory has.
+        """
+        self._placeholders += 1
+        return Buffer(name, columns, -self._placeholders, stride)
 
     # ---- rows ----------------------------------------------------------------------------------------------------
 
@@ -182,17 +185,17 @@ class Recorder:
 
     # ---- forms of a result ---------------------------------------------------------------------------------------
 
-    def _forms(self, name: str, columns: int, takers: Takers, times: int = 1) -> Forms:
+    def _forms(self, name: str, columns: int, consumers: Consumers, times: int = 1) -> Forms:
         """Floats if somebody needs them; int8 blocks with the first zero that is wanted (others are made later)."""
-        zeros = list(dict.fromkeys(zero_of(t) for t in takers if not t.format.is_float))
-        floats = len(zeros) != 1 or self._observe_products or any(t.format.is_float for t in takers)
-        y = self._buffer(name, columns, times) if floats else Rows(name, columns, 0, 0)
+        zeros = list(dict.fromkeys(zero_of(t) for t in consumers if not t.format.is_float))
+        floats = len(zeros) != 1 or self._observe_products or any(t.format.is_float for t in consumers)
+        y = self._buffer(name, columns, times) if floats else Buffer(name, columns, 0, 0)
         return Forms(y, self._int8(name, columns, zeros[0], times), zeros[0]) if zeros else Forms(y)
 
-    def _int8(self, name: str, columns: int, zero: int, times: int = 1) -> Rows:
+    def _int8(self, name: str, columns: int, zero: int, times: int = 1) -> Buffer:
         return self._allocate(f"{name} as int8, zero {zero}", columns, activation_bytes(columns), times)
 
-    def _keep(self, forms: Forms) -> Rows:
+    def _keep(self, forms: Forms) -> Buffer:
         """After the operation that makes them has been recorded."""
         if forms.q:
             self._quantized[forms.y.name, forms.zero] = forms.q
@@ -200,16 +203,16 @@ class Recorder:
 
     # ---- memory --------------------------------------------------------------------------------------------------
 
-    def _buffer(self, name: str, columns: int, times: int = 1) -> Rows:
+    def _buffer(self, name: str, columns: int, times: int = 1) -> Buffer:
         return self._allocate(name, columns, 4 * columns, times)
 
-    def _allocate(self, name: str, columns: int, stride: int, times: int = 1) -> Rows:
+    def _allocate(self, name: str, columns: int, stride: int, times: int = 1) -> Buffer:
         """`times` rows for each of the step, an odd number of cache lines apart: were it a power of two, all would fall
         on the same few lines of a cache, and evict each other. That was 4-7% of a prompt."""
         stride = (-(-stride // ALIGNMENT) | 1) * ALIGNMENT
         size = stride * self.max_rows * times
         name = f"{name} ({columns})" if self._sizes.get(name, size) < size else name
-        return Rows(name, columns, self._room(name, size), stride)
+        return Buffer(name, columns, self._room(name, size), stride)
 
     def _room(self, name: str, size: int) -> int:
         """Address of the memory called `name`, of at least `size` bytes."""

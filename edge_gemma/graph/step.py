@@ -17,7 +17,7 @@ from edge_gemma.kernels.layout import QUERY_ROWS, whole_head
 
 
 @dataclass(frozen=True)
-class Rows:
+class SequenceRows:
     """The next `tokens`, int64 (T,), of one sequence, from position `table.length` on.
 
     Logits are wanted after the last `wanted` of them.
@@ -29,24 +29,24 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Tokens start..end-1 of `rows`, neighbours in a step."""
+class Segment:
+    """Tokens start..end-1 of `rows`, one after the other in a step."""
 
-    rows: Rows
+    rows: SequenceRows
     start: int
     end: int
 
 
-def pieces_of(batch: Sequence[Rows]) -> list[Piece]:
+def segments_of(batch: Sequence[SequenceRows]) -> list[Segment]:
     """All rows whose logits are not wanted, then those whose are, which so are one run; each in the batch's order.
 
-    A piece is as long as it can be: a tile's rows share the loads of their keys.
+    A segment is as long as it can be: a tile's rows share the loads of their keys.
     """
     split = [(rows, len(rows.tokens) - rows.wanted) for rows in batch]
-    first = [Piece(rows, 0, middle) for rows, middle in split if middle]
-    then = [Piece(rows, middle, len(rows.tokens)) for rows, middle in split if rows.wanted]
+    first = [Segment(rows, 0, middle) for rows, middle in split if middle]
+    then = [Segment(rows, middle, len(rows.tokens)) for rows, middle in split if rows.wanted]
     if first and then and first[-1].rows is then[0].rows:
-        return [*first[:-1], Piece(then[0].rows, 0, then[0].end), *then[1:]]
+        return [*first[:-1], Segment(then[0].rows, 0, then[0].end), *then[1:]]
     return first + then
 
 
@@ -73,16 +73,16 @@ class Step:
         self.words[ops.STEP_SCRATCH_BYTES] = scratch_bytes
         self.scratch_bytes = self._scratch.nbytes
 
-    def prepare(self, batch: Sequence[Rows]) -> None:
-        """The rows of `batch`, at most `max_rows`, as `pieces_of` orders them. The tables must live until it is run."""
+    def prepare(self, batch: Sequence[SequenceRows]) -> None:
+        """The rows of `batch`, at most `max_rows`, by `segments_of`. The tables must live until the step is run."""
         row, tiles = 0, []
-        for piece in pieces_of(batch):
-            end = row + piece.end - piece.start
-            table = piece.rows.table
-            self._tokens[row:end] = piece.rows.tokens[piece.start : piece.end]
-            self._positions[row:end] = np.arange(table.length + piece.start, table.length + piece.end)
+        for segment in segments_of(batch):
+            end = row + segment.end - segment.start
+            table = segment.rows.table
+            self._tokens[row:end] = segment.rows.tokens[segment.start : segment.end]
+            self._positions[row:end] = np.arange(table.length + segment.start, table.length + segment.end)
             self._tables[row:end] = table.address
-            self._lasts[row:end] = table.length + len(piece.rows.tokens) - 1
+            self._lasts[row:end] = table.length + len(segment.rows.tokens) - 1
             tiles += [(first, min(QUERY_ROWS, end - first)) for first in range(row, end, QUERY_ROWS)]
             row = end
         self._tiles[: len(tiles)] = tiles

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_gemma.engine.runner import Runner
 from edge_gemma.errors import NumericalError
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.progress import Progress
 from edge_gemma.text.tokenizer import Tokenizer
 
@@ -40,22 +40,22 @@ class ActivationStats:
             self._runner.close()
             raise
         self.config = self._runner.config
-        self.sums: Sums = {name: np.zeros(len(sums)) for name, sums in self._runner.squares.items()}
+        self.sums: Sums = {name: np.zeros(len(sums)) for name, sums in self._runner.activation_stats.items()}
         self.rows = 0
-        experts = self._runner.expert_squares
-        self.expert_sums: Sums = {name: np.zeros(found.sums.shape) for name, found in experts.items()}
-        self.expert_rows: Sums = {name: np.zeros(found.rows.shape) for name, found in experts.items()}
+        experts = self._runner.expert_activation_stats
+        self.expert_sums: Sums = {name: np.zeros(stats.sums.shape) for name, stats in experts.items()}
+        self.expert_rows: Sums = {name: np.zeros(stats.rows.shape) for name, stats in experts.items()}
 
     def add(self, window: Sequence[int]) -> None:
         """Read a window, from an empty cache. Raises NumericalError where the model overflows."""
         ids, chunk, table = np.asarray(window, np.int64), self._runner.chunk, self._runner.new_table()
         for start in range(0, len(ids), chunk):
-            self._runner.run([Rows(table, ids[start : start + chunk])])
-            for name, sums in self._runner.squares.items():
+            self._runner.run([SequenceRows(table, ids[start : start + chunk])])
+            for name, sums in self._runner.activation_stats.items():
                 self.sums[name] += sums
-            for name, found in self._runner.expert_squares.items():
-                self.expert_sums[name] += found.sums
-                self.expert_rows[name] += found.rows
+            for name, stats in self._runner.expert_activation_stats.items():
+                self.expert_sums[name] += stats.sums
+                self.expert_rows[name] += stats.rows
         table.release()
         for name, total in (*self.sums.items(), *self.expert_sums.items()):
             if not np.isfinite(total).all():

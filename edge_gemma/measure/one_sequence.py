@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_gemma.engine.runner import Logits, Runner
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 
 
 class OneSequence:
@@ -44,4 +44,4 @@ class OneSequence:
         return logits
 
     def _run(self, tokens: Sequence[int], out: Logits) -> None:
-        self._runner.run([Rows(self._table, np.asarray(tokens, np.int64), len(out))], out)
+        self._runner.run([SequenceRows(self._table, np.asarray(tokens, np.int64), len(out))], out)

@@ -1,9 +1,9 @@
 """Where a step's microseconds go: the time of each kind of operation, measured while the program runs.
 
-One decode step and one chunk of a prompt are run with timestamps around every operation, and by turns with
-timestamps around the whole; what the two differ by is the barriers between operations, and the overlap of operations
-without one. What happens outside the program (waking the threads, sampling, text, Python) is measured in a streamed
-generation. Knows no terminal.
+One decode step and one chunk of a prompt are run with timestamps around every operation, and by turns with two around
+the whole; what the two differ by is the barriers between operations, and the overlap of operations without one. What
+happens outside the program (waking the threads, sampling, text, Python) is measured in a streamed generation. Knows no
+terminal.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from edge_gemma.engine.memory_plan import KvType
 from edge_gemma.engine.sampler import Sampler, SamplingParams
 from edge_gemma.engine.sequence import Generation, PromptRead
 from edge_gemma.graph.cache import PageTable
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels import isa
 from edge_gemma.measure.info import describe
 from edge_gemma.measure.profile_parts import Part, gather, part
 from edge_gemma.measure.speed import cpu_info
-from edge_gemma.measure.timestamps import Run, TracingRunner
+from edge_gemma.measure.timestamps import Run, TimestampedRunner
 from edge_gemma.progress import Progress
 from edge_gemma.text.detokenizer import Detokenizer
 from edge_gemma.text.stop_strings import StopStrings
@@ -58,7 +58,7 @@ class StepProfile:
 
     @property
     def sum_us(self) -> float:
-        """Of all parts: `whole_us`, and a meeting of all threads after each operation."""
+        """Of all parts: `whole_us`, and a barrier after each operation."""
         return sum(part.us for part in self.parts)
 
 
@@ -178,10 +178,10 @@ def _check(n_prompt: int, n_gen: int, n_depth: int, repeats: int) -> None:
 @contextmanager
 def _open(
     path: str | os.PathLike[str], context: int, threads: int, kv_type: KvType, progress: Progress | None
-) -> Iterator[tuple[TracingRunner, Tokenizer]]:
+) -> Iterator[tuple[TimestampedRunner, Tokenizer]]:
     if not 1 <= threads <= 256:
         raise ValueError(f"-t: {threads} is outside 1..256")
-    runner = TracingRunner(path, context=context, threads=threads, kv_type=kv_type, sequences=2, progress=progress)
+    runner = TimestampedRunner(path, context=context, threads=threads, kv_type=kv_type, sequences=2, progress=progress)
     try:
         runner.check_continues()
         yield runner, Tokenizer.from_gguf(runner.file)
@@ -192,22 +192,24 @@ def _open(
 # ---- inside the program ------------------------------------------------------------------------------------------
 
 
-def _read(runner: TracingRunner, ids: NDArray[np.int64]) -> PageTable:
+def _read(runner: TimestampedRunner, ids: NDArray[np.int64]) -> PageTable:
     """A sequence of `ids`."""
     table = runner.new_table()
     for start in range(0, len(ids), runner.chunk):
-        runner.run([Rows(table, ids[start : start + runner.chunk])])
+        runner.run([SequenceRows(table, ids[start : start + runner.chunk])])
     return table
 
 
-def _step(runner: TracingRunner, kind: Kind, ids: NDArray[np.int64], before: PageTable, repeats: int) -> StepProfile:
+def _step(
+    runner: TimestampedRunner, kind: Kind, ids: NDArray[np.int64], before: PageTable, repeats: int
+) -> StepProfile:
     """One step of `ids`, again and again after `before`, whole and operation by operation by turns."""
-    each, whole = [], []
+    timed, whole = [], []
     for _ in range(repeats + 1):
-        each.append(_run(runner, kind, ids, before, every=True))
+        timed.append(_run(runner, kind, ids, before, every=True))
         whole.append(_run(runner, kind, ids, before, every=False))
     us = runner.nanoseconds_per_tick() / 1e3
-    times = us * np.array([np.diff(run.ticks) for run in each[1:]])  # (repeats, rows of the table)
+    times = us * np.array([np.diff(run.ticks) for run in timed[1:]])  # (repeats, rows of the table)
     middle, best = np.median(times, axis=0), times.min(axis=0)
     ran = runner.recording(len(ids))
     rows = zip(ran.recorded, ran.arguments, middle.tolist(), best.tolist(), strict=False)
@@ -216,10 +218,10 @@ def _step(runner: TracingRunner, kind: Kind, ids: NDArray[np.int64], before: Pag
     return StepProfile(kind, len(ids), before.length, gather(parts), whole_us)
 
 
-def _run(runner: TracingRunner, kind: Kind, ids: NDArray[np.int64], before: PageTable, *, every: bool) -> Run:
+def _run(runner: TimestampedRunner, kind: Kind, ids: NDArray[np.int64], before: PageTable, *, every: bool) -> Run:
     """The run of one step: of a prompt's chunk its layers, without logits."""
     runner.every, table = every, before.fork()
-    runner.run([Rows(table, ids, 1 if kind == "decode" else 0)])
+    runner.run([SequenceRows(table, ids, 1 if kind == "decode" else 0)])
     table.release()
     runner.every = False
     return runner.runs[-1]
@@ -245,12 +247,12 @@ class _TimedSampler(Sampler):
 class _Lent:
     """A runner that stays open when an engine has ended."""
 
-    def __init__(self, runner: TracingRunner) -> None:
+    def __init__(self, runner: TimestampedRunner) -> None:
         self.chunk, self.context, self.pool = runner.chunk, runner.context, runner.pool
         self.maxima = runner.maxima
         self.new_table, self.cancel, self._runner = runner.new_table, runner.cancel, runner
 
-    def run(self, batch: Sequence[Rows]) -> Logits:
+    def run(self, batch: Sequence[SequenceRows]) -> Logits:
         """As of the runner."""
         logits = self._runner.run(batch)
         self.maxima = self._runner.maxima
@@ -261,7 +263,7 @@ class _Lent:
         self._runner.ready()
 
 
-def _outside(runner: TracingRunner, tokenizer: Tokenizer, prompt: list[int], steps: int) -> Outside:
+def _outside(runner: TimestampedRunner, tokenizer: Tokenizer, prompt: list[int], steps: int) -> Outside:
     """Stream `steps` tokens after `prompt` as `Gemma` does."""
     tokenizer.eog_ids = frozenset()  # the answer must not end before it is long enough
     sampler = _TimedSampler(SamplingParams(seed=SEED))

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_gemma.engine.runner import Runner
 from edge_gemma.engine.sampler import Sampler, SamplingParams
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels.operations import FEW_ROWS
 from edge_gemma.progress import Progress, TokenProgress
 from edge_gemma.text.tokenizer import Tokenizer
@@ -86,7 +86,8 @@ class BatchGenerator:
             if progress:
                 progress(done, tokens)
             last = (np.array(text[-1:], np.int64) for text in texts)
-            logits = self._runner.run([Rows(table, ids, 1) for table, ids in zip(self._tables, last, strict=True)])
+            batch = [SequenceRows(table, ids, 1) for table, ids in zip(self._tables, last, strict=True)]
+            logits = self._runner.run(batch)
             for i, (text, sampler) in enumerate(zip(texts, samplers, strict=True)):
                 text.append(sampler.sample(logits[i], self._runner.maxima[i], text, len(text)))
                 if text[-1] in self._tokenizer.eog_ids or len(text) > self._runner.context:

@@ -1,8 +1,8 @@
 """A runner that knows when it was where in a program. Knows no operation's meaning, and judges no time.
 
 The table of a program runs with a row put before, between and after its own that notes the processor's counter: around
-the whole, or around each operation. Every timestamp is a barrier for all threads, some 0.1 us, so an operation's time
-ends when the last thread is done with it.
+the whole, or around each operation. Every timestamp is a barrier, some 0.1 us, so an operation's time ends when the
+last thread is done with it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,8 @@ class Run:
         return int(self.ticks[-1] - self.ticks[0])
 
 
-class TracingRunner(Runner):
-    """A runner that keeps a `Run` for each program it has run.
-
-    `every`: whether there are timestamps around each operation, not only at the program's ends.
-    """
+class TimestampedRunner(Runner):
+    """A runner that keeps a `Run` for each program it has run. `every`: around each operation, not only at the ends."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -65,9 +62,9 @@ class TracingRunner(Runner):
 
     def _execute(self, table: NDArray[np.int64]) -> None:
         start = time.perf_counter_ns()
-        with_timestamps, ticks = self._with_timestamps(table)
+        timed, ticks = self._with_timestamps(table)
         begun = time.perf_counter_ns()
-        super()._execute(with_timestamps)
+        super()._execute(timed)
         self.runs.append(Run(ticks, begun, time.perf_counter_ns(), begun - start))
 
     def _with_timestamps(self, table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -80,6 +77,6 @@ class TracingRunner(Runner):
         rows[added, KERNEL] = self._kernel
         rows[added, FIRST_ARGUMENT] = ticks.ctypes.data + ticks.itemsize * np.arange(len(ticks))
         if self.every:
-            rows[:, BARRIER] = 0  # all have just met at a timestamp
+            rows[:, BARRIER] = 0  # a timestamp has one just before
         rows[added, BARRIER] = 1
         return rows, ticks

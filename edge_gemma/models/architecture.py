@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from edge_gemma.gguf.values import Metadata
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.graph.states import AttentionState, Rope
 from edge_gemma.models.embedding import Embedding
 from edge_gemma.models.gguf_keys import GgufKeys
@@ -42,7 +42,7 @@ class Config:
     embedding_scale: float
     layers: tuple[LayerConfig, ...]
     per_layer_input: int = 0
-    """Width of what each layer is given of a token beside the stream; 0: nothing."""
+    """Width of the per-layer embeddings of a token; 0: there are none."""
     experts: Experts | None = None
     embedding: Embedding | None = None
     """What is made of a text; None: the model continues texts."""
@@ -139,23 +139,26 @@ class Architecture(ABC):
         return [AttentionState(layer.n_kv_heads, layer.head_dim, layer.window) for layer in own]
 
     @abstractmethod
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
 
-    @abstractmethod
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
-        """The last layer's output to logits, (T, V), written to `logits`."""
+    def record_logits(self, p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
+        """The last layer's output to logits, (T, V), written to `logits`: a norm, the vocabulary, a soft-cap if any."""
+        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", consumers=(weights.output,))  # (T, D)
+        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
+        if config.final_softcap is not None:
+            p.softcap(logits, config.final_softcap)
 
-    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Rows, out: Rows) -> None:
+    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Buffer, out: Buffer) -> None:
         """Pooled rows, (texts, D), through the dense layers to embeddings, (texts, width), where there are any."""
         raise NotImplementedError
 
 
-def record(p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+def record(p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
     """Tokens to the last layer's output, (T, D), as the model's architecture says."""
     return config.model.record(p, config, weights, caches)
 
 
-def record_logits(p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
+def record_logits(p: Program, config: Config, weights: Weights, x: Buffer, logits: Buffer) -> None:
     """The last layer's output to logits, (T, V), written to `logits`."""
     config.model.record_logits(p, config, weights, x, logits)

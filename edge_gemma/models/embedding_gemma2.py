@@ -1,6 +1,7 @@
-"""EmbeddingGemma 2: Gemma 4's layers that see both ways, whose inputs are projections alone, and a dense layer.
+"""EmbeddingGemma 2: Gemma 4's layers with bidirectional attention, pooled, and a dense layer.
 
-Knows no files, threads or instruction sets. T: rows of a step, D: model width.
+Its per-layer embeddings are projections alone, without a table. Knows no files, threads or instruction sets. T: rows of
+a step, D: model width.
 """
 
 from __future__ import annotations
@@ -8,18 +9,18 @@ from __future__ import annotations
 from edge_gemma.gguf.values import Metadata, boolean, u32
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models import gemma4_gguf, limits
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.embedding import Embedding
-from edge_gemma.models.embedding_gemma import POOLING, PROMPTS, both_ways
+from edge_gemma.models.embedding_gemma import POOLING, PROMPTS, bidirectional
 from edge_gemma.models.gemma4 import Gemma4
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.tensor_table import TensorSpec
 from edge_gemma.models.weights import Weights
 
 NOT_THERE = {"rope_freqs", "per_layer_token_embd", "output"}
-"""Of Gemma 4's tensors: all pairs turn, no table gives layers their inputs; and `output` is the dense layer."""
+"""Of Gemma 4's tensors: all pairs rotate, per-layer embeddings have no table, and `output` is the dense layer."""
 
 
 class EmbeddingGemma2(Gemma4):
@@ -36,7 +37,7 @@ class EmbeddingGemma2(Gemma4):
         if number not in POOLING:
             raise keys.error("pooling_type", f"{number} is not supported ({POOLING} are)")
         width = keys.width("embedding_length_out", limits.MAX_WIDTH)
-        return both_ways(config, Embedding(POOLING[number], width, ((config.d_model, width),), PROMPTS))
+        return bidirectional(config, Embedding(POOLING[number], width, ((config.d_model, width),), PROMPTS))
 
     def metadata(self, config: Config) -> Metadata:
         """As Gemma 4's; and what an encoder has."""
@@ -59,11 +60,11 @@ class EmbeddingGemma2(Gemma4):
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the norm of the last layer's output, (T, D)."""
         x = super().record(p, config, weights, caches)
-        return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", takers=())
+        return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", consumers=())
 
-    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Rows, out: Rows) -> None:
+    def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Buffer, out: Buffer) -> None:
         """Pooled rows, (texts, D), to embeddings, (texts, width)."""
         p.matmul(pooled, weights.output, out=out.name, rows=out)

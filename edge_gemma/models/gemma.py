@@ -13,34 +13,17 @@ from dataclasses import dataclass, field
 from edge_gemma.gguf.file import Tensor
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.decoder import Decoder
+from edge_gemma.models.layer_modules import MATRICES, PRE_AND_POST_NORMS, PRE_NORMS, QK_NORMS, matrix_shapes
 from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
 from edge_gemma.models.weights import LayerWeights, Weights
 
-MATRICES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-# Traps: `post_attention_layernorm` is the norm *before* the feed-forward in Gemma 1 and the one *after* attention from
-# Gemma 2 on; and checkpoints hold w where the model computes x * (1 + w), while GGUF holds 1 + w.
-NORMS_1 = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-NORMS_2 = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 NORMS_VAULT = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm"}
-HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 NORM_SHIFT = 1.0
+"""Checkpoints hold w where the model computes x / rms(x) * (1 + w), GGUF files 1 + w."""
 
 # Defaults of transformers' configuration classes (4.57 and 5) that a `Gemma` does not say itself.
 HF_1 = {"head_dim": 256, "rms_norm_eps": 1e-6, "vocab_size": 256_000, "max_position_embeddings": 8192} | {
@@ -66,7 +49,7 @@ HF_3 = HF_2 | {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gemma(Decoder):
-    """One family."""
+    """One generation: its fields say what distinguishes it, the forward pass is the same."""
 
     norms: Mapping[str, str] = field(kw_only=True)
     """transformers' names of a layer's norms -> roles."""
@@ -85,19 +68,16 @@ class Gemma(Decoder):
         ]
 
     def _tensors_of_layer(self, config: Config, i: int) -> Iterator[TensorSpec]:
-        layer, D = config.layers[i], config.d_model
-        F, d, q, kv = layer.d_ff, layer.head_dim, config.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
-        shapes = {"attn_q": (q, D), "attn_k": (kv, D), "attn_v": (kv, D), "attn_output": (D, q)}
-        shapes |= {"ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}
+        D, d, shapes = config.d_model, config.layers[i].head_dim, matrix_shapes(config, i)
         for module, role in MATRICES.items():
             yield TensorSpec(role, shapes[role], f"layers.{i}.{module}.weight", i)
         for module, role in self.norms.items():
-            width = d if module in HEAD_NORMS else D
+            width = d if module in QK_NORMS else D
             yield TensorSpec(role, (width,), f"layers.{i}.{module}.weight", i, shift=NORM_SHIFT)
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
         x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
         for layer, w, cache in zip(config.layers, weights.layers, caches, strict=True):
@@ -106,38 +86,38 @@ class Gemma(Decoder):
             residual(p, config, x, feed_forward(p, config, w, x), w.get("post_ffw_norm"))
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
-        """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
-        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
-        if config.final_softcap is not None:
-            p.softcap(logits, config.final_softcap)
 
-
-def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Rows) -> Rows:
-    """Grouped-query attention, over the window on local layers."""
+def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Buffer) -> Buffer:
+    """Grouped-query attention, over the window on local layers; with QK-norm from Gemma 3 on."""
     eps = config.rms_eps
-    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
     q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
     k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
     v = p.matmul(h, w.attn_v, out="v")  # (T, K d)
+    # the scale of q k^T is in q, once for all keys
     p.rotate(q, layer.rope, norm=w.get("attn_q_norm"), epsilon=eps, scale=config.attn_scale)
     p.rotate(k, layer.rope, norm=w.get("attn_k_norm"), epsilon=eps, scale=1.0)
     p.append(cache, k, v)
     a = p.attend(
-        cache, q, window=layer.window, ahead=layer.ahead, softcap=config.attn_softcap, out="a", takers=(w.attn_output,)
+        cache,
+        q,
+        window=layer.window,
+        ahead=layer.ahead,
+        softcap=config.attn_softcap,
+        out="a",
+        consumers=(w.attn_output,),
     )  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 
-def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
-    """GeGLU."""
-    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
-    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
+def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
+    """The gated feed-forward part, GeGLU (arXiv:2002.05202)."""
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", consumers=(w.ffn_gate, w.ffn_up))  # (T, D)
+    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", consumers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
-def residual(p: Program, config: Config, x: Rows, y: Rows, post_norm: Tensor | None) -> Rows:
+def residual(p: Program, config: Config, x: Buffer, y: Buffer, post_norm: Tensor | None) -> Buffer:
     """x = x + y, or x + norm(y) where the architecture has post-norms."""
     return p.add(x, y) if post_norm is None else p.add_norm(x, y, post_norm, config.rms_eps)
 
@@ -147,7 +127,7 @@ FAMILIES = (
         name="gemma",
         hf_classes=("GemmaForCausalLM",),
         hf_defaults=HF_1,
-        norms=NORMS_1,
+        norms=PRE_NORMS,
         local_attention=False,
         # of CodeGemma
         control_ids={"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107},
@@ -156,7 +136,7 @@ FAMILIES = (
         name="gemma2",
         hf_classes=("Gemma2ForCausalLM",),
         hf_defaults=HF_2,
-        norms=NORMS_2,
+        norms=PRE_AND_POST_NORMS,
         attn_softcaps=True,
         attn_softcap=50.0,
         final_softcap=30.0,
@@ -169,7 +149,7 @@ FAMILIES = (
         hf_classes=("Gemma3ForCausalLM",),
         hf_multimodal_classes=("Gemma3ForConditionalGeneration",),
         hf_defaults=HF_3,
-        norms=NORMS_2 | HEAD_NORMS,
+        norms=PRE_AND_POST_NORMS | QK_NORMS,
         period=6,
         rope_base=1e6,
         rope_base_local=1e4,

@@ -1,7 +1,7 @@
 """Gemma 4 (text): its tensors, and the forward pass of all its sizes. Knows no files, threads or instruction sets.
 
 T: rows of a step, D: model width, F: feed-forward width, H x d: query heads, K x d: key-value heads, V: vocabulary,
-P: width of what a layer is given of a token beside the stream, L: layers, E: experts.
+L: layers, P: width of the per-layer embeddings that the small sizes have, E: experts.
 """
 
 from __future__ import annotations
@@ -12,31 +12,17 @@ from dataclasses import replace
 
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models.architecture import Config
+from edge_gemma.models.gemma import feed_forward
 from edge_gemma.models.gemma4_config import Gemma4Config
+from edge_gemma.models.layer_modules import MATRICES, PRE_AND_POST_NORMS, QK_NORMS
 from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
 from edge_gemma.models.weights import LayerWeights, Weights
 
-MATRICES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 PER_LAYER_MATRICES = {"per_layer_input_gate": "inp_gate", "per_layer_projection": "proj"}
 ROUTER = {"router.proj": "ffn_gate_inp"}
-NORMS = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 EXPERT_NORMS = {
     "post_feedforward_layernorm_1": "post_ffw_norm_1",
     "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
@@ -71,92 +57,85 @@ class Gemma4(Gemma4Config):
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
         own = iter(caches)
-        cache_of: list[LayerCache] = []  # of each layer, another's where that is shared
+        cache_of: list[LayerCache] = []  # of each layer; the last ones share an earlier layer's keys and values
         x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
-        inputs = per_layer_inputs(p, config, weights, x) if config.per_layer_input else None  # (T, L P)
+        P = config.per_layer_input
+        inputs = per_layer_inputs(p, config, weights, x) if P else None  # (T, L P)
         for i, (layer, w) in enumerate(zip(config.layers, weights.layers, strict=True)):
             cache_of.append(next(own) if layer.shared_with is None else cache_of[layer.shared_with])
             rope = layer.rope if layer.window else replace(layer.rope, factors=weights.rope_factors)
             attended = attention(p, config, replace(layer, rope=rope), w, cache_of[i], x)
             p.add_norm(x, attended, w.post_attention_norm, config.rms_eps)
-            mixed = feed_forward(p, config, w, x) if config.experts is None else mixture(p, config, w, x)
-            last = None if inputs else w.get("layer_output_scale")
-            p.add_norm(x, mixed, w.post_ffw_norm, config.rms_eps, factor=last)
+            fed = feed_forward(p, config, w, x) if config.experts is None else mixture_of_experts(p, config, w, x)
+            output_scale = w.get("layer_output_scale")  # of the whole layer: at its last sum
+            p.add_norm(x, fed, w.post_ffw_norm, config.rms_eps, factor=None if inputs else output_scale)
             if inputs:
-                given = per_layer_input(p, w, x, inputs.part(i * config.per_layer_input, config.per_layer_input))
-                p.add_norm(x, given, w.post_norm, config.rms_eps, factor=w.get("layer_output_scale"))
+                gated = per_layer_input(p, w, x, inputs.part(i * P, P))
+                p.add_norm(x, gated, w.post_norm, config.rms_eps, factor=output_scale)
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
-        """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
-        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
-        if config.final_softcap is not None:
-            p.softcap(logits, config.final_softcap)
 
+def per_layer_inputs(p: Program, config: Config, weights: Weights, x: Buffer) -> Buffer:
+    """Per-layer embeddings, (T, L P): a projection of the token's embedding x, normed, plus a row of their own table.
 
-def per_layer_inputs(p: Program, config: Config, weights: Weights, x: Rows) -> Rows:
-    """What each layer is given of a token: of a table, if there is one, and by a projection of the embedding, (T, L P).
-
-    The projection is of x / sqrt(D) before its norm; the norm of a multiple is the same but for epsilon.
+    EmbeddingGemma 2 has no table. What is projected is x / sqrt(D); the norm of a multiple is the same but for epsilon.
     """
     P, tables = config.per_layer_input, weights.outside
     table = tables.get("per_layer_token_embd")
-    e = p.embed(table, math.sqrt(P), out="per-layer embedding") if table else None  # (T, L P)
-    c = p.matmul(x, tables.per_layer_model_proj, out="per-layer projection")  # (T, L P)
+    looked_up = p.embed(table, math.sqrt(P), out="per-layer embedding") if table else None  # (T, L P)
+    projected = p.matmul(x, tables.per_layer_model_proj, out="per-layer projection")  # (T, L P)
     epsilon, scale = config.rms_eps * config.d_model, 1 / math.sqrt(2) if table else 1.0
     norm = tables.per_layer_proj_norm
-    return p.head_norm(c, P, epsilon, weight=norm, base=e, scale=scale, out=c.name)
+    return p.head_norm(projected, P, epsilon, weight=norm, base=looked_up, scale=scale, out=projected.name)
 
 
-def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Rows) -> Rows:
-    """Grouped-query attention, over the window on local layers, with the keys of an earlier layer or its own."""
+def attention(p: Program, config: Config, layer: LayerConfig, w: LayerWeights, cache: LayerCache, x: Buffer) -> Buffer:
+    """Grouped-query attention, over the window on local layers, with an earlier layer's keys and values or its own.
+
+    Queries and keys have norms with weights, values one without. Scores are not divided by sqrt(d).
+    """
     eps, shared = config.rms_eps, layer.shared_with is not None
     v_weight = w.get("attn_v")
-    takers = (w.attn_q,) if shared else (w.attn_q, w.attn_k, *((v_weight,) if v_weight else ()))
-    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=takers)  # (T, D)
+    consumers = (w.attn_q,) if shared else (w.attn_q, w.attn_k, *((v_weight,) if v_weight else ()))
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=consumers)  # (T, D)
     q = p.matmul(h, w.attn_q, out="q")  # (T, H d)
     p.rotate(q, layer.rope, norm=w.attn_q_norm, epsilon=eps, scale=config.attn_scale)
     if not shared:
         k = p.matmul(h, w.attn_k, out="k")  # (T, K d)
-        values = p.matmul(h, v_weight, out="v") if v_weight else k  # where K = V, as the product is
+        values = p.matmul(h, v_weight, out="v") if v_weight else k  # K = V: before norm and rotation
         v = p.head_norm(values, layer.head_dim, eps, out="normed v")  # (T, K d)
         p.rotate(k, layer.rope, norm=w.attn_k_norm, epsilon=eps, scale=1.0)
         p.append(cache, k, v)
     a = p.attend(
-        cache, q, window=layer.window, ahead=layer.ahead, softcap=None, out="a", takers=(w.attn_output,)
+        cache, q, window=layer.window, ahead=layer.ahead, softcap=None, out="a", consumers=(w.attn_output,)
     )  # (T, H d)
     return p.matmul(a, w.attn_output, out="o")  # (T, D)
 
 
-def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
-    """GeGLU."""
-    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
-    gated = p.gelu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
-    return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
+def mixture_of_experts(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
+    """A dense feed-forward part and a mixture of experts side by side, each with norms of its own, added.
 
-
-def mixture(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
-    """The feed-forward part and a mixture of experts side by side, each with norms of its own, added."""
+    The router's input is x / rms(x) times weights of its own and D^-1/2.
+    """
     assert config.experts is not None
     eps, D = config.rms_eps, config.d_model
-    dense = p.rms_norm(feed_forward(p, config, w, x), w.post_ffw_norm_1, eps, out="dense part", takers=())  # (T, D)
+    dense = p.rms_norm(feed_forward(p, config, w, x), w.post_ffw_norm_1, eps, out="dense part", consumers=())  # (T, D)
     z = p.head_norm(x, D, eps, weight=w.ffn_gate_inp_scale, scale=1 / math.sqrt(D), out="router input")  # (T, D)
     logits = p.matmul(z, w.ffn_gate_inp, out="router logits")  # (T, E)
-    routed = p.route(logits, config.experts.used, 1.0, w.get("ffn_down_exps_scale"))
+    routed = p.route(logits, config.experts.used, factor=1.0, scales=w.get("ffn_down_exps_scale"))
     gate_up = (w.ffn_gate_up_exps,) if config.experts.fused else (w.ffn_gate_exps, w.ffn_up_exps)
-    h = p.rms_norm(x, w.pre_ffw_norm_2, eps, out="experts' input", takers=gate_up)  # (T, D)
+    h = p.rms_norm(x, w.pre_ffw_norm_2, eps, out="experts' input", consumers=gate_up)  # (T, D)
     mixed = p.experts(h, routed, gate_up, w.ffn_down_exps, out="experts' sum")  # (T, D)
     return p.add_norm(dense, mixed, w.post_ffw_norm_2, eps)
 
 
-def per_layer_input(p: Program, w: LayerWeights, x: Rows, given: Rows) -> Rows:
-    """What the layer is given of each token, (T, P), let through by a gate of the stream, (T, D)."""
+def per_layer_input(p: Program, w: LayerWeights, x: Buffer, embedding: Buffer) -> Buffer:
+    """The layer's own embedding of each token, (T, P), through a gate that x opens, and projected to (T, D)."""
     gate = p.matmul(x, w.inp_gate, out="input gate")  # (T, P)
-    u = p.gelu_times(gate, given, out="gated input", takers=(w.proj,))  # (T, P)
+    u = p.gelu_times(gate, embedding, out="gated input", consumers=(w.proj,))  # (T, P)
     return p.matmul(u, w.proj, out="o")  # (T, D)
 
 
@@ -188,7 +167,7 @@ def _of_layer(config: Config, i: int) -> Iterator[TensorSpec]:
     yield _weight(i, "mlp.gate_proj", (F, D))
     yield _weight(i, "mlp.up_proj", (F, D))
     yield _weight(i, "mlp.down_proj", (D, F))
-    yield from (_weight(i, module, (D,)) for module in NORMS)
+    yield from (_weight(i, module, (D,)) for module in PRE_AND_POST_NORMS)
     yield from _of_experts(config, i)
     if P := config.per_layer_input:
         yield _weight(i, "per_layer_input_gate", (P, D))
@@ -222,7 +201,7 @@ def _of_experts(config: Config, i: int) -> Iterator[TensorSpec]:
     yield from (_weight(i, module, (D,)) for module in EXPERT_NORMS)
 
 
-_ROLES = MATRICES | PER_LAYER_MATRICES | ROUTER | NORMS | HEAD_NORMS | EXPERT_NORMS | PER_LAYER_NORM
+_ROLES = MATRICES | PER_LAYER_MATRICES | ROUTER | PRE_AND_POST_NORMS | QK_NORMS | EXPERT_NORMS | PER_LAYER_NORM
 
 
 def _weight(i: int, module: str, shape: tuple[int, ...]) -> TensorSpec:

@@ -11,28 +11,20 @@ from dataclasses import replace
 
 from edge_gemma.graph.cache import LayerCache
 from edge_gemma.graph.program import Program
-from edge_gemma.graph.recorder import Rows
+from edge_gemma.graph.recorder import Buffer
 from edge_gemma.graph.states import Rope
 from edge_gemma.models.architecture import Config
+from edge_gemma.models.layer_modules import ATTENTION, MATRICES, PRE_NORMS, matrix_shapes
 from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.llama_config import LlamaConfig
 from edge_gemma.models.tensor_table import HF_EMBEDDING, HF_OUTPUT, TensorSpec
 from edge_gemma.models.weights import LayerWeights, Weights
 
-ATTENTION = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-}
-FEED_FORWARD = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-
 
 class Llama(LlamaConfig):
     """The family. Its files have the rows of query and key heads in an order in which neighbours rotate as a pair."""
 
-    matrices: Mapping[str, str] = ATTENTION | FEED_FORWARD
+    matrices: Mapping[str, str] = MATRICES
 
     # ---- tensors -------------------------------------------------------------------------------------------------
 
@@ -49,7 +41,7 @@ class Llama(LlamaConfig):
 
     # ---- forward pass --------------------------------------------------------------------------------------------
 
-    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Rows:
+    def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the last layer's output, (T, D)."""
         x = p.embed(weights.token_embd, config.embedding_scale, out="x")  # (T, D)
         for layer, w, cache in zip(config.layers, weights.layers, caches, strict=True):
@@ -58,53 +50,46 @@ class Llama(LlamaConfig):
             p.add(x, feed_forward(p, config, w, x))
         return x
 
-    def record_logits(self, p: Program, config: Config, weights: Weights, x: Rows, logits: Rows) -> None:
-        """The last layer's output to logits, (T, V)."""
-        h = p.rms_norm(x, weights.output_norm, config.rms_eps, out="h", takers=(weights.output,))  # (T, D)
-        p.matmul(h, weights.output, out=logits.name, rows=logits)  # (T, V)
-
 
 def attention(
-    p: Program, config: Config, layer: LayerConfig, rope: Rope, w: LayerWeights, cache: LayerCache, x: Rows
-) -> Rows:
-    """Grouped-query attention, over the window if there is one."""
+    p: Program, config: Config, layer: LayerConfig, rope: Rope, w: LayerWeights, cache: LayerCache, x: Buffer
+) -> Buffer:
+    """Grouped-query attention, over the window if there is one. Kernels take heads padded with zeros."""
     eps, d = config.rms_eps, layer.head_dim
-    h = p.rms_norm(x, w.attn_norm, eps, out="h", takers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
-    q = p.whole_heads(affine(p, h, w, "attn_q", out="q"), d)  # (T, H d)
-    k = p.whole_heads(affine(p, h, w, "attn_k", out="k"), d)  # (T, K d)
-    v = p.whole_heads(affine(p, h, w, "attn_v", out="v"), d)  # (T, K d)
+    h = p.rms_norm(x, w.attn_norm, eps, out="h", consumers=(w.attn_q, w.attn_k, w.attn_v))  # (T, D)
+    q = p.pad_heads(linear(p, h, w, "attn_q", out="q"), d)  # (T, H d)
+    k = p.pad_heads(linear(p, h, w, "attn_k", out="k"), d)  # (T, K d)
+    v = p.pad_heads(linear(p, h, w, "attn_v", out="v"), d)  # (T, K d)
     p.rotate(q, rope, norm=None, epsilon=eps, scale=config.attn_scale)
     p.rotate(k, rope, norm=None, epsilon=eps, scale=1.0)
     p.append(cache, k, v)
-    a = p.attend(cache, q, window=layer.window, softcap=None, out="a", takers=(w.attn_output,), head_dim=d)  # (T, H d)
-    return affine(p, a, w, "attn_output", out="o")  # (T, D)
+    a = p.attend(
+        cache, q, window=layer.window, softcap=None, head_dim=d, out="a", consumers=(w.attn_output,)
+    )  # (T, H d)
+    return linear(p, a, w, "attn_output", out="o")  # (T, D)
 
 
-def feed_forward(p: Program, config: Config, w: LayerWeights, x: Rows) -> Rows:
-    """SwiGLU."""
-    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", takers=(w.ffn_gate, w.ffn_up))  # (T, D)
-    gated = p.silu_gate(h, w.ffn_gate, w.ffn_up, out="gated", takers=(w.ffn_down,))  # (T, F)
+def feed_forward(p: Program, config: Config, w: LayerWeights, x: Buffer) -> Buffer:
+    """The gated feed-forward part, SwiGLU (arXiv:2002.05202)."""
+    h = p.rms_norm(x, w.ffn_norm, config.rms_eps, out="h", consumers=(w.ffn_gate, w.ffn_up))  # (T, D)
+    gated = p.silu_gate(h, w.ffn_gate, w.ffn_up, out="gated", consumers=(w.ffn_down,))  # (T, F)
     return p.matmul(gated, w.ffn_down, out="o")  # (T, D)
 
 
-def affine(p: Program, x: Rows, w: LayerWeights, role: str, *, out: str) -> Rows:
+def linear(p: Program, x: Buffer, w: LayerWeights, role: str, *, out: str) -> Buffer:
     """out = x weight^T, plus the bias where there is one."""
     y, bias = p.matmul(x, getattr(w, role), out=out), w.get(f"{role}_bias")
     return y if bias is None else p.add_bias(y, bias)
 
 
 def _of_layer(config: Config, i: int) -> Iterator[TensorSpec]:
-    layer, D, H, K = config.layers[i], config.d_model, config.n_heads, config.layers[i].n_kv_heads
-    F, q, kv = layer.d_ff, H * layer.head_dim, K * layer.head_dim
-    shapes = {"attn_q": (q, D), "attn_k": (kv, D), "attn_v": (kv, D), "attn_output": (D, q)}
-    shapes |= {"ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}
-    paired = {"attn_q": H, "attn_k": K}
-    for module, role in (ATTENTION | FEED_FORWARD).items():
+    shapes, paired = matrix_shapes(config, i), {"attn_q": config.n_heads, "attn_k": config.layers[i].n_kv_heads}
+    for module, role in MATRICES.items():
         yield TensorSpec(role, shapes[role], f"layers.{i}.{module}.weight", i, paired_heads=paired.get(role, 0))
     for module, role in ATTENTION.items():
         yield TensorSpec(
             role, shapes[role][:1], f"layers.{i}.{module}.bias", i,
             optional=True, part="bias", paired_heads=paired.get(role, 0),
         )  # fmt: skip
-    for module, role in NORMS.items():
-        yield TensorSpec(role, (D,), f"layers.{i}.{module}.weight", i)
+    for module, role in PRE_NORMS.items():
+        yield TensorSpec(role, (config.d_model,), f"layers.{i}.{module}.weight", i)

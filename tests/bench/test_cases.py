@@ -7,12 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import psutil
 import pytest
 
-from bench import cases, rounds
+from bench import cases, rounds, synthetic_gemma4
 from bench.cases import Case, matrix, only, quick
-from bench.models import MODELS, Facts
+from bench.models import MODELS, OVERHEAD, Facts
 from bench.processes import WorkerError
 from bench.profile_tables import profiles
 from bench.results import Result, measurement, seconds_a_round
@@ -21,11 +22,12 @@ from bench.side_by_side import header
 from bench.synthetic import SHAPES, Shape, plan, write
 from bench.tables import full
 from bench.targets import targets
+from tests.goldens.gemma4_cases import GEMMA4_CASES, Gemma4Case, write_gguf
 
 GB = 10**9
 FACTS = Facts(
     file_bytes=2 * GB, token_bytes=2 * GB, layer_macs=2 * GB, output_macs=6 * 10**8, repacked=GB, vocabulary=256_000,
-    kv_layers=((0, 4096), (4, 4096)),
+    kv_layers=((0, 4096), (4, 4096)), kv_kept=((0, 4096), (4, 4096)),
 )  # fmt: skip
 SMALL = Shape(8, 256, 512, 2, 1, 128, vocab=600, window=64)
 FACTS_NEEDED = (("decode_bytes", 1e6), ("prompt_macs", 1e6))
@@ -36,7 +38,7 @@ PEER = Setup(Path("models"), {"llama.cpp": "python"})
 def test_names_are_one_of_a_kind_and_say_all() -> None:
     names = [case.name for case in matrix(2)]
     assert len(names) == len(set(names))
-    assert {model.shape for model in MODELS.values()} <= {*SHAPES, ""}
+    assert {model.shape for model in MODELS.values()} <= {*SHAPES, *synthetic_gemma4.SHAPES, ""}
     assert names[:3] == ["2b-Q4_0/short/t2", "2b-Q8_0/short/t2", "2b-Q4_K_M/short/t2"]
     assert [Case.named(case.name) for case in matrix(2)] == only(matrix(2), [], rounds=5)
 
@@ -87,6 +89,38 @@ def test_facts_of_a_file(tmp_path: Path) -> None:
     assert facts.token_bytes < facts.file_bytes == (tmp_path / "model.gguf").stat().st_size
     assert facts.kv_bytes(0) == 8 * 2 * 2 * 128
     assert facts.kv_bytes(999) == (4 * 64 + 4 * 1000) * 2 * 2 * 128  # every other layer is global
+
+
+@pytest.mark.parametrize("name", ["gemma4-e2b", "gemma4-26b", "gemma4-untied"])
+def test_tables_cost_a_row_and_experts_the_chosen_share(name: str, tmp_path: Path) -> None:
+    case = GEMMA4_CASES[name]
+    write_gguf(case, tmp_path / "model.gguf", "Q4_0")
+    facts = Facts.of(tmp_path / "model.gguf")
+    parts = [(t, part_read(case, t.name)) for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors]
+    macs = [(t.n_elements, part) for t, part in parts if "blk" in t.name and t.tensor_type.name == "Q4_0"]
+    assert facts.token_bytes == pytest.approx(sum(int(t.n_bytes) * part for t, part in parts))
+    assert facts.layer_macs == sum(int(n) * part for n, part in macs)
+    assert facts.output_macs == case.vocab * case.width
+    assert facts.repacked == sum(int(n) * 18 // 32 for n, part in macs if part)
+
+
+def part_read(case: Gemma4Case, name: str) -> float:
+    """Of a tensor, for one token."""
+    _, layer, *_ = name.split(".")
+    if name == "per_layer_token_embd.weight" or (name == "token_embd.weight" and not case.tied):
+        return 1 / case.vocab
+    if name.endswith("_exps.weight"):
+        return case.used / case.experts
+    return 0 if any(of in name for of in ("attn_k", "attn_v")) and case.shares(int(layer)) else 1
+
+
+def test_layers_that_share_keys_read_them_and_keep_none(tmp_path: Path) -> None:
+    write_gguf(GEMMA4_CASES["gemma4-e2b"], tmp_path / "model.gguf", "Q4_0")  # LLGLLGLLG, the last three share
+    facts = Facts.of(tmp_path / "model.gguf")
+    local, global_ = (2 * 2 * size for size in (32, 64))
+    assert facts.kv_bytes(99) == 6 * 12 * local + 3 * 100 * global_
+    assert facts.cache_bytes(100) == 4 * 12 * local + 2 * 100 * global_
+    assert facts.need(100, peer=False) == facts.file_bytes + facts.cache_bytes(100) + OVERHEAD
 
 
 @pytest.mark.parametrize(
@@ -198,7 +232,7 @@ def test_a_start_is_measured_warm_and_cold(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB))
     lines = rounds.measure(Case("2b-Q4_0", "start", 2, rounds=2), PEER, FACTS, lambda _: None)
     assert asked == ["ours", "peer", "ours", "peer", "ours cold", "ours", "peer"]
-    assert [(m["side"], m["measure"], m["round"], m["value"]) for m in lines[1:]] == [
+    assert [(m["side"], m["measure"], m["round"], m["value"]) for m in lines[2:]] == [
         ("ours", "first_token", 0, 3.0), ("peer", "first_token", 0, 4.0), ("ours", "cold", 0, 5.0),
         ("ours", "first_token", 1, 6.0), ("peer", "first_token", 1, 7.0),
     ]  # fmt: skip

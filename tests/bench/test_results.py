@@ -16,7 +16,7 @@ from bench.tables import compact, full
 from bench.targets import Target, targets
 
 SHORT = "2b-Q4_0/short/t2"
-FACTS = {"decode_bytes": 2e9, "prompt_macs": 2e9, "kv_bytes_at_start": 50e6}
+FACTS = {"decode_bytes": 2e9, "prompt_macs": 2e9, "kv_bytes_at_start": 50e6, "token_bytes": 260e6}
 Round = dict[str, dict[str, float]]
 
 
@@ -147,9 +147,12 @@ def test_steps_are_judged_by_one_row_and_memory_beside_file_and_cache() -> None:
     memory = {"peak": 420e6, "file": 250e6, "anonymous": 90e6}
     text = {"step": 0.04, "answer": 0.041}
     cases = {"2b-Q8_0/rows/t2": steps, "270m-Q4_K_M/start/t2": memory, "2b-Q4_0/overhead/t2": text}
+    cases["g4-e2b-Q4_0/start/t2"] = memory
     found = result(**{name: [{"ours": figures}] for name, figures in cases.items()})
     assert [seen(found, f"a step of {n} rows, 2B Q8_0")[1] for n in (2, 4, 8, 16)] == ["yes", "yes", "no", "no"]
     assert seen(found, "memory at first token, 270M") == ("120 MB beside file and cache", "no")
+    looked_up = "memory at first token, Gemma 4 E2B shape, Q4_0"
+    assert seen(found, looked_up) == ("110 MB beside weights read and cache", "yes")
     assert seen(found, "sampling, text and Python, 2B Q4_0") == ("2.5% of a step", "yes")
 
 
@@ -165,14 +168,15 @@ def test_a_case_is_found_by_what_it_is() -> None:
 
 def test_the_compact_table() -> None:
     """Smallest model first; without other instruction sets and fewer threads."""
-    names = {SHORT: THREE, "270m-Q4_K_M/short/t2": [speed(140, 70)], "2b-Q4_0/short/t1": THREE, f"{SHORT}/avx2": THREE}
+    names = {"g4-e2b-Q4_0/short/t2": THREE, SHORT: THREE, "270m-Q4_K_M/short/t2": [speed(140, 70)]}
+    names |= {"2b-Q4_0/short/t1": THREE, f"{SHORT}/avx2": THREE}
     shown = compact([result(**names)]).splitlines()
     assert shown[2] == "| Gemma 3 270M, Q4_K_M | 1400 | 700 | 2.00 | 280% | 140 | 70.0 | 2.00 | 560% |"
     assert shown[3] == "| Gemma 2 2B shape, Q4_0 | 240 | 100 | 2.00 | 48% | 24.0 | 10.0 | 2.00 | 96% |"
-    assert shown[4] == ""
+    assert shown[4].startswith("| Gemma 4 E2B shape, Q4_0 |") and shown[5] == ""
     where = "A CPU (zen, 48 KB of first-level cache), 2 cores, 24 GiB, Linux x86_64"
-    assert shown[5] == f"Measured 2030-01-02 on {where}."
-    assert shown[7].startswith("Prompts of 512 tokens; ") and len(shown) == 8
+    assert shown[6] == f"Measured 2030-01-02 on {where}."
+    assert shown[8].startswith("Prompts of 512 tokens; ") and len(shown) == 9
 
 
 def test_the_full_tables_show_every_case_and_reason() -> None:

@@ -20,7 +20,7 @@ from bench.synthetic import SHAPES, Shape
 
 CASES = [Case("270m-Q4_K_M", "short", 2), Case("270m-Q4_K_M", "rows", 2)]
 SHORT, ROWS = (case.name for case in CASES)
-FACTS = Facts(10**8, 10**8, 10**8, 10**8, 0, 1000, ((0, 1024),))
+FACTS = Facts(10**8, 10**8, 10**8, 10**8, 0, 1000, ((0, 1024),), ((0, 1024),))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_gemma.errors import Cancelled, MemoryBudgetError
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 
 VOCABULARY = 40
 
@@ -79,13 +79,13 @@ class FakeRunner:
         self.context = 10**6
         self.steps: list[list[int]] = []
         self.closed = False
-        self.on_step: Callable[[list[Rows]], None] = lambda _rows: None
+        self.on_step: Callable[[list[SequenceRows]], None] = lambda _rows: None
         self._cancelled = False
 
     def new_table(self) -> FakeTable:
         return FakeTable(self.pool, self.window, [], 0)
 
-    def run(self, batch: Sequence[Rows]) -> NDArray[np.float32]:
+    def run(self, batch: Sequence[SequenceRows]) -> NDArray[np.float32]:
         assert not self.closed
         assert 0 < sum(len(rows.tokens) for rows in batch) <= self.chunk
         assert len({id(rows.table) for rows in batch}) == len(batch)
@@ -111,5 +111,5 @@ class FakeRunner:
         self.closed = True
 
 
-def slow(seconds: float) -> Callable[[list[Rows]], None]:
+def slow(seconds: float) -> Callable[[list[SequenceRows]], None]:
     return lambda _rows: time.sleep(seconds)

@@ -16,7 +16,7 @@ from edge_gemma.engine.sampler import SamplingParams
 from edge_gemma.engine.sequence import AllLogits, Extension, Generation, Held, PromptRead
 from edge_gemma.engine.speculation import Speculation
 from edge_gemma.errors import EdgeGemmaError, MemoryBudgetError
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from tests.engine.fake_requests import alone, deltas, generation, prompts, submitted, tokens_of
 from tests.engine.fake_runner import VOCABULARY, FakeRunner, logits_after, slow
 
@@ -192,7 +192,7 @@ def test_a_proposal_of_a_step_that_was_broken_off_is_forgotten(engine: Engine, r
     text = [2, 3, *alone([2, 3], 40, ENDLESS)]
     started, go_on = threading.Event(), threading.Event()
 
-    def wait(rows: list[Rows]) -> None:
+    def wait(rows: list[SequenceRows]) -> None:
         if len(rows[0].tokens) == 16 and not started.is_set():
             started.set()
             go_on.wait(10)

@@ -17,7 +17,7 @@ from edge_gemma.engine.loop import Engine
 from edge_gemma.engine.sampler import SamplingParams
 from edge_gemma.engine.sequence import AllLogits, PromptRead
 from edge_gemma.errors import Cancelled, EdgeGemmaError, MemoryBudgetError, NumericalError
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from tests.engine import fake_runner
 from tests.engine.fake_requests import alone, deltas, generation, prompts, submitted, tokens_of
 from tests.engine.fake_runner import VOCABULARY, FakeRunner, logits_after, slow
@@ -118,7 +118,7 @@ def test_a_cancel_breaks_off_the_step_of_its_own(runner: FakeRunner) -> None:
     engine = Engine(runner, slots=4, prefix_cache=0)
     reached = threading.Event()
 
-    def long_step(_rows: list[Rows]) -> None:
+    def long_step(_rows: list[SequenceRows]) -> None:
         reached.set()
         while not runner._cancelled:
             time.sleep(0.001)
@@ -160,7 +160,7 @@ def test_an_error_of_one_sequence_is_its_own(engine: Engine, monkeypatch: pytest
 
 
 def test_a_step_that_fails_ends_those_in_it(engine: Engine, runner: FakeRunner) -> None:
-    def fail(_rows: list[Rows]) -> None:
+    def fail(_rows: list[SequenceRows]) -> None:
         runner.on_step = lambda _: None
         raise ValueError("a fault")
 

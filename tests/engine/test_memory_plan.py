@@ -13,7 +13,7 @@ import pytest
 from edge_gemma.engine.memory_plan import KvType, default_chunk, memory_plan, scratch_bytes
 from edge_gemma.engine.runner import Runner
 from edge_gemma.gguf.file import GgufFile
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels.layout import expert_scratch, matmul_scratch
 from edge_gemma.models.layers import Experts
 from edge_gemma.models.registry import read_config
@@ -64,7 +64,7 @@ def test_buffers_and_cache_are_as_planned(
         count = min(chunk if table.length else 1 + chunk // 2, context - table.length)
         table.reserve(table.length + count)
         most = max(most, runner.pool.bytes_in_use)
-        runner.run([Rows(table, np.full(count, 5))])
+        runner.run([SequenceRows(table, np.full(count, 5))])
         assert table.bytes == runner.pool.bytes_in_use <= most
     assert most == runner.plan.kv_cache == runner.pool.limit_bytes
     two = memory_plan(runner.config, runner.weights, context, sequences=2, **sizes)

@@ -18,7 +18,7 @@ from edge_gemma.engine.memory_plan import KvType
 from edge_gemma.engine.runner import Runner
 from edge_gemma.errors import Cancelled, ContextOverflowError, EdgeGemmaError, MemoryBudgetError
 from edge_gemma.graph.cache import PageTable
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels.layout import SPAN
 from tests.conftest import TinyGguf
 
@@ -54,7 +54,7 @@ def alone(runner: Runner, tokens: Ids) -> Logits:
     """All logits of a sequence that runs by itself, in whole chunks."""
     table = runner.new_table()
     parts = [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
-    logits = np.concatenate([runner.run([Rows(table, part, len(part))]).copy() for part in parts])
+    logits = np.concatenate([runner.run([SequenceRows(table, part, len(part))]).copy() for part in parts])
     table.release()
     assert np.isfinite(logits).all()
     return logits
@@ -87,7 +87,7 @@ class Sequences:
         batch = []
         for which, count, wanted in parts:
             self.seed += 1
-            batch.append(Rows(self.tables[which], ids(count, self.seed), wanted))
+            batch.append(SequenceRows(self.tables[which], ids(count, self.seed), wanted))
             self.texts[which] = np.concatenate([self.texts[which], batch[-1].tokens])
         logits, row = self.runner.run(batch).copy(), 0
         for which, _, wanted in parts:
@@ -204,9 +204,9 @@ def test_windows_give_pages_back(runner: Runner) -> None:
 
 def test_logits_go_where_they_are_wanted(runner: Runner) -> None:
     table, out = runner.new_table(), np.full((3, runner.config.vocab_size), np.float32(9))
-    assert runner.run([Rows(table, ids(5), 2)], out[:2]) is not None
+    assert runner.run([SequenceRows(table, ids(5), 2)], out[:2]) is not None
     assert (out[2] == 9).all() and same(out[:2], alone(runner, ids(5))[-2:])
-    assert len(runner.run([Rows(table, ids(5), 0)])) == 0
+    assert len(runner.run([SequenceRows(table, ids(5), 0)])) == 0
     table.release()
 
 
@@ -217,26 +217,26 @@ def test_what_is_wrong_with_a_batch_is_said_and_nothing_done(runner: Runner) -> 
     a, b, gone = (runner.new_table() for _ in range(3))
     gone.release()
     one, vocab = ids(1), runner.config.vocab_size
-    cases: list[tuple[list[Rows], type[Exception], str]] = [
+    cases: list[tuple[list[SequenceRows], type[Exception], str]] = [
         ([], ValueError, "a step of 0 rows"),
-        ([Rows(a, ids(200)), Rows(b, ids(101))], ValueError, f"301 rows is outside 1..{CHUNK}"),
-        ([Rows(a, one), Rows(b, one), Rows(a, one)], ValueError, "twice"),
-        ([Rows(a, one), Rows(b, ids(0))], ValueError, "at least one token"),
-        ([Rows(a, one), Rows(b, np.array([vocab]))], ValueError, rf"0\.\.{vocab - 1}"),
-        ([Rows(a, one), Rows(b, np.array([0.5]))], ValueError, "integers"),  # type: ignore[arg-type]
-        ([Rows(a, one, 2)], ValueError, "wanted: 2"),
-        ([Rows(gone, one)], ValueError, "released"),
+        ([SequenceRows(a, ids(200)), SequenceRows(b, ids(101))], ValueError, f"301 rows is outside 1..{CHUNK}"),
+        ([SequenceRows(a, one), SequenceRows(b, one), SequenceRows(a, one)], ValueError, "twice"),
+        ([SequenceRows(a, one), SequenceRows(b, ids(0))], ValueError, "at least one token"),
+        ([SequenceRows(a, one), SequenceRows(b, np.array([vocab]))], ValueError, rf"0\.\.{vocab - 1}"),
+        ([SequenceRows(a, one), SequenceRows(b, np.array([0.5]))], ValueError, "integers"),  # type: ignore[arg-type]
+        ([SequenceRows(a, one, 2)], ValueError, "wanted: 2"),
+        ([SequenceRows(gone, one)], ValueError, "released"),
     ]
     for batch, error, message in cases:
         with pytest.raises(error, match=message):
             runner.run(batch)
     with pytest.raises(ValueError, match="out: must be"):
-        runner.run([Rows(a, one, 1)], np.zeros((2, vocab), np.float32))
+        runner.run([SequenceRows(a, one, 1)], np.zeros((2, vocab), np.float32))
     for start in range(0, CONTEXT, 250):
         assert a.length == start
-        runner.run([Rows(a, ids(250))])
+        runner.run([SequenceRows(a, ids(250))])
     with pytest.raises(ContextOverflowError, match=f"{CONTEXT + 1} tokens"):
-        runner.run([Rows(b, one), Rows(a, one)])
+        runner.run([SequenceRows(b, one), SequenceRows(a, one)])
     assert b.length == b.bytes == 0 and a.length == CONTEXT
 
 
@@ -244,9 +244,10 @@ def test_no_pages_left(path: Path) -> None:
     """Nothing is run, and the same step can be run when there are."""
     runner = Runner(path, context=600, chunk=300, threads=1)
     a, b, c = (runner.new_table() for _ in range(3))
-    runner.run([Rows(a, ids(250))])
-    runner.run([Rows(b, ids(256))])
-    used, batch = runner.pool.bytes_in_use, [Rows(c, ids(3), 3), Rows(a, ids(2), 2), Rows(b, ids(1), 1)]
+    runner.run([SequenceRows(a, ids(250))])
+    runner.run([SequenceRows(b, ids(256))])
+    used = runner.pool.bytes_in_use
+    batch = [SequenceRows(c, ids(3), 3), SequenceRows(a, ids(2), 2), SequenceRows(b, ids(1), 1)]
     with pytest.raises(MemoryBudgetError, match=f"{used} of {runner.plan.kv_cache} are in use"):
         runner.run(batch)
     assert (runner.pool.bytes_in_use, a.length, b.length, c.length) == (used, 250, 256, 0)
@@ -261,7 +262,7 @@ def test_no_pages_left(path: Path) -> None:
 def test_a_table_of_another_model(path: Path, runner: Runner) -> None:
     other = Runner(path, context=10, threads=1)
     with pytest.raises(ValueError, match="another model"):
-        runner.run([Rows(other.new_table(), ids(1))])
+        runner.run([SequenceRows(other.new_table(), ids(1))])
     other.close()
     with pytest.raises(EdgeGemmaError, match="closed"):
         other.new_table()
@@ -274,12 +275,12 @@ def test_a_cancel_ends_one_step_and_no_more(runner: Runner) -> None:
     table, batch = runner.new_table(), ids(5)
     runner.cancel()
     with pytest.raises(Cancelled):
-        runner.run([Rows(table, batch, 5)])
+        runner.run([SequenceRows(table, batch, 5)])
     assert table.length == 0
-    assert same(runner.run([Rows(table, batch, 5)]), alone(runner, batch))
+    assert same(runner.run([SequenceRows(table, batch, 5)]), alone(runner, batch))
     runner.cancel()
     runner.ready()
-    runner.run([Rows(table, batch, 5)])
+    runner.run([SequenceRows(table, batch, 5)])
     assert table.length == 10
     table.release()
 
@@ -299,7 +300,7 @@ def test_cancels_from_another_thread(runner: Runner) -> None:
         before = table.length
         part = text[before : before + 1 + before % 97]
         try:
-            logits.append(runner.run([Rows(table, part, len(part))]).copy())
+            logits.append(runner.run([SequenceRows(table, part, len(part))]).copy())
         except Cancelled:
             cancelled += 1
             assert table.length == before
@@ -322,8 +323,8 @@ def test_an_exception_inside_a_step_cancels_no_other(runner: Runner, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(runner._threads, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            runner.run([Rows(table, ids(3), 3)])
-    assert same(runner.run([Rows(table, ids(3), 3)]), alone(runner, ids(3)))
+            runner.run([SequenceRows(table, ids(3), 3)])
+    assert same(runner.run([SequenceRows(table, ids(3), 3)]), alone(runner, ids(3)))
     table.release()
 
 
@@ -339,9 +340,9 @@ def test_weights_are_touched_in_the_first_step(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(runner._threads, "run", noting)
     runner.cancel()
     with pytest.raises(Cancelled):
-        runner.run([Rows(table, ids(2))])
+        runner.run([SequenceRows(table, ids(2))])
     for wanted in (0, 0, 1, 1, 2):
-        runner.run([Rows(table, ids(2), wanted)])
+        runner.run([SequenceRows(table, ids(2), wanted)])
     body, head = len(runner.recording(2).body), len(runner.recording(1).head)
     touched = body + 7 * len(runner.weights.layers)
     assert lengths == [touched, touched, body, body, head + 1, body, head, body + head]
@@ -353,10 +354,10 @@ def test_observing(path: Path) -> None:
     runner = Runner(path, context=300, chunk=300, threads=2, kv_type="f32", observe=True)
     table = runner.new_table()
     with pytest.raises(ValueError, match="wanted: 1"):
-        runner.run([Rows(table, ids(3), 1)])
-    runner.run([Rows(table, ids(SPAN))])
-    sums = {name: squares.copy() for name, squares in runner.squares.items()}
-    runner.run([Rows(runner.new_table(), ids(SPAN))])
-    assert "token_embd.weight" in sums
-    assert all(same(sums[name], squares) and (squares > 0).all() for name, squares in runner.squares.items())
+        runner.run([SequenceRows(table, ids(3), 1)])
+    runner.run([SequenceRows(table, ids(SPAN))])
+    before = {name: sums.copy() for name, sums in runner.activation_stats.items()}
+    runner.run([SequenceRows(runner.new_table(), ids(SPAN))])
+    assert "token_embd.weight" in before
+    assert all(same(before[name], sums) and (sums > 0).all() for name, sums in runner.activation_stats.items())
     runner.close()

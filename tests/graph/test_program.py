@@ -60,14 +60,14 @@ def gated(regime: Regime, gate: str, up: str, down: str) -> tuple[Program, int]:
     program = Program(regime, 64, lambda _tensor: 0, "f16", allocate=False)
     x = program.embed(matrix("token_embd", 64, 256, "Q8_0"), 1.0, out="x")
     size = program.buffer_bytes()
-    takers = (matrix("down", 256, 1024, down),)
-    program.gelu_gate(x, matrix("gate", 1024, 256, gate), matrix("up", 1024, 256, up), out="gated", takers=takers)
+    consumers = (matrix("down", 256, 1024, down),)
+    program.gelu_gate(x, matrix("gate", 1024, 256, gate), matrix("up", 1024, 256, up), out="gated", consumers=consumers)
     return program, program.buffer_bytes() - size
 
 
 def test_logits_are_masked_before_their_maxima_are_found() -> None:
     program = Program(Regime.FEW, 4, lambda _tensor: 0, "f16", allocate=False)
-    logits, maxima = program.outside("logits", 100, 400), program.outside("maxima", logit_groups(100), 8)
+    logits, maxima = program.placeholder("logits", 100, 400), program.placeholder("maxima", logit_groups(100), 8)
     program.mask(logits)
     program.group_maxima(logits, maxima)
     table = program.table(dict.fromkeys(program.kernels(), 0))

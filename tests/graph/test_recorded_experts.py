@@ -70,7 +70,7 @@ def expected(m: Mixture, x: Array) -> Array:
 
 @dataclass
 class Run:
-    """A program of a regime with its table, and arrays that its outside buffers are."""
+    """A program of a regime with its table, and arrays that its placeholders stand for."""
 
     program: Program
     table: Array
@@ -89,14 +89,14 @@ class Run:
 def recorded(m: Mixture, regime: Regime) -> Run:
     router, scales, gate_up, down = m.tensors()
     program = Program(regime, CHUNK, lambda tensor: m.data[tensor.name].ctypes.data, "f16")
-    outside = program.outside("x", D, 4 * D)
-    logits = program.matmul(outside, router, out="logits")
+    placeholder = program.placeholder("x", D, 4 * D)
+    logits = program.matmul(placeholder, router, out="logits")
     routed = program.route(logits, K, D**-0.5, scales)
-    result = program.experts(outside, routed, gate_up, down, out="y")
+    result = program.experts(placeholder, routed, gate_up, down, out="y")
     table = aligned((len(program), ops.ROW_WORDS), np.int64)
     table[:] = program.table(shared().load(list(program.kernels())))
     x = aligned((CHUNK, D), np.float32)
-    table[words_of(table, outside)] = x.ctypes.data
+    table[words_of(table, placeholder)] = x.ctypes.data
     y = program._memory[result.name].view(np.float32)
     return Run(program, table, x, y.reshape(-1, result.stride // 4)[:, :D])
 

@@ -8,29 +8,29 @@ from hypothesis import strategies as st
 
 from edge_gemma.graph.cache import PagePool
 from edge_gemma.graph.states import AttentionState, Rope
-from edge_gemma.graph.step import Angles, Rows, Step, pieces_of
+from edge_gemma.graph.step import Angles, SequenceRows, Step, segments_of
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import QUERY_ROWS
 
 POOL = PagePool([AttentionState(1, 32)], "f16")
 
 
-def rows_of(count: int, wanted: int, length: int = 0) -> Rows:
+def rows_of(count: int, wanted: int, length: int = 0) -> SequenceRows:
     table = POOL.new_table(1000)
     table.length = length
-    return Rows(table, np.arange(count, dtype=np.int64), wanted)
+    return SequenceRows(table, np.arange(count, dtype=np.int64), wanted)
 
 
 def test_rows_whose_logits_are_wanted_come_last() -> None:
     prompt, decode, other = rows_of(40, 1), rows_of(1, 1), rows_of(5, 0)
-    shown = [(p.rows, p.start, p.end) for p in pieces_of([prompt, decode, other])]
+    shown = [(p.rows, p.start, p.end) for p in segments_of([prompt, decode, other])]
     assert shown == [(prompt, 0, 39), (other, 0, 5), (prompt, 39, 40), (decode, 0, 1)]
 
 
 def test_a_prompt_is_not_cut_where_its_last_row_can_follow() -> None:
     prompt, decode = rows_of(40, 1), rows_of(1, 1)
-    assert [(p.start, p.end) for p in pieces_of([prompt, decode])] == [(0, 40), (0, 1)]
-    assert [(p.start, p.end) for p in pieces_of([rows_of(7, 7)])] == [(0, 7)]
+    assert [(p.start, p.end) for p in segments_of([prompt, decode])] == [(0, 40), (0, 1)]
+    assert [(p.start, p.end) for p in segments_of([rows_of(7, 7)])] == [(0, 7)]
 
 
 def test_factors_divide_the_frequency_of_each_pair() -> None:

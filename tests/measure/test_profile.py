@@ -18,13 +18,13 @@ from edge_gemma.commands.cli import parser
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile, Tensor
 from edge_gemma.graph.recorder import Recorded
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.kernels import operations as ops
 from edge_gemma.kernels.layout import SPAN
 from edge_gemma.kernels.operations import NO_WINDOW, Kernel
 from edge_gemma.measure.profile import Outside, Profile, StepProfile, as_dict, profile
 from edge_gemma.measure.profile_parts import Part, gather, label_of, part
-from edge_gemma.measure.timestamps import TracingRunner
+from edge_gemma.measure.timestamps import TimestampedRunner
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from tests.conftest import TinyGguf
@@ -48,8 +48,8 @@ LABELS = {
 """What the parts of a step are called, by model and format."""
 
 
-def opened(path: Path) -> TracingRunner:
-    return TracingRunner(path, context=64, chunk=16, threads=2)
+def opened(path: Path) -> TimestampedRunner:
+    return TimestampedRunner(path, context=64, chunk=16, threads=2)
 
 
 # ---- a whole profile ---------------------------------------------------------------------------------------------
@@ -125,8 +125,8 @@ def test_timestamps_change_no_bit_and_are_in_order(tiny_gguf: TinyGguf) -> None:
     runner = opened(path)
     for every in (False, True):
         table, runner.every = runner.new_table(), every
-        runner.run([Rows(table, np.array([5, 6]), 1)])
-        logits = runner.run([Rows(table, np.array([7]), 1)])
+        runner.run([SequenceRows(table, np.array([5, 6]), 1)])
+        logits = runner.run([SequenceRows(table, np.array([7]), 1)])
         assert np.array_equal(logits[0].view(np.uint32), expected.view(np.uint32))
     body, head, decode = runner.runs[3:]
     one, two = runner.recording(1), runner.recording(2)

@@ -14,7 +14,7 @@ from edge_gemma.errors import CheckpointError, ModelFormatError
 from edge_gemma.formats import FORMATS
 from edge_gemma.gguf.file import GgufFile
 from edge_gemma.graph.states import AttentionState
-from edge_gemma.graph.step import Rows
+from edge_gemma.graph.step import SequenceRows
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
@@ -105,10 +105,10 @@ def test_heads_are_resized_where_they_are_not_whole(tiny_gguf: TinyGguf, name: s
 def test_inputs_of_every_matrix_are_observed(tiny_gguf: TinyGguf, name: str) -> None:
     """What importance matrices are made of."""
     runner = Runner(tiny_gguf(name), context=64, chunk=32, threads=1, observe=True)
-    runner.run([Rows(runner.new_table(), np.array(token_ids(CASES[name], 20), np.int64))])
+    runner.run([SequenceRows(runner.new_table(), np.array(token_ids(CASES[name], 20), np.int64))])
     matrices = {t.name: t for t in runner.weights.tensors() if len(t.shape) == 2 and t.name != "token_embd.weight"}
-    assert runner.squares.keys() == matrices.keys()
-    for matrix, sums in runner.squares.items():
+    assert runner.activation_stats.keys() == matrices.keys()
+    for matrix, sums in runner.activation_stats.items():
         assert sums.shape == (matrices[matrix].shape[1],) and (sums > 0).all(), matrix
     runner.close()
 
