@@ -78,7 +78,7 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
         **{"matvec.IQ3_XXS": 190, "matvec.IQ1_M": 150, "matvec.IQ3_XXS_few": 10, "matvec.IQ1_M_few": 15},
     },
     "avx2": {
-        **{"matmul.Q4_0": 10, "matmul.Q4_K": 10, "matmul.Q6_K": 35, "matmul.Q8_0": 10},
+        **{"matmul.Q4_0": 10, "matmul.Q4_K": 10, "matmul.Q6_K": 40, "matmul.Q8_0": 10},
         **{"experts.Q4_0": 12, "experts_gated.Q4_0": 12},
         **{"matvec.Q4_K": 95, "matvec.Q6_K": 250, "matvec.Q8_0_few": 5, "matvec.Q4_K_few": 10, "matvec.Q6_K_few": 30},
         **{"matmul.IQ3_XXS": 20, "matmul.IQ1_M": 30},
