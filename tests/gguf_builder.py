@@ -115,6 +115,7 @@ class Builder:
         return -(-nbytes // self.alignment) * self.alignment
 
 
+WITH_HEAD_NORMS = ("gemma3", "gemma4", "gemma-embedding", "gemma-embedding2")
 TINY = {"d_model": 64, "d_ff": 96, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab": 48, "n_layers": 4}
 
 
@@ -128,6 +129,8 @@ def tiny_gemma(architecture: str = "gemma2", **sizes: int) -> Builder:
     builder.tensors = [_matrix("token_embd", s["vocab"], s["d_model"]), _norm("output_norm", s["d_model"])]
     if architecture == "gemma4" and s["n_layers"] > 1:
         builder.tensors.append(_norm("rope_freqs", s["head_dim"] // 2))
+    if architecture == "gemma-embedding2":
+        builder.tensors.append(_matrix("output", s["d_ff"], s["d_model"]))
     for layer in range(s["n_layers"]):
         builder.tensors += _layer(architecture, layer, s)
     return builder
@@ -173,7 +176,9 @@ def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | 
     }
     if architecture not in ("gemma", "llama"):
         keys["attention.sliding_window"] = u32(64)
-    if architecture == "gemma4":
+    if architecture == "gemma-embedding2":
+        keys["embedding_length_out"] = u32(s["d_ff"])
+    if architecture in ("gemma4", "gemma-embedding2"):
         keys |= {
             "attention.key_length_swa": u32(s["head_dim"]),
             "attention.value_length_swa": u32(s["head_dim"]),
@@ -186,9 +191,9 @@ def _hyper_parameters(architecture: str, s: dict[str, int]) -> list[tuple[str | 
 def _layer(architecture: str, layer: int, s: dict[str, int]) -> list[TensorRecord]:
     d, ff, q, kv = s["d_model"], s["d_ff"], s["n_heads"] * s["head_dim"], s["n_kv_heads"] * s["head_dim"]
     norms = {"attn_norm": d, "ffn_norm": d}
-    if architecture in ("gemma2", "gemma3", "gemma4", "gemma-embedding"):
+    if architecture in ("gemma2", *WITH_HEAD_NORMS):
         norms |= {"post_attention_norm": d, "post_ffw_norm": d}
-    if architecture in ("gemma3", "gemma4", "gemma-embedding"):
+    if architecture in WITH_HEAD_NORMS:
         norms |= {"attn_q_norm": s["head_dim"], "attn_k_norm": s["head_dim"]}
     matrices = {"attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q)}
     matrices |= {"ffn_gate": (ff, d), "ffn_up": (ff, d), "ffn_down": (d, ff)}

@@ -92,7 +92,7 @@ KEYS: list[tuple[str, str, bytes | None, str]] = [
     (E2B, "embedding_length_per_layer_input", None, "required"),
     (E2B, "embedding_length_per_layer_input", u32(33), "33 is no multiple of 32"),
     (E2B, "embedding_length_per_layer_input", u32(2**20), "outside 0"),
-    (E2B, "attention.causal", typed(BOOL, 0), "later tokens"),
+    (E2B, "attention.causal", typed(BOOL, 0), "is not run so"),
     (E2B, "attention.causal", typed(BOOL, 2), "a BOOL is 0 or 1"),
     (E2B, "final_logit_softcapping", f32(-1), "above 0"),
     (E2B, "final_logit_softcapping", f32(float("nan")), "not finite"),
