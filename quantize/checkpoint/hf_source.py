@@ -135,8 +135,9 @@ def _place(stored: dict[str, StoredTensor], model: HfModel, vocab_rows: int, fol
 
 def _in_other_layers(specs: list[TensorSpec], stored: dict[str, StoredTensor]) -> list[str]:
     """Optional tensors of which a layer has one: so have all."""
-    there = {spec.key for spec in specs if spec.layer is not None and spec.hf_name in stored}
-    return [spec.hf_name for spec in specs if spec.layer is not None and spec.key in there]
+    optional = [spec for spec in specs if spec.layer is not None and spec.optional]
+    there = {spec.key for spec in optional if spec.hf_name in stored}
+    return [spec.hf_name for spec in optional if spec.key in there]
 
 
 def _missing(missing: list[str], stored: dict[str, StoredTensor]) -> str:

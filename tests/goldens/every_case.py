@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edge_gemma.models.registry import ARCHITECTURES
 from tests.goldens import cases, gemma4_cases, llama_cases
 from tests.goldens.cases import Case, Floats
 from tests.goldens.gemma4_cases import Gemma4Case
@@ -13,6 +14,9 @@ from tests.goldens.llama_cases import LlamaCase
 AnyCase = Case | Gemma4Case | LlamaCase
 
 CASES: dict[str, AnyCase] = {**cases.CASES, **gemma4_cases.GEMMA4_CASES, **llama_cases.CASES}
+
+CONTINUING = [name for name in ARCHITECTURES if name not in ("gemma-embedding", "gemma-embedding2")]
+"""The architectures that continue texts; those of encoders have cases of their own, `embedding_cases.py`."""
 
 
 def _module(case: AnyCase) -> Any:

@@ -99,6 +99,7 @@ def test_describe(tmp_path: Path) -> None:
     info = describe(path, 300)
     layer = {"n_kv_heads": 2, "head_dim": 32, "d_ff": 96, "window": 64}
     layer |= {"rope_dims": 32, "rope_base": 10000.0, "rope_scale": 1.0}
+    layer |= {"shared_with": None, "keys_are_values": False, "ahead": 0, "rope_factors": None, "rope_neighbours": False}
     assert json.loads(json.dumps(info))["hyper_parameters"]["layers"] == [layer] * 4
     assert (info["name"], info["architecture"], info["file_size"]) == ("Tiny", "gemma3", path.stat().st_size)
     assert (info["gguf_version"], info["tied_output"]) == (3, False)
@@ -129,7 +130,7 @@ def test_render(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("tokenizer.ggml.model", typed(STRING, "gpt2")),
+        ("tokenizer.ggml.model", typed(STRING, "t5")),
         ("tokenizer.ggml.token_type", None),
         ("tokenizer.ggml.scores", array(F32, [0.0])),
         ("tokenizer.ggml.eos_token_id", None),

@@ -21,13 +21,12 @@ from edge_gemma.quantize.checkpoint.hf_config import read_model
 from tests.conftest import TinyGguf
 from tests.gguf_builder import f32, runnable_gemma
 from tests.goldens.cases import token_ids
-from tests.goldens.every_case import CASES, weights, write_checkpoint
+from tests.goldens.every_case import CASES, CONTINUING, weights, write_checkpoint
 from tests.goldens.every_case import config as config_json
 from tests.quantize import tiny_checkpoint as tiny
 from tests.quantize.converting import convert
 
-ENCODERS = {"gemma-embedding", "gemma-embedding2"}
-EVERY = pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ENCODERS])
+EVERY = pytest.mark.parametrize("architecture", CONTINUING)
 NOT_IN_LLAMA_CPP = {"vaultgemma"}
 CASE_OF = {case.architecture: name for name, case in CASES.items() if not getattr(case, "experts", 0)}
 

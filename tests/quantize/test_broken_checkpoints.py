@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "infinity": (not_finite(-np.inf), rf"{WHERE}: row 37: 1 values are NaN or infinite"),
     "too large": (not_finite(1e30), rf"{WHERE}: row 37: 1e\+30 is too large"),
     "cut off": (cut_off, r"model\.safetensors: tensor '.*' ends \d+ bytes beyond the file \(cut off\?\)"),
-    "unknown architecture": (config_changed(architectures=["LlamaForCausalLM"]), r"config\.json: .*'LlamaForCausalLM'"),
+    "unknown architecture": (config_changed(architectures=["BertForMaskedLM"]), r"config\.json: .*'BertForMaskedLM'"),
     "more layers": (config_changed(num_hidden_layers=4), r"hf: 11 tensors are missing that config\.json asks for"),
     "fewer layers": (config_changed(num_hidden_layers=2), r"11 tensors are extra, config\.json .*layers\.2"),
     "wider": (config_changed(hidden_size=96), r"model\.safetensors: .* has shape .*; config\.json asks for"),

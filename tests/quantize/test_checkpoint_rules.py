@@ -175,7 +175,7 @@ def test_several_files_need_an_index(tmp_path: Path) -> None:
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+    ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
     ({"architectures": None}, "architectures"),
     ({"hidden_size": 100}, "hidden_size is 100, no multiple of 32"),
     ({"hidden_size": "64"}, "hidden_size must be an integer"),
