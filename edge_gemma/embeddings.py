@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,8 @@ def embed(
     ids = [_ids(runner, tokenizer, f"texts[{i}]", text, prefix, cut=cut) for i, text in enumerate(_several(texts))]
     out = np.empty((len(ids), embedding.width), np.float32)
     for step in encoder.steps([len(text) for text in ids], runner.chunk):
-        part = ids[step.start : step.stop]
-        out[step.start : step.stop] = engine.call(lambda part=part: encoder.embed(runner, part))  # type: ignore[misc]
+        together = partial(encoder.embed, runner, ids[step.start : step.stop])
+        out[step.start : step.stop] = engine.call(together)
     return out if width == embedding.width else encoder.of_length_one(out[:, :width])
 
 

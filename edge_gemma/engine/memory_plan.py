@@ -75,7 +75,7 @@ def memory_plan(
     """
     if not 1 <= context <= config.context_length:
         raise ContextOverflowError(f"a context of {context} is outside 1..{config.context_length}, the model's limit")
-    logits = sequences * 4 * config.vocab_size
+    logits = 0 if config.embedding else sequences * 4 * config.vocab_size
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in weights.tensors()) - looked_up_bytes(config, weights),
         kv_cache=sequences * cache_bytes(config.states, context, chunk, kv_type),

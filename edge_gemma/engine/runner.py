@@ -128,7 +128,7 @@ class Runner:
             limit = self.plan.kv_cache if cache_limit is None else cache_limit
             self.pool = PagePool(self.config.states, kv_type, limit)
             tune_once(product_matrices(self.weights), self.threads, self._planned(), progress)
-            self._logits = self.new_logits(sequences)
+            self._logits = self.new_logits(0 if self.config.embedding else sequences)
             self._start(observe, progress)
         except BaseException:
             self.file.close()
@@ -259,8 +259,10 @@ class Runner:
 
     def _execute_part(self, table: NDArray[np.int64], recorded: Sequence[Recorded]) -> None:
         """Run a table; its matrices are mapped meanwhile if they have not been read yet."""
-        self._execute(self._first_touch.added_to(table, recorded))
-        self._first_touch.note(table, recorded)
+        with_touches = self._first_touch.added_to(table, recorded)
+        self._execute(with_touches)
+        if with_touches is not table:
+            self._first_touch.note(table, recorded)
 
     def _execute(self, table: NDArray[np.int64]) -> None:
         try:

@@ -50,11 +50,10 @@ class FirstTouch:
         return np.array(rows, np.int64).reshape(-1, ops.ROW_WORDS)
 
     def note(self, table: NDArray[np.int64], recorded: Sequence[Recorded]) -> None:
-        """`table` has been run to its end."""
-        if _key(table) not in self._tables:
-            self._tables.add(_key(table))
-            parts = zip(table, recorded, strict=True)
-            self._matrices |= {address for row, what in parts for address, _ in _matrices(row, what)}
+        """`table` has been run to its end, for the first time."""
+        self._tables.add(_key(table))
+        parts = zip(table, recorded, strict=True)
+        self._matrices |= {address for row, what in parts for address, _ in _matrices(row, what)}
 
 
 def _key(table: NDArray[np.int64]) -> tuple[int, int]:

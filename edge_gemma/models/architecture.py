@@ -102,6 +102,8 @@ class Architecture(ABC):
     """llama.cpp loads it."""
     own_output_in_llama_cpp: bool
     """llama.cpp loads it with an output matrix that is not the embedding."""
+    is_encoder: bool = False
+    """It makes embeddings and continues no text: its `Config` has an `Embedding`."""
     hf_tied: bool = True
     """Whether the embedding is the output matrix, too, where a config.json does not say."""
 

@@ -22,8 +22,8 @@ from edge_gemma.models.layers import LayerConfig
 from edge_gemma.models.tensor_table import TensorSpec
 from edge_gemma.models.weights import Weights
 
-POOLING = {1: "mean", 3: "last"}
-"""llama.cpp's numbers of the ways to pool that there are here."""
+POOLING = {"mean": 1, "last": 3}
+"""The ways to pool that there are here -> llama.cpp's numbers of them."""
 DENSE_LAYERS = ("dense_2", "dense_3")
 """llama.cpp's names of those behind the pooling."""
 PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
@@ -34,15 +34,14 @@ PROMPTS = {"query": "task: search result | query: ", "document": "title: none | 
 class EmbeddingGemma(Gemma):
     """`sliding_window` of its files is the whole width: a token sees half of it to either side."""
 
+    is_encoder = True
+
     def from_gguf(self, keys: GgufKeys) -> Config:
         """The metadata of a GGUF file."""
         config = super().from_gguf(keys)
-        number = keys.metadata.u32(keys.key("pooling_type"), 1)
-        if number not in POOLING:
-            raise keys.error("pooling_type", f"{number} is not supported ({POOLING} are)")
         dense = _dense(keys, config.d_model)
         width = dense[-1][1] if dense else config.d_model
-        return bidirectional(config, Embedding(POOLING[number], width, dense, PROMPTS))
+        return bidirectional(config, Embedding(read_pooling(keys), width, dense, PROMPTS))
 
     def from_hf(self, fields: HfFields) -> Config:
         """A config.json, in which `dense` has (inputs, outputs) of each dense layer, from its own config.json."""
@@ -50,24 +49,23 @@ class EmbeddingGemma(Gemma):
             raise fields.error("use_bidirectional_attention", "is not set: this is no EmbeddingGemma")
         causal = HfFields(fields.values | {"use_bidirectional_attention": False}, fields.defaults, fields.where)
         config = super().from_hf(causal)
-        dense = tuple((inputs, outputs) for inputs, outputs in fields.get(DENSE) or ())
+        dense = tuple(fields.get(DENSE) or ())
+        if len(dense) not in (0, len(DENSE_LAYERS)):
+            raise fields.error(DENSE, f"layers are {len(dense)} in modules.json; {len(DENSE_LAYERS)} are run, or none")
         return bidirectional(config, Embedding("mean", dense[-1][1] if dense else config.d_model, dense, PROMPTS))
 
     def metadata(self, config: Config) -> Metadata:
         """As Gemma 3's; and the dense layers."""
         assert config.embedding is not None
-        keys = super().metadata(config)
-        if local := config.of_kind(local=True):
-            keys[f"{self.name}.attention.sliding_window"] = u32(2 * local.ahead)
-        numbers = {name: number for number, name in POOLING.items()}
-        keys[f"{self.name}.pooling_type"] = u32(numbers[config.embedding.pooling])
+        keys = super().metadata(config) | encoder_metadata(config, config.embedding)
         for name, (inputs, outputs) in zip(DENSE_LAYERS, config.embedding.dense, strict=False):
             keys |= {f"{self.name}.{name}_feat_in": u32(inputs), f"{self.name}.{name}_feat_out": u32(outputs)}
         return keys
 
     def guessed(self, config: Config) -> Config:
         """As of Gemma 3."""
-        return bidirectional(super().guessed(config), config.embedding)
+        config = super().guessed(config)
+        return replace(config, layers=tuple(map(seeing_ahead, config.layers)))
 
     def tensors(self, config: Config) -> list[TensorSpec]:
         """Gemma 3's, and the dense layers."""
@@ -83,8 +81,7 @@ class EmbeddingGemma(Gemma):
 
     def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the norm of the last layer's output, (T, D)."""
-        x = super().record(p, config, weights, caches)
-        return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", consumers=())
+        return last_norm(p, config, weights, super().record(p, config, weights, caches))
 
     def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Buffer, out: Buffer) -> None:
         """Pooled rows, (texts, D), to embeddings, (texts, width): two products, without bias or anything between."""
@@ -106,15 +103,41 @@ def _dense(keys: GgufKeys, width: int) -> tuple[tuple[int, int], ...]:
     return tuple(layers)
 
 
-def bidirectional(config: Config, embedding: Embedding | None) -> Config:
+# ---- what all encoders share -------------------------------------------------------------------------------------
+
+
+def read_pooling(keys: GgufKeys) -> str:
+    """How rows are pooled: their mean where the file does not say."""
+    number = keys.metadata.u32(keys.key("pooling_type"), POOLING["mean"])
+    names = [name for name, known in POOLING.items() if known == number]
+    if not names:
+        raise keys.error("pooling_type", f"{number} is not supported ({POOLING} are)")
+    return names[0]
+
+
+def encoder_metadata(config: Config, embedding: Embedding) -> Metadata:
+    """The window on both sides together, and the pooling."""
+    keys = {f"{config.architecture}.pooling_type": u32(POOLING[embedding.pooling])}
+    if local := config.of_kind(local=True):
+        keys[f"{config.architecture}.attention.sliding_window"] = u32(2 * local.ahead)
+    return keys
+
+
+def bidirectional(config: Config, embedding: Embedding) -> Config:
     """Local layers see half of what has been their window to either side of a token, global ones all."""
-    return replace(config, layers=tuple(map(_bidirectional_layer, config.layers)), embedding=embedding)
+    halves = tuple(None if layer.window is None else layer.window // 2 + 1 for layer in config.layers)
+    layers = map(seeing_ahead, config.with_windows(halves).layers)
+    return replace(config, layers=tuple(layers), embedding=embedding)
 
 
-def _bidirectional_layer(layer: LayerConfig) -> LayerConfig:
-    if layer.window is None:
-        return replace(layer, ahead=limits.MAX_CONTEXT)
-    return replace(layer, window=layer.window // 2 + 1, ahead=layer.window // 2)
+def seeing_ahead(layer: LayerConfig) -> LayerConfig:
+    """As many keys behind a token are visible as before it."""
+    return replace(layer, ahead=limits.MAX_CONTEXT if layer.window is None else layer.window - 1)
+
+
+def last_norm(p: Program, config: Config, weights: Weights, x: Buffer) -> Buffer:
+    """The rows that are pooled, (T, D)."""
+    return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", consumers=())
 
 
 FAMILIES = (

@@ -13,7 +13,7 @@ from edge_gemma.graph.recorder import Buffer
 from edge_gemma.models import gemma4_gguf, limits
 from edge_gemma.models.architecture import Config
 from edge_gemma.models.embedding import Embedding
-from edge_gemma.models.embedding_gemma import POOLING, PROMPTS, bidirectional
+from edge_gemma.models.embedding_gemma import PROMPTS, bidirectional, encoder_metadata, last_norm, read_pooling
 from edge_gemma.models.gemma4 import Gemma4
 from edge_gemma.models.gguf_keys import GgufKeys
 from edge_gemma.models.tensor_table import TensorSpec
@@ -29,28 +29,25 @@ class EmbeddingGemma2(Gemma4):
     name = "gemma-embedding2"
     hf_classes = ()
     hf_multimodal_classes = ()
+    is_encoder = True
 
     def from_gguf(self, keys: GgufKeys) -> Config:
         """The metadata of a GGUF file."""
         config = gemma4_gguf.read(self, keys, causal=False)
-        number = keys.metadata.u32(keys.key("pooling_type"), 1)
-        if number not in POOLING:
-            raise keys.error("pooling_type", f"{number} is not supported ({POOLING} are)")
         width = keys.width("embedding_length_out", limits.MAX_WIDTH)
-        return bidirectional(config, Embedding(POOLING[number], width, ((config.d_model, width),), PROMPTS))
+        return bidirectional(config, Embedding(read_pooling(keys), width, ((config.d_model, width),), PROMPTS))
 
     def metadata(self, config: Config) -> Metadata:
         """As Gemma 4's; and what an encoder has."""
         assert config.embedding is not None
-        keys = super().metadata(config)
-        if local := config.of_kind(local=True):
-            keys[f"{self.name}.attention.sliding_window"] = u32(2 * local.ahead)
-        number = {name: number for number, name in POOLING.items()}[config.embedding.pooling]
-        return keys | {
-            f"{self.name}.attention.causal": boolean(False),
-            f"{self.name}.pooling_type": u32(number),
-            f"{self.name}.embedding_length_out": u32(config.embedding.width),
-        }
+        return (
+            super().metadata(config)
+            | encoder_metadata(config, config.embedding)
+            | {
+                f"{self.name}.attention.causal": boolean(False),
+                f"{self.name}.embedding_length_out": u32(config.embedding.width),
+            }
+        )
 
     def tensors(self, config: Config) -> list[TensorSpec]:
         """Gemma 4's but for a few, and the dense layer."""
@@ -62,8 +59,7 @@ class EmbeddingGemma2(Gemma4):
 
     def record(self, p: Program, config: Config, weights: Weights, caches: list[LayerCache]) -> Buffer:
         """Tokens to the norm of the last layer's output, (T, D)."""
-        x = super().record(p, config, weights, caches)
-        return p.rms_norm(x, weights.output_norm, config.rms_eps, out="last norm", consumers=())
+        return last_norm(p, config, weights, super().record(p, config, weights, caches))
 
     def record_embedding(self, p: Program, config: Config, weights: Weights, pooled: Buffer, out: Buffer) -> None:
         """Pooled rows, (texts, D), to embeddings, (texts, width)."""

@@ -38,6 +38,11 @@ def read_model(config: dict[str, Any], where: str = "config.json") -> HfModel:
     return HfModel(read, text.get("vocab_size") is not None, _tied(config, text, where, CLASSES[name].hf_tied))
 
 
+def is_encoder(config: dict[str, Any], where: str = "config.json") -> bool:
+    """Whether a parsed config.json is of a model that makes embeddings. Raises CheckpointError."""
+    return CLASSES[_class(config, where)].is_encoder
+
+
 def quantization(config: dict[str, Any]) -> str:
     """How config.json says that the weights are quantized; empty if it does not. Mergers leave it in when they are not.
 

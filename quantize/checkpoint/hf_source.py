@@ -20,12 +20,12 @@ from edge_gemma.models.tensor_table import HF_OUTPUT, OUTPUT, TABLES, TensorSpec
 from .folder import CheckpointFolder
 from .general import count_parameters, general_metadata
 from .head_order import Read, in_pairs, vector_in_pairs
-from .hf_config import HfModel, quantization, read_model
+from .hf_config import HfModel, is_encoder, quantization, read_model
 from .meant import no_checkpoint
 from .metadata import tokenizer_metadata
 from .names import is_adapted, is_audio, is_output, is_unread, is_value_head, is_vision, short_names
 from .own_output import own_output_notices, settle_output
-from .sentence_transformers import read_modules
+from .sentence_transformers import NO_MODULES, read_modules
 from .source import Source, SourceTensor
 from .special_tokens import read_special_tokens
 from .stored_tensor import StoredTensor
@@ -40,12 +40,11 @@ def open_folder(path: Path) -> Source:
     config = folder.json("config.json")
     if config is None:
         raise no_checkpoint(folder.path)
-    modules = read_modules(folder)
-    model = read_model(config | {DENSE: modules.shapes}, str(folder.path / "config.json"))
+    where = str(folder.path / "config.json")
+    modules = read_modules(folder) if is_encoder(config, where) else NO_MODULES
+    model = read_model(config | {DENSE: modules.shapes}, where)
     with _quantized_if_so(folder, config):
-        stored = _text_tensors(folder)
-    if model.config.embedding is not None:
-        stored |= modules.tensors
+        stored = _text_tensors(folder) | modules.tensors
     size = model.config.vocab_size if model.vocab_size_given else None
     vocabulary = read_vocabulary(folder, size, model.config.architecture)
     rows = _rows_to_keep(model.config, vocabulary, folder.path)

@@ -29,8 +29,11 @@ class Modules:
     files: list[Path]
 
 
+NO_MODULES = Modules([], {}, [])
+
+
 def read_modules(folder: CheckpointFolder) -> Modules:
-    """Those of an embedding model's folder; none where there is no modules.json.
+    """Those of an encoder's folder; none where there is no modules.json.
 
     Raises CheckpointError naming the file for what is not computed: other pooling, a bias, an activation.
     """
@@ -86,9 +89,9 @@ def _check_pooling(path: Path) -> None:
 def _shape(layer: CheckpointFolder) -> tuple[int, int]:
     path = layer.path / "config.json"
     config = _config(path)
-    shape = config.get("in_features"), config.get("out_features")
-    if not all(type(value) is int and value > 0 for value in shape):
-        raise CheckpointError(f"{path}: in_features and out_features are {shape}, no sizes")
+    inputs, outputs = config.get("in_features"), config.get("out_features")
+    if type(inputs) is not int or type(outputs) is not int or min(inputs, outputs) < 1:
+        raise CheckpointError(f"{path}: in_features and out_features are {inputs!r} and {outputs!r}, no sizes")
     if config.get("bias") or config.get("activation_function", IDENTITY) != IDENTITY:
         raise CheckpointError(f"{path}: a bias or an activation behind the pooling is not supported")
-    return shape  # type: ignore[return-value]
+    return inputs, outputs

@@ -62,7 +62,7 @@ def test_the_second_version(tmp_path: Path, goldens: dict[str, Floats]) -> None:
 
 
 def test_the_second_version_says_how_wide_embeddings_are(tmp_path: Path) -> None:
-    write_gguf2(tmp_path / "two.gguf", embedding_length_out=None)
+    write_gguf2(tmp_path / "two.gguf", width=None)
     with pytest.raises(ModelFormatError, match="embedding_length_out"):
         Gemma(tmp_path / "two.gguf")
 

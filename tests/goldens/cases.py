@@ -304,7 +304,7 @@ def write_gguf(case: Case, path: Path, format: str = "F32", *, dequantized: bool
     case's weights. `dequantized=True` writes F32 matrices that hold exactly what the file of `format` decodes to.
     """
     writer = gguf.GGUFWriter(path, case.architecture)
-    _add_metadata(writer, case)
+    add_metadata(writer, case)
     add_tokenizer(writer, case.vocab)
     for name, values in weights(case).items():
         target = gguf_name(case.architecture, name)
@@ -312,6 +312,11 @@ def write_gguf(case: Case, path: Path, format: str = "F32", *, dequantized: bool
             writer.add_tensor(target, values + np.float32(1))
         else:
             add_matrix(writer, target, encode(case, name, values, format), format, dequantized)
+    finish(writer)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write what was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -337,7 +342,7 @@ def add_matrix(writer: gguf.GGUFWriter, name: str, rows: npt.NDArray[np.uint8], 
         writer.add_tensor(name, rows, raw_dtype=kind)
 
 
-def _add_metadata(writer: gguf.GGUFWriter, c: Case) -> None:
+def add_metadata(writer: gguf.GGUFWriter, c: Case) -> None:
     writer.add_type("model")
     writer.add_name(c.name)
     writer.add_context_length(1024)
@@ -359,7 +364,7 @@ def _add_metadata(writer: gguf.GGUFWriter, c: Case) -> None:
     if c.final_cap:
         writer.add_final_logit_softcapping(c.final_cap)
     if c.architecture == "gemma3":
-        writer.add_float32("gemma3.rope.freq_base_swa", c.rope_local_base)
+        writer.add_float32(f"{writer.arch}.rope.freq_base_swa", c.rope_local_base)
     if c.rope_factor != 1:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(c.rope_factor)

@@ -26,14 +26,16 @@ LENGTHS = (61, 2, 33, 3)
 
 @dataclass(frozen=True)
 class EmbeddingCase:
-    """The layers of `body`, a Gemma 3; `width` is that of the window on both sides together, and of dense layers."""
+    """Layers of `body`, a Gemma 3, whose window is that on both sides together; `dense`: width between dense layers."""
 
-    name: str
     body: Case
-    window: int
     dense: int
 
     architecture = "gemma-embedding"
+
+    @property
+    def name(self) -> str:
+        return self.body.name
 
     @property
     def vocab(self) -> int:
@@ -45,11 +47,11 @@ class EmbeddingCase:
 
 
 _BASES: dict[str, Any] = {"rope_base": 1e6, "rope_local_base": 1e4, "vocab": 320}
-_BODIES = (
-    (Case("embedding-300m", "gemma3", "LLLLLG", 96, 160, 3, 1, 64, 64, **_BASES), 12, 128),
-    (Case("embedding-256", "gemma3", "LLG", 256, 512, 4, 1, 128, 128, **_BASES), 20, 512),
+_CASES = (
+    EmbeddingCase(Case("embedding-300m", "gemma3", "LLLLLG", 96, 160, 3, 1, 64, 64, window=12, **_BASES), 128),
+    EmbeddingCase(Case("embedding-256", "gemma3", "LLG", 256, 512, 4, 1, 128, 128, window=20, **_BASES), 512),
 )
-EMBEDDING_CASES = {body.name: EmbeddingCase(body.name, body, window, dense) for body, window, dense in _BODIES}
+EMBEDDING_CASES = {case.name: case for case in _CASES}
 
 
 def texts(case: EmbeddingCase) -> list[list[int]]:
@@ -59,8 +61,7 @@ def texts(case: EmbeddingCase) -> list[list[int]]:
 
 def weights(case: EmbeddingCase) -> dict[str, Floats]:
     """Every tensor under its Hugging Face name; the model of this class has no `model.` before them."""
-    found = {name.removeprefix("model."): values for name, values in cases.weights(case.body).items()}
-    return {name: values for name, values in found.items() if name != "lm_head.weight"}
+    return {name.removeprefix("model."): values for name, values in cases.weights(case.body).items()}
 
 
 def dense(case: EmbeddingCase) -> dict[str, Floats]:
@@ -71,8 +72,8 @@ def dense(case: EmbeddingCase) -> dict[str, Floats]:
 
 
 def config(case: EmbeddingCase) -> dict[str, Any]:
-    """config.json. `sliding_window` is the whole width."""
-    changes = {"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True, "sliding_window": case.window}
+    """config.json."""
+    changes = {"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True}
     return cases.config(case.body) | changes
 
 
@@ -130,39 +131,19 @@ def projection2() -> Floats:
     return draw(EMBEDDING2, "embedding_projection", (WIDTH2, EMBEDDING2.width), EMBEDDING2.width**-0.5)
 
 
-def write_gguf2(path: Path, **changes: Any) -> None:
-    """In F32, with the keys that llama.cpp's converter writes; `changes` replace keys, or take them away with None."""
-    c, arch = EMBEDDING2, "gemma-embedding2"
-    writer = gguf.GGUFWriter(path, arch)
-    sizes = {"block_count": c.layers, "context_length": 1024, "embedding_length": c.width} | {
-        "feed_forward_length": c.hidden,
-        "attention.head_count": c.heads,
-        "attention.key_length": c.global_head_dim,
-        "attention.value_length": c.global_head_dim,
-        "attention.key_length_swa": c.head_dim,
-        "attention.value_length_swa": c.head_dim,
-        "attention.sliding_window": c.window,
-        "embedding_length_per_layer_input": c.per_layer,
-        "embedding_length_out": WIDTH2,
-        "pooling_type": 1,
-    }
-    for name, value in (sizes | changes).items():
-        if value is not None:
-            writer.add_uint32(f"{arch}.{name}", value)
-    writer.add_bool(f"{arch}.attention.causal", False)
-    writer.add_head_count_kv([c.kv(i) // c.head(i) for i in range(c.layers)])
-    writer.add_rope_freq_base(c.rope_base)
-    writer.add_float32(f"{arch}.rope.freq_base_swa", c.rope_local_base)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_array(f"{arch}.attention.sliding_window_pattern", [kind == "L" for kind in c.local])
-    add_tokenizer(writer, c.vocab)
+def write_gguf2(path: Path, *, width: int | None = WIDTH2) -> None:
+    """In F32. width: what the file says of its embeddings; None: nothing."""
+    writer = gguf.GGUFWriter(path, "gemma-embedding2")
+    gemma4_cases.add_metadata(writer, EMBEDDING2)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    if width is not None:
+        writer.add_uint32(f"{writer.arch}.embedding_length_out", width)
+    add_tokenizer(writer, EMBEDDING2.vocab)
     for name, values in weights2().items():
         writer.add_tensor(gemma4_cases.gguf_name(name), values)
     writer.add_tensor("output.weight", projection2())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    cases.finish(writer)
 
 
 # ---- files of the first --------------------------------------------------------------------------------------------
@@ -171,10 +152,11 @@ def write_gguf2(path: Path, **changes: Any) -> None:
 def write_gguf(case: EmbeddingCase, path: Path, format: str = "F32", *, with_dense: bool = True) -> None:
     """With every matrix in `format`, norms in F32, and the keys that llama.cpp's converter writes."""
     writer, c = gguf.GGUFWriter(path, case.architecture), case.body
-    _add_metadata(writer, case)
+    cases.add_metadata(writer, c)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
     add_tokenizer(writer, c.vocab)
     for name, values in weights(case).items():
-        target = cases.gguf_name("gemma3", name if name.startswith("lm_head") else f"model.{name}")
+        target = cases.gguf_name("gemma3", f"model.{name}")
         if values.ndim == 1:
             writer.add_tensor(target, values + np.float32(1))
         else:
@@ -183,27 +165,4 @@ def write_gguf(case: EmbeddingCase, path: Path, format: str = "F32", *, with_den
         writer.add_uint32(f"{case.architecture}.{name}_feat_in", values.shape[1])
         writer.add_uint32(f"{case.architecture}.{name}_feat_out", values.shape[0])
         cases.add_matrix(writer, f"{name}.weight", cases.encode(case, name, values, format), format, False)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _add_metadata(writer: gguf.GGUFWriter, case: EmbeddingCase) -> None:
-    c = case.body
-    writer.add_type("model")
-    writer.add_context_length(1024)
-    writer.add_embedding_length(c.width)
-    writer.add_block_count(c.layers)
-    writer.add_feed_forward_length(c.hidden)
-    writer.add_head_count(c.heads)
-    writer.add_head_count_kv(c.kv_heads)
-    writer.add_key_length(c.head_dim)
-    writer.add_value_length(c.head_dim)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(c.rope_base)
-    writer.add_sliding_window(case.window)
-    writer.add_array("edge_gemma.attention.sliding_window_pattern", [kind == "L" for kind in c.local])
-    writer.add_float32(f"{case.architecture}.rope.freq_base_swa", c.rope_local_base)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
-    writer.add_quantization_version(2)
+    cases.finish(writer)

@@ -15,7 +15,7 @@ AnyCase = Case | Gemma4Case | LlamaCase
 
 CASES: dict[str, AnyCase] = {**cases.CASES, **gemma4_cases.GEMMA4_CASES, **llama_cases.CASES}
 
-CONTINUING = [name for name in ARCHITECTURES if name not in ("gemma-embedding", "gemma-embedding2")]
+CONTINUING = [name for name, model in ARCHITECTURES.items() if not model.is_encoder]
 """The architectures that continue texts; those of encoders have cases of their own, `embedding_cases.py`."""
 
 

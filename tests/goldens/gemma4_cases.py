@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bench.synthetic import add_tokenizer
-from tests.goldens.cases import Floats, add_matrix, draw, encode, tokenizer_json
+from tests.goldens.cases import Floats, add_matrix, draw, encode, finish, tokenizer_json
 
 EXPERTS = ("ffn_gate_up_exps", "ffn_down_exps")
 
@@ -336,7 +336,7 @@ def write_gguf(
     split_experts: gate and up of experts apart. without: roles of tensors to leave out. ones: those to fill with ones.
     """
     writer = gguf.GGUFWriter(path, case.architecture)
-    _add_metadata(writer, case)
+    add_metadata(writer, case)
     add_tokenizer(writer, case.vocab)
     turning = int(case.turning * case.global_head_dim // 2)
     factors = [1.0] * turning + [1e30] * (case.global_head_dim // 2 - turning)
@@ -352,10 +352,7 @@ def write_gguf(
             writer.add_tensor(name, values)
         else:
             add_matrix(writer, name, encode(case, name, values, format), format, dequantized)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def _split(tensors: dict[str, Floats]) -> Iterator[tuple[str, Floats]]:
@@ -368,7 +365,7 @@ def _split(tensors: dict[str, Floats]) -> Iterator[tuple[str, Floats]]:
             yield name, values
 
 
-def _add_metadata(writer: gguf.GGUFWriter, c: Gemma4Case) -> None:
+def add_metadata(writer: gguf.GGUFWriter, c: Gemma4Case) -> None:
     writer.add_type("model")
     writer.add_name(c.name)
     writer.add_block_count(c.layers)
@@ -380,18 +377,18 @@ def _add_metadata(writer: gguf.GGUFWriter, c: Gemma4Case) -> None:
     kv_heads = [c.kv(i) // c.head(i) for i in range(c.layers)]
     writer.add_head_count_kv(kv_heads if len(set(kv_heads)) > 1 else kv_heads[0])
     writer.add_rope_freq_base(c.rope_base)
-    writer.add_float32("gemma4.rope.freq_base_swa", c.rope_local_base)
+    writer.add_float32(f"{writer.arch}.rope.freq_base_swa", c.rope_local_base)
     writer.add_layer_norm_rms_eps(1e-6)
     if c.experts:
         writer.add_expert_count(c.experts)
         writer.add_expert_used_count(c.used)
         writer.add_expert_feed_forward_length(c.expert_hidden)
     for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
-        writer.add_uint32(f"gemma4.{name}", c.global_head_dim)
-        writer.add_uint32(f"gemma4.{name}_swa", c.head_dim)
+        writer.add_uint32(f"{writer.arch}.{name}", c.global_head_dim)
+        writer.add_uint32(f"{writer.arch}.{name}_swa", c.head_dim)
     writer.add_final_logit_softcapping(c.final_cap or 0.0)  # llama.cpp takes a missing one for 30
     writer.add_sliding_window(c.window)
-    writer.add_uint32("gemma4.attention.shared_kv_layers", c.shared)
-    writer.add_uint32("gemma4.embedding_length_per_layer_input", c.per_layer)
-    writer.add_array("gemma4.attention.sliding_window_pattern", [kind == "L" for kind in c.local])
+    writer.add_uint32(f"{writer.arch}.attention.shared_kv_layers", c.shared)
+    writer.add_uint32(f"{writer.arch}.embedding_length_per_layer_input", c.per_layer)
+    writer.add_array(f"{writer.arch}.attention.sliding_window_pattern", [kind == "L" for kind in c.local])
     writer.add_quantization_version(2)

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bench.synthetic import add_tokenizer
-from tests.goldens.cases import Floats, add_matrix, draw, encode, tokenizer_json
+from tests.goldens.cases import Floats, add_matrix, draw, encode, finish, tokenizer_json
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,7 @@ def write_gguf(case: LlamaCase, path: Path, format: str = "F32", *, dequantized:
             writer.add_tensor(gguf_name(name), values)
         else:
             add_matrix(writer, gguf_name(name), encode(case, name, values, format), format, dequantized)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def _add_metadata(writer: gguf.GGUFWriter, c: LlamaCase) -> None:

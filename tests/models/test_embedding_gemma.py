@@ -18,7 +18,8 @@ from edge_gemma.models.registry import read_config
 from edge_gemma.models.weights import Weights
 from edge_gemma.quantize import quantize
 from tests.gguf_builder import runnable_gemma, u32
-from tests.goldens.embedding_cases import EMBEDDING_CASES, texts, write_checkpoint, write_gguf
+from tests.goldens.embedding_cases import EMBEDDING_CASES, texts, write_checkpoint, write_gguf, write_gguf2
+from tests.quantize import tiny_checkpoint as tiny
 
 CASE = EMBEDDING_CASES["embedding-300m"]
 
@@ -87,6 +88,35 @@ def test_what_is_not_computed_is_refused(tmp_path: Path, file: str, change: dict
     with pytest.raises(CheckpointError, match=message):
         quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_dense_layers_are_two_or_none(tmp_path: Path) -> None:
+    write_checkpoint(CASE, tmp_path / "hf")
+    path = tmp_path / "hf/modules.json"
+    path.write_text(json.dumps([module for module in json.loads(path.read_text()) if module["path"] != "3_Dense"]))
+    with pytest.raises(CheckpointError, match=r"layers are 1 in modules\.json; 2 are run, or none"):
+        quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0")
+
+
+def test_modules_of_a_model_that_continues_texts_are_not_read(tmp_path: Path) -> None:
+    tiny.write_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf/modules.json").write_text("[")
+    quantize(tmp_path / "hf", tmp_path / "out.gguf", "Q8_0")
+    assert config_of(tmp_path / "out.gguf").embedding is None
+
+
+def test_a_file_is_quantized_again(tmp_path: Path) -> None:
+    write_gguf(CASE, tmp_path / "one.gguf")
+    write_gguf2(tmp_path / "two.gguf")
+    for name in ("one", "two"):
+        quantize(tmp_path / f"{name}.gguf", tmp_path / f"{name}-again.gguf", "F32")
+        assert config_of(tmp_path / f"{name}-again.gguf") == config_of(tmp_path / f"{name}.gguf")
+
+
+def test_what_is_usual_is_guessed(tmp_path: Path) -> None:
+    write_gguf(CASE, tmp_path / "model.gguf")
+    config = config_of(tmp_path / "model.gguf")
+    assert config.model.guessed(config).layers == config.layers
 
 
 @pytest.mark.parametrize("text", ["{}", '[{"type": 5, "path": ""}]', '[{"type": "Dense", "path": "../x"}]', "["])

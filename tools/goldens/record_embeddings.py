@@ -80,7 +80,7 @@ def _record(case: EmbeddingCase, folder: str) -> dict[str, Floats]:
     assert not any(attention.is_causal for attention in layers)
     pooled = _pooled(model, case)
     halves = model.config.sliding_window
-    print(f"{case.name}: window {case.window} is {halves} in transformers' configuration", end="")
+    print(f"{case.name}: window {case.body.window} is {halves} in transformers' configuration", end="")
     for what, changes in {
         "narrower": {"sliding_window": halves - 1},
         "wider": {"sliding_window": halves + 1},
